@@ -1,0 +1,52 @@
+"""What a layer keeps between steps, declared by the layer and allocated by whoever runs it.
+
+A layer that keeps state has `cache_spec: CacheSpec` and an attribute `kv_cache` (None until bound).
+The order of `cached_layers(module)` is the order of the caches everywhere: engine, capture, judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class CacheKind(StrEnum):
+    FULL = "full"
+    WINDOW = "window"
+    MLA = "mla"
+    CROSS = "cross"
+    STATE = "state"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """The cache of one attention layer: [2 (key, value), num_pages, page_size, num_kv_heads, head_size]."""
+
+    kind: CacheKind
+    num_kv_heads: int
+    head_size: int
+
+    def shape(self, num_pages: int, page_size: int) -> tuple[int, ...]:
+        return (2, num_pages, page_size, self.num_kv_heads, self.head_size)
+
+
+def cached_layers(module: nn.Module) -> list[Any]:
+    """The layers of `module`, itself included, that declare a cache, in module order."""
+    return [layer for layer in module.modules() if getattr(layer, "cache_spec", None) is not None]
+
+
+def bind_caches(module: nn.Module, caches: Sequence[Tensor]) -> None:
+    """Give each cached layer its cache.
+
+    Errors: ValueError when the numbers differ.
+    """
+    layers = cached_layers(module)
+    if len(layers) != len(caches):
+        raise ValueError(f"{type(module).__name__} has {len(layers)} cached layers, got {len(caches)} caches.")
+    for layer, cache in zip(layers, caches, strict=True):
+        layer.kv_cache = cache

@@ -1,0 +1,22 @@
+"""Every environment variable that FastKernels reads, and nothing else reads one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """FASTKERNELS_HOME: where runs, captures and the MLflow store go; default ./runs beside the caller."""
+    return Path(os.environ.get("FASTKERNELS_HOME", "runs"))
+
+
+def candidate_dir() -> Path | None:
+    """FASTKERNELS_CANDIDATE_DIR: the user's implementation set, instead of tasks/candidate."""
+    value = os.environ.get("FASTKERNELS_CANDIDATE_DIR")
+    return Path(value) if value else None
+
+
+def triton_interpreted() -> bool:
+    """TRITON_INTERPRET=1: Triton kernels run on the CPU through Triton's own interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

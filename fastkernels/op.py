@@ -1,0 +1,39 @@
+"""The base of every operator, block, layer and model."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fastkernels.context import reference_mode
+from fastkernels.spec import Cost, OpSpec
+
+
+class Op(nn.Module):
+    """One L1-L4 task: `spec` (the contract), `forward` (production), `reference` (the definition).
+
+    A primitive overrides `reference` with plain PyTorch that computes in `compute_dtype(x)`; a
+    composite inherits this one, which is its own forward over its parts' definitions.
+    """
+
+    spec: ClassVar[OpSpec]
+
+    def reference(self, *args: Any, **kwargs: Any) -> Any:
+        with reference_mode():
+            return self.forward(*args, **kwargs)
+
+    def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
+        """Bytes and flops of one call; the default reads inputs and parameters and writes outputs once.
+
+        inputs: by argument name, as passed; outputs: by output name, declared mutations not among them.
+        """
+        tensors = [t for t in (*inputs.values(), *outputs.values()) if isinstance(t, Tensor)]
+        tensors += list(self.parameters())
+        return Cost(num_bytes=sum(t.numel() * t.element_size() for t in tensors))
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a definition computes: at least float32, so float64 inputs stay float64."""
+    return torch.promote_types(x.dtype, torch.float32)
