@@ -69,7 +69,13 @@ class RunFolderError(InputFileError):
 
 
 class CandidateError(FastKernelsError):
+    """kind: "import" when the file does not run, "signature" when it runs and is not the contract's class."""
+
     exit_code = EXIT_NOT_PASSED
+
+    def __init__(self, message: str, kind: str = "signature") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class UnsupportedError(FastKernelsError):

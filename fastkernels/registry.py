@@ -117,19 +117,20 @@ def _resolve(module: SourceModule, name: str) -> tuple[str, str] | None:
     return None
 
 
+def find_base(module: SourceModule, node: ast.ClassDef) -> tuple[str, str] | None:
+    """The baseline class that a class derives from: (module, name)."""
+    places = (_resolve(module, b.id) for b in node.bases if isinstance(b, ast.Name) and b.id != node.name)
+    return next((place for place in places if place is not None), None)
+
+
 def _derives_from_op(module: SourceModule, class_name: str) -> bool:
     node = module.definitions[class_name]
     if not isinstance(node, ast.ClassDef):
         return False
-    for base in node.bases:
-        if not isinstance(base, ast.Name):
-            continue
-        if module.imports.get(base.id) == (_OP_MODULE, _OP_CLASS):
-            return True
-        place = _resolve(module, base.id)
-        if place and place != (module.name, class_name) and _derives_from_op(modules()[place[0]], place[1]):
-            return True
-    return False
+    if any(isinstance(b, ast.Name) and module.imports.get(b.id) == (_OP_MODULE, _OP_CLASS) for b in node.bases):
+        return True
+    place = find_base(module, node)
+    return place is not None and _derives_from_op(modules()[place[0]], place[1])
 
 
 @cache
@@ -177,6 +178,10 @@ def find_ops(target: str) -> list[OpEntry]:
 
 def ops_of_file(level: int, stem: str) -> list[OpEntry]:
     return [e for e in ops().values() if (e.level, e.stem) == (level, stem)]
+
+
+def ops_of_module(module: str) -> list[OpEntry]:
+    return [e for e in ops().values() if e.module == module]
 
 
 def ops_of_level(level: int) -> list[OpEntry]:

@@ -1,0 +1,138 @@
+"""One implementation from a set: its file is run under a private name and its class is checked."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import CodeType, ModuleType
+
+from torch import nn
+
+from fastkernels.errors import CandidateError, UsageError
+from fastkernels.registry import OpEntry
+from fastkernels.sets import ImplementationSet
+from fastkernels.signatures import baseline_signature, class_signature
+
+
+class _FreshLoader(importlib.machinery.SourceFileLoader):
+    """Compiles the text that is there now: a byte-code cache is fooled by two edits within one second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def _package(name: str, path: Path) -> None:
+    """A package without an __init__, so that files of a set can import the set's own helpers relatively."""
+    if name not in sys.modules:
+        package = ModuleType(name)
+        package.__path__ = [str(path)]
+        sys.modules[name] = package
+
+
+def _import_file(implementations: ImplementationSet, path: Path) -> ModuleType:
+    """Run one file of a set under a private name, once per process.
+
+    Errors: CandidateError(kind="import") with the file's own traceback.
+    """
+    root = f"_fastkernels_set_{hashlib.sha256(str(implementations.path).encode()).hexdigest()[:12]}"
+    parts = path.relative_to(implementations.path).with_suffix("").parts
+    _package(root, implementations.path)
+    if len(parts) > 1:
+        _package(f"{root}.{parts[0]}", implementations.path / parts[0])
+    name = ".".join((root, *parts))
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FreshLoader(name, str(path)))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except CandidateError:  # of another file of the set, imported from this one
+        del sys.modules[name]
+        raise
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise CandidateError(f"{path} does not import.\n{_traceback_in(path, error)}", kind="import") from error
+    return module
+
+
+def _traceback_in(path: Path, error: BaseException) -> str:
+    """The traceback from the first frame inside `path` on."""
+    frame = error.__traceback__
+    while frame is not None and Path(frame.tb_frame.f_code.co_filename) != path:
+        frame = frame.tb_next
+    return "".join(traceback.format_exception(type(error), error, frame)).rstrip()
+
+
+def load_class(entry: OpEntry, implementations: ImplementationSet) -> type[nn.Module]:
+    """The class with which a set implements an op, its name and signatures checked.
+
+    Errors: CandidateError: kind "import" with the traceback, kind "signature" with both signatures;
+    UsageError when the set does not offer the op.
+    """
+    if (entry.level, entry.stem) in implementations.files:
+        return _class_in_file(entry, implementations, implementations.files[entry.level, entry.stem])
+    cls = None
+    if implementations.adapt is not None:
+        baseline = getattr(importlib.import_module(entry.module), entry.class_name)
+        cls = adapted_class(entry, implementations, baseline)
+    if cls is None:
+        raise UsageError(f"The set {implementations.name!r} in {implementations.path} does not offer {entry.name}.")
+    return cls
+
+
+def _class_in_file(entry: OpEntry, implementations: ImplementationSet, path: Path) -> type[nn.Module]:
+    cls = getattr(_import_file(implementations, path), entry.class_name, None)
+    if not isinstance(cls, type):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+        raise CandidateError(
+            f"{path} has no class {entry.class_name}, the name of {entry.file_name}'s; "
+            f"its classes: {', '.join(defined) or 'none'}.",
+            kind="signature",
+        )
+    _check_class(entry, cls, path)
+    return cls
+
+
+def adapted_class(entry: OpEntry, implementations: ImplementationSet, baseline: type) -> type[nn.Module] | None:
+    """What the set's adapt.py makes of the baseline's class; None when it leaves the op alone.
+
+    Errors: CandidateError, as load_class.
+    """
+    path = implementations.adapt
+    assert path is not None
+    module = _import_file(implementations, path)
+    if entry.level not in getattr(module, "LEVELS", (entry.level,)):
+        return None
+    try:
+        cls = module.adapt(baseline)
+    except Exception as error:
+        message = f"{path}: adapt({entry.class_name}) failed.\n{_traceback_in(path, error)}"
+        raise CandidateError(message, kind="import") from error
+    if cls is not None:
+        _check_class(entry, cls, path)
+    return cls
+
+
+def _check_class(entry: OpEntry, cls: type, path: Path) -> None:
+    """Errors: CandidateError(kind="signature") shows the baseline's signature and the candidate's."""
+    if not issubclass(cls, nn.Module):
+        raise CandidateError(f"{path}: {entry.class_name} is not a torch.nn.Module.", kind="signature")
+    for method in ("__init__", "forward"):
+        expected, given = baseline_signature(entry, method), class_signature(cls, method)
+        if expected != given:
+            raise CandidateError(
+                f"{path}: {entry.class_name}.{method} has another signature than {entry.file_name}.\n"
+                f"  baseline:  {method}{expected}\n  candidate: {method}{given}",
+                kind="signature",
+            )

@@ -1,0 +1,119 @@
+"""Implementation sets: folders that offer other implementations of baseline ops. Imports none of them."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fastkernels import env
+from fastkernels.errors import UnknownNameError, UsageError
+from fastkernels.registry import LEVELS, OpEntry, ops, ops_of_file, read_module
+
+TASKS_DIR = Path(__file__).parent / "tasks"
+ALTERNATIVES_DIR = TASKS_DIR / "alternatives"
+CANDIDATE = "candidate"
+LAYOUT = "L1/<file>.py ... L4/<file>.py with the baseline's file and class names, or an adapt.py"
+
+
+@dataclass(frozen=True)
+class ImplementationSet:
+    """Files that replace baseline files of the same place, or an adapt.py that derives a class for each op.
+
+    files: by (level, stem); names that begin with "_" are helpers of the set, not ops.
+    adapt: adapt.py with `adapt(op_class) -> type | None`, asked for every op that has no file; a literal
+        `LEVELS = (1, 2)` in it says which levels it speaks for.
+    chosen: the ops to take from it; None: all.
+    """
+
+    name: str
+    path: Path
+    files: Mapping[tuple[int, str], Path]
+    adapt: Path | None = None
+    chosen: frozenset[str] | None = None
+
+    def select(self, names: Iterable[str]) -> ImplementationSet:
+        """The same set for these ops alone.
+
+        Errors: UnknownNameError when the set does not offer one.
+        """
+        offered = {entry.name for entry in self.ops()}
+        for name in (wanted := frozenset(names)):
+            if name not in offered:
+                raise UnknownNameError(f"op in the set {self.name!r}", name, offered)
+        return replace(self, chosen=wanted)
+
+    def ops(self) -> list[OpEntry]:
+        """The ops it offers, lowest level first, as far as its text says."""
+        found = [entry for place, path in self.files.items() for entry in _offered(*place, path)]
+        if self.adapt is not None:
+            levels = adapt_levels(self.adapt)
+            found += [e for e in ops().values() if e.level in levels and (e.level, e.stem) not in self.files]
+        return sorted(e for e in found if self.chosen is None or e.name in self.chosen)
+
+    def file_of(self, entry: OpEntry) -> Path | None:
+        """The file that holds this op's implementation."""
+        return self.files.get((entry.level, entry.stem), self.adapt)
+
+
+def _offered(level: int, stem: str, path: Path) -> list[OpEntry]:
+    """The ops of a baseline file that `path` also names; all of them when it names none or does not parse."""
+    entries = ops_of_file(level, stem)
+    try:
+        module = read_module(path, level)
+    except UsageError:
+        return entries
+    return [e for e in entries if e.class_name in {*module.definitions, *module.imports}] or entries
+
+
+def adapt_levels(path: Path) -> tuple[int, ...]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["LEVELS"]:
+            return tuple(ast.literal_eval(node.value))
+    return LEVELS
+
+
+def available_sets() -> list[str]:
+    """Names that `resolve_set` knows: the user's and the shipped ones."""
+    shipped = (p.name for p in ALTERNATIVES_DIR.iterdir() if p.is_dir() and not p.name.startswith(("_", ".")))
+    return [CANDIDATE, *sorted(shipped)]
+
+
+def resolve_set(name_or_dir: str | os.PathLike[str]) -> ImplementationSet:
+    """The set of this name ("candidate", a shipped one) or in this directory; a name goes first.
+
+    Errors: UnknownNameError when it is neither; UsageError when a directory does not look like a set.
+    """
+    text = os.fspath(name_or_dir)
+    if text == CANDIDATE:
+        return _read_set(CANDIDATE, env.candidate_dir() or TASKS_DIR / CANDIDATE)
+    if text in available_sets():
+        return _read_set(text, ALTERNATIVES_DIR / text)
+    path = Path(text)
+    if path.is_dir():
+        return _read_set(path.resolve().name, path.resolve())
+    if path.is_file():
+        raise UsageError(f"{path} is a file; a set is a directory with {LAYOUT}.")
+    if os.sep in text or text.startswith("."):
+        raise UsageError(f"There is no directory {text!r}; a set is a directory with {LAYOUT}.")
+    raise UnknownNameError("implementation set or directory", text, available_sets())
+
+
+def _read_set(name: str, path: Path) -> ImplementationSet:
+    if not path.is_dir():
+        raise UsageError(f"The set {name!r} should be in {path}, which is not a directory.")
+    files: dict[tuple[int, str], Path] = {}
+    for level in LEVELS:
+        for file in sorted((path / f"L{level}").glob("*.py")):
+            if file.name.startswith("_"):
+                continue
+            if not ops_of_file(level, file.stem):
+                known = {f"L{e.level}/{e.stem}" for e in ops().values()}
+                raise UnknownNameError(f"baseline file for {file}", f"L{level}/{file.stem}", known)
+            files[level, file.stem] = file
+    adapt = path / "adapt.py"
+    if not (files or adapt.is_file() or name == CANDIDATE or any((path / f"L{n}").is_dir() for n in LEVELS)):
+        raise UsageError(f"{path} holds no implementation; expected {LAYOUT}.")
+    return ImplementationSet(name, path, files, adapt if adapt.is_file() else None)
