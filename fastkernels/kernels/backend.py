@@ -1,8 +1,15 @@
-"""Triton where it is installed; elsewhere a stand-in, so that kernel modules import and only a launch fails."""
+"""What every kernel module needs: Triton (or a stand-in that says how to install it) and launch-time checks.
 
+Without Triton the modules still import; only a launch raises EnvironmentProblem.
+"""
+
+from functools import lru_cache
 from typing import Any, NoReturn
 
-from fastkernels.errors import EnvironmentProblem
+import torch
+from torch import Tensor
+
+from fastkernels.errors import EnvironmentProblem, UnsupportedError
 
 try:
     import triton
@@ -43,7 +50,7 @@ except ModuleNotFoundError:
             return 1 << max(n - 1, 0).bit_length()
 
     class _MissingLanguage:
-        """`tl.constexpr` and other names that are evaluated when a kernel is defined."""
+        """Names that are evaluated when a kernel is defined, such as `tl.constexpr`."""
 
         def __getattr__(self, name: str) -> Any:
             return lambda value=None, *args, **kwargs: value
@@ -51,4 +58,31 @@ except ModuleNotFoundError:
     triton = _MissingTriton()
     tl = _MissingLanguage()
 
-__all__ = ["HAS_TRITON", "tl", "triton"]
+__all__ = ["HAS_TRITON", "check_dtypes", "num_sms", "shared_memory_limit", "tl", "triton"]
+
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def check_dtypes(kernel: str, **tensors: Tensor | None) -> None:
+    """Errors: UnsupportedError when a tensor is not bfloat16, float16 or float32."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype not in _FLOATS:
+            raise UnsupportedError(
+                f"{kernel} takes bfloat16, float16 or float32, got {name} of dtype {str(tensor.dtype).split('.')[1]}. "
+                "Cast it, or call the op's reference."
+            )
+
+
+@lru_cache
+def num_sms(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; 4 where Triton's interpreter stands in for one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@lru_cache
+def shared_memory_limit(device: torch.device) -> int:
+    """Bytes of shared memory that one thread block may ask for."""
+    if device.type != "cuda":
+        return 227 * 1024
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)

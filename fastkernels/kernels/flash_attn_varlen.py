@@ -1,8 +1,14 @@
-"""Causal attention of new tokens over their paged context, bottom-right aligned."""
+"""Causal attention of new tokens over their paged context: chunks of prompts and single tokens in one batch.
+
+Sequences with a few new tokens go to the split kernel of flash_attn_decode, longer ones to the
+tiles of flash_attn_prefill; each kernel skips the other's sequences, so the host reads no lengths.
+"""
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from fastkernels.kernels.flash_attn_decode import check_attention, launch_decode, rows_per_tile
+from fastkernels.kernels.flash_attn_prefill import launch_tiles
 
 
 def flash_attn_varlen(
@@ -16,17 +22,25 @@ def flash_attn_varlen(
     max_seq_len: int,
     scale: float,
 ) -> Tensor:
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    page_size = key_cache.shape[1]
-    starts = query_start_loc.tolist()
-    for i, length in enumerate(seq_lens.tolist()):
-        begin, end = starts[i], starts[i + 1]
-        slots = torch.arange(length, device=query.device)
-        pages = block_table[i].long()[slots // page_size]
-        k, v = (c[pages, slots % page_size].transpose(0, 1) for c in (key_cache, value_cache))
-        mask = slots[None] <= slots[length - (end - begin) :][:, None]
-        q = query[begin:end].transpose(0, 1)
-        out[begin:end] = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True).transpose(
-            0, 1
-        )
+    """softmax(query @ keys * scale) @ values; the last new token of a sequence sees all its seq_len keys.
+
+    Shapes:  query and the result: [num_tokens, num_heads, head_size]; key_cache, value_cache: [num_pages,
+             page_size, num_kv_heads, head_size]; query_start_loc: [num_seqs + 1]; seq_lens: [num_seqs], cached
+             plus new tokens; block_table: [num_seqs, max_pages], read only up to a sequence's last page.
+             Rows past query_start_loc's last entry are not written.
+    Dtypes:  bf16, fp16 or fp32; the softmax and both sums are taken in fp32.
+    Errors:  UnsupportedError for dtypes, head sizes or head counts that the kernels lack.
+    """
+    group = check_attention("flash_attn_varlen", query, key_cache, value_cache, scale)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    paged = (query, key_cache, value_cache, query_start_loc, seq_lens, block_table)
+    few = rows_per_tile(group) // group
+    num_seqs = seq_lens.shape[0]
+    if max_query_len <= few:
+        launch_decode(*paged, max_query_len, max_seq_len, scale, out)
+    elif query.shape[0] == num_seqs * max_query_len:
+        launch_tiles(*paged, 1, max_query_len, scale, out)
+    else:
+        launch_decode(*paged, few, max_seq_len, scale, out)
+        launch_tiles(*paged, few + 1, max_query_len, scale, out)
     return out

@@ -1,49 +1,132 @@
-"""RMSNorm, alone or fused with the residual add."""
+"""RMSNorm, alone or fused with the residual add that precedes it."""
 # mypy: allow-untyped-defs
+# ruff: noqa: N803
 
 import torch
 from torch import Tensor
 
-from fastkernels.kernels.backend import tl, triton
+from fastkernels.kernels.backend import check_dtypes, tl, triton
+
+MAX_ONE_PASS = 16384
+"""Longest row that stays in registers between the sum and the scaling; longer rows are read twice."""
 
 
 @triton.jit
 def _rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, y_ptr, h_ptr, x_stride, residual_stride, hidden_size, eps,
-    HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    y_ptr,
+    h_ptr,
+    x_stride,
+    residual_stride,
+    hidden_size,
+    eps,
+    HAS_RESIDUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < hidden_size
     h = tl.load(x_ptr + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         h += tl.load(residual_ptr + row * residual_stride + cols, mask=mask, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
         tl.store(h_ptr + row * hidden_size + cols, h.to(h_ptr.dtype.element_ty), mask=mask)
     scale = 1.0 / tl.sqrt(tl.sum(h * h, axis=0) / hidden_size + eps)
-    weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
     tl.store(y_ptr + row * hidden_size + cols, (h * scale * weight).to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
+@triton.jit
+def _rms_norm_two_pass_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    y_ptr,
+    h_ptr,
+    x_stride,
+    residual_stride,
+    hidden_size,
+    eps,
+    HAS_RESIDUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    squares = tl.zeros([BLOCK], dtype=tl.float32)
+    for start in range(0, hidden_size, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        mask = cols < hidden_size
+        h = tl.load(x_ptr + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        if HAS_RESIDUAL:
+            h += tl.load(residual_ptr + row * residual_stride + cols, mask=mask, other=0.0).to(tl.float32)
+            tl.store(h_ptr + row * hidden_size + cols, h.to(h_ptr.dtype.element_ty), mask=mask)
+        squares += h * h
+    scale = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / hidden_size + eps)
+    for start in range(0, hidden_size, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        mask = cols < hidden_size
+        h = tl.load(x_ptr + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        if HAS_RESIDUAL:
+            h += tl.load(residual_ptr + row * residual_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y_ptr + row * hidden_size + cols, (h * scale * weight).to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def num_warps(num_rows: int, block: int) -> int:
+    """Few rows: latency counts, so 8 elements a thread; many: more elements in flight a thread."""
+    per_thread = 8 if num_rows < 1024 else 32
+    return max(1, min(16, block // (32 * per_thread)))
+
+
+def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    check_dtypes("rms_norm", x=x, residual=residual, weight=weight)
     hidden_size = x.shape[-1]
-    rows = x.reshape(-1, hidden_size)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    h = None if residual is None else torch.empty_like(y)
-    if rows.shape[0] == 0:
+    h = y if residual is None else torch.empty_like(y)
+    if x.numel() == 0:
         return y, h
-    r = rows if residual is None else residual.reshape(-1, hidden_size)
-    _rms_norm_kernel[(rows.shape[0],)](
-        rows, r, weight, y, y if h is None else h, rows.stride(0), r.stride(0), hidden_size, eps,
-        HAS_RESIDUAL=residual is not None, BLOCK=triton.next_power_of_2(hidden_size),
-    )  # fmt: skip
+    rows = _rows(x)
+    added = rows if residual is None else _rows(residual)
+    is_one_pass = hidden_size <= MAX_ONE_PASS
+    block = triton.next_power_of_2(hidden_size) if is_one_pass else 4096
+    kernel = _rms_norm_kernel if is_one_pass else _rms_norm_two_pass_kernel
+    kernel[(rows.shape[0],)](
+        rows,
+        added,
+        weight.contiguous(),
+        y,
+        h,
+        rows.stride(0),
+        added.stride(0),
+        hidden_size,
+        eps,
+        HAS_RESIDUAL=residual is not None,
+        BLOCK=block,
+        num_warps=num_warps(rows.shape[0], block),
+    )
     return y, h
 
 
+def _rows(x: Tensor) -> Tensor:
+    """[num_rows, hidden_size] with a dense last axis; a copy only where strides leave no other way."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32.
+
+    Shapes:  x, returned y: [..., hidden_size], rows may be strided; weight: [hidden_size].
+    Errors:  UnsupportedError for a dtype other than bf16, fp16, fp32.
+    """
     return _launch(x, None, weight, eps)[0]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    y, h = _launch(x, residual, weight, eps)
-    assert h is not None
-    return y, h
+    """(rms_norm(x + residual), x + residual): the norm is taken of the unrounded float32 sum.
+
+    Shapes:  x, residual and both results: [..., hidden_size], rows may be strided; weight: [hidden_size].
+    Errors:  UnsupportedError for a dtype other than bf16, fp16, fp32.
+    """
+    return _launch(x, residual, weight, eps)

@@ -1,7 +1,81 @@
-"""Rotary position embedding of query and key."""
+"""Rotary position embedding of query and key, in one launch."""
+# mypy: allow-untyped-defs
+# ruff: noqa: N803
 
 import torch
 from torch import Tensor
+
+from fastkernels.errors import UnsupportedError
+from fastkernels.kernels.backend import check_dtypes, tl, triton
+
+
+@triton.jit
+def _rotate_heads(
+    x_ptr, y_ptr, cos, sin, first_head, num_heads, x_stride_head,
+    HEAD_SIZE: tl.constexpr, ROTARY_DIM: tl.constexpr, IS_NEOX: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
+):  # fmt: skip
+    HALF: tl.constexpr = ROTARY_DIM // 2
+    heads = first_head + tl.arange(0, BLOCK_H)[:, None]
+    is_head = heads < num_heads
+    x_row = x_ptr + heads * x_stride_head
+    y_row = y_ptr + heads * HEAD_SIZE
+    if IS_NEOX:
+        half = tl.arange(0, BLOCK_HALF)[None, :]
+        mask = is_head & (half < HALF)
+        first = tl.load(x_row + half, mask=mask, other=0.0).to(tl.float32)
+        second = tl.load(x_row + HALF + half, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y_row + half, (first * cos - second * sin).to(y_ptr.dtype.element_ty), mask=mask)
+        tl.store(y_row + HALF + half, (second * cos + first * sin).to(y_ptr.dtype.element_ty), mask=mask)
+    else:
+        cols = tl.arange(0, 2 * BLOCK_HALF)[None, :]
+        mask = is_head & (cols < ROTARY_DIM)
+        pairs = tl.load(x_row + cols, mask=mask, other=0.0).to(tl.float32)
+        first, second = tl.split(tl.reshape(pairs, [BLOCK_H, BLOCK_HALF, 2]))
+        turned = tl.join(first * cos - second * sin, second * cos + first * sin)
+        turned = tl.reshape(turned, [BLOCK_H, 2 * BLOCK_HALF])
+        tl.store(y_row + cols, turned.to(y_ptr.dtype.element_ty), mask=mask)
+    if BLOCK_REST > 0:
+        rest = ROTARY_DIM + tl.arange(0, BLOCK_REST)[None, :]
+        mask = is_head & (rest < HEAD_SIZE)
+        tl.store(y_row + rest, tl.load(x_row + rest, mask=mask), mask=mask)
+
+
+@triton.jit
+def _rotary_embedding_kernel(
+    position_ptr, q_ptr, k_ptr, cos_sin_ptr, q_out_ptr, k_out_ptr,
+    q_stride_token, q_stride_head, k_stride_token, k_stride_head, cos_sin_stride,
+    num_q_heads, num_k_heads, num_blocks,
+    HEAD_SIZE: tl.constexpr, ROTARY_DIM: tl.constexpr, IS_NEOX: tl.constexpr, HAS_KEY: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
+):  # fmt: skip
+    HALF: tl.constexpr = ROTARY_DIM // 2
+    pid = tl.program_id(0)
+    token = (pid // num_blocks).to(tl.int64)
+    block = pid % num_blocks
+    position = tl.load(position_ptr + token).to(tl.int64)
+    half = tl.arange(0, BLOCK_HALF)[None, :]
+    row = cos_sin_ptr + position * cos_sin_stride
+    cos = tl.load(row + half, mask=half < HALF, other=0.0).to(tl.float32)
+    sin = tl.load(row + HALF + half, mask=half < HALF, other=0.0).to(tl.float32)
+    _rotate_heads(
+        q_ptr + token * q_stride_token, q_out_ptr + token * num_q_heads * HEAD_SIZE, cos, sin,
+        block * BLOCK_Q, num_q_heads, q_stride_head,
+        HEAD_SIZE, ROTARY_DIM, IS_NEOX, BLOCK_Q, BLOCK_HALF, BLOCK_REST,
+    )  # fmt: skip
+    if HAS_KEY:
+        _rotate_heads(
+            k_ptr + token * k_stride_token, k_out_ptr + token * num_k_heads * HEAD_SIZE, cos, sin,
+            block * BLOCK_K, num_k_heads, k_stride_head,
+            HEAD_SIZE, ROTARY_DIM, IS_NEOX, BLOCK_K, BLOCK_HALF, BLOCK_REST,
+        )  # fmt: skip
+
+
+def blocks_and_warps(num_q_heads: int, head_size: int) -> tuple[int, int]:
+    """Into how many programs a token's heads are split, and the warps of each."""
+    elements = triton.next_power_of_2(num_q_heads) * triton.next_power_of_2(head_size)
+    num_blocks = max(1, elements // 4096)
+    return num_blocks, max(1, min(4, elements // num_blocks // 512))
 
 
 def rotary_embedding(
@@ -13,16 +87,43 @@ def rotary_embedding(
     rotary_dim: int,
     is_neox_style: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    def rotate(x: Tensor) -> Tensor:
-        heads = x.reshape(positions.numel(), -1, head_size)
-        rot, rest = heads[..., :rotary_dim].float(), heads[..., rotary_dim:]
-        cos, sin = cos_sin_cache[positions.flatten()].unsqueeze(1).chunk(2, -1)
-        a, b = rot.chunk(2, -1) if is_neox_style else (rot[..., ::2], rot[..., 1::2])
-        first, second = a * cos - b * sin, b * cos + a * sin
-        if is_neox_style:
-            out = torch.cat((first, second), -1)
-        else:
-            out = torch.stack((first, second), -1).flatten(-2)
-        return torch.cat((out.to(x.dtype), rest), -1).reshape(x.shape)
+    """Rotate the first rotary_dim values of each head by its token's position; the rest is copied.
 
-    return rotate(query), None if key is None else rotate(key)
+    Shapes:  positions: [num_tokens]; query, key: [num_tokens, num_heads * head_size] or
+             [num_tokens, num_heads, head_size], strided views allowed; cos_sin_cache:
+             [max_position, rotary_dim], first half cos, second half sin.
+    Returns: new contiguous tensors of the shapes of query and key.
+    Errors:  UnsupportedError for an odd rotary_dim, one over head_size, or an unsupported dtype.
+    """
+    check_dtypes("rotary_embedding", query=query, key=key, cos_sin_cache=cos_sin_cache)
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_size:
+        raise UnsupportedError(
+            f"rotary_embedding turns pairs: rotary_dim must be even and 2 to head_size ({head_size}), got {rotary_dim}."
+        )
+    q_out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    k_out = None if key is None else torch.empty(key.shape, dtype=key.dtype, device=key.device)
+    num_tokens = positions.numel()
+    if num_tokens == 0:
+        return q_out, k_out
+    q = _heads(query, num_tokens, head_size)
+    k = q if key is None else _heads(key, num_tokens, head_size)
+    num_blocks, warps = blocks_and_warps(q.shape[1], head_size)
+    rest = head_size - rotary_dim
+    _rotary_embedding_kernel[(num_tokens * num_blocks,)](
+        positions.reshape(-1), q, k, cos_sin_cache, q_out, q_out if k_out is None else k_out,
+        q.stride(0), q.stride(1), k.stride(0), k.stride(1), cos_sin_cache.stride(0),
+        q.shape[1], k.shape[1], num_blocks,
+        HEAD_SIZE=head_size, ROTARY_DIM=rotary_dim, IS_NEOX=is_neox_style, HAS_KEY=key is not None,
+        BLOCK_Q=triton.next_power_of_2(triton.cdiv(q.shape[1], num_blocks)),
+        BLOCK_K=triton.next_power_of_2(triton.cdiv(k.shape[1], num_blocks)),
+        BLOCK_HALF=triton.next_power_of_2(rotary_dim // 2),
+        BLOCK_REST=triton.next_power_of_2(rest) if rest else 0,
+        num_warps=warps,
+    )  # fmt: skip
+    return q_out, k_out
+
+
+def _heads(x: Tensor, num_tokens: int, head_size: int) -> Tensor:
+    """[num_tokens, num_heads, head_size] with a dense last axis; a view wherever strides allow."""
+    heads = x.reshape(num_tokens, -1, head_size)
+    return heads if heads.stride(2) == 1 or head_size == 1 else heads.contiguous()

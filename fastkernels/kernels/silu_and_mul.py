@@ -1,28 +1,51 @@
-"""SwiGLU's gate: silu of the first half times the second half."""
+"""SwiGLU's gate: silu of the first half of a row times the second half."""
 # mypy: allow-untyped-defs
+# ruff: noqa: N803
 
 import torch
 from torch import Tensor
 
-from fastkernels.kernels.backend import tl, triton
+from fastkernels.errors import UnsupportedError
+from fastkernels.kernels.backend import check_dtypes, tl, triton
 
 
 @triton.jit
-def _silu_and_mul_kernel(x_ptr, y_ptr, x_stride, d, BLOCK: tl.constexpr):
-    row = tl.program_id(1).to(tl.int64)
-    cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+def _silu_and_mul_kernel(x_ptr, y_ptr, x_stride, d, num_blocks, BLOCK: tl.constexpr):
+    pid = tl.program_id(0)
+    row = (pid // num_blocks).to(tl.int64)
+    cols = (pid % num_blocks) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < d
-    gate = tl.load(x_ptr + row * x_stride + cols, mask=mask).to(tl.float32)
-    up = tl.load(x_ptr + row * x_stride + d + cols, mask=mask).to(tl.float32)
+    gate = tl.load(x_ptr + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(x_ptr + row * x_stride + d + cols, mask=mask, other=0.0).to(tl.float32)
     y = gate / (1.0 + tl.exp(-gate)) * up
     tl.store(y_ptr + row * d + cols, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
+def block_and_warps(num_rows: int, d: int) -> tuple[int, int]:
+    """Few rows: small blocks, to reach all multiprocessors."""
+    block = min(1024 if num_rows >= 128 else 512, max(32, triton.next_power_of_2(d)))
+    return block, max(1, block // 256)
+
+
 def silu_and_mul(x: Tensor) -> Tensor:
+    """silu(x[..., :d]) * x[..., d:], in float32.
+
+    Shapes:  x: [..., 2*d], rows may be strided; returned y: [..., d], contiguous.
+    Errors:  UnsupportedError for an odd last axis or a dtype other than bf16, fp16, fp32.
+    """
+    check_dtypes("silu_and_mul", x=x)
+    if x.shape[-1] % 2:
+        raise UnsupportedError(f"silu_and_mul halves the last axis, got an odd size: {x.shape[-1]}.")
     d = x.shape[-1] // 2
-    rows = x.reshape(-1, 2 * d)
     y = torch.empty((*x.shape[:-1], d), dtype=x.dtype, device=x.device)
-    if y.numel():
-        block = min(1024, triton.next_power_of_2(d))
-        _silu_and_mul_kernel[(triton.cdiv(d, block), rows.shape[0])](rows, y, rows.stride(0), d, BLOCK=block)
+    if y.numel() == 0:
+        return y
+    rows = x.reshape(-1, 2 * d)
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    block, warps = block_and_warps(rows.shape[0], d)
+    num_blocks = triton.cdiv(d, block)
+    _silu_and_mul_kernel[(rows.shape[0] * num_blocks,)](
+        rows, y, rows.stride(0), d, num_blocks, BLOCK=block, num_warps=warps
+    )
     return y
