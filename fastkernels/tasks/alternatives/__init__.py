@@ -1,0 +1,1 @@
+"""Shipped implementation sets, one folder each; `fastkernels list --sets` shows them."""

@@ -1,0 +1,177 @@
+"""Candidate files to start from: the contract of an op, read from its baseline file, with forward left to write."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+from fastkernels import env
+from fastkernels.errors import UsageError
+from fastkernels.registry import OpEntry, SourceModule, find_base, modules
+from fastkernels.sets import TASKS_DIR
+from fastkernels.signatures import method_definition
+
+_LEFT_OUT = ("forward", "reference", "cost")
+_LINE_LENGTH = 120
+
+
+def write_stubs(entries: Iterable[OpEntry], out: Path | None = None) -> list[Path]:
+    """Write one file per baseline file that holds any of `entries`, by default into the user's candidate set.
+
+    Errors: UsageError when a file is there already; then nothing is written.
+    """
+    out = out or env.candidate_dir() or TASKS_DIR / "candidate"
+    by_file = groupby(sorted(set(entries)), key=lambda e: e.module)
+    texts = {out / (group := list(found))[0].file_name: stub_text(group) for _, found in by_file}
+    if existing := [str(path) for path in texts if path.exists()]:
+        raise UsageError(
+            f"Already there, and stubs never overwrite: {', '.join(existing)}. Move them or choose another --out."
+        )
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return list(texts)
+
+
+def stub_text(entries: list[OpEntry]) -> str:
+    """The candidate file for ops of one baseline file."""
+    return _Stub(modules()[entries[0].module], entries).text()
+
+
+class _Stub:
+    """Copies what the contract needs from one baseline file."""
+
+    def __init__(self, module: SourceModule, entries: list[OpEntry]) -> None:
+        self.module = module
+        self.entries = {e.class_name: e for e in entries}
+        self.source = module.path.read_text(encoding="utf-8")
+        self.lines = self.source.splitlines()
+        self.tree = ast.parse(self.source)
+
+    def text(self) -> str:
+        blocks = self._blocks()
+        body = "\n\n\n".join(blocks.values())
+        renamed = [name for name in blocks if name in self._op_bases()]
+        for name in renamed:  # under its own name, a base that is an op would count as a replacement of that op
+            body = re.sub(rf"\b{name}\b", f"_{name}", body)
+        parts = [self._docstring(), self._imports(body)]
+        return "\n\n".join(p for p in parts if p) + _gap(body) + body + "\n"
+
+    def _op_bases(self) -> set[str]:
+        """Classes of this file that are copied only because a wanted op derives from them."""
+        found: set[str] = set()
+        for class_name in self.entries:
+            place = find_base(self.module, self._class(class_name))
+            while place is not None and place[0] == self.module.name:
+                found.add(place[1])
+                place = find_base(self.module, self._class(place[1]))
+        return {name for name in found - self.entries.keys() if not name.startswith("_")}
+
+    def _class(self, name: str) -> ast.ClassDef:
+        node = self.module.definitions[name]
+        assert isinstance(node, ast.ClassDef)
+        return node
+
+    def _blocks(self) -> dict[str, str]:
+        """The wanted classes and every definition of the file that they need, in the file's order."""
+        blocks: dict[str, str] = {}
+        waiting = list(self.entries)
+        while waiting:
+            name = waiting.pop()
+            if name in blocks:
+                continue
+            node = self.module.definitions[name]
+            blocks[name] = self._copy_class(node) if isinstance(node, ast.ClassDef) else self._segment(node)
+            waiting += [n for n in _names(blocks[name]) if n in self.module.definitions]
+        return dict(sorted(blocks.items(), key=lambda item: self.module.definitions[item[0]].lineno))
+
+    def _segment(self, node: ast.stmt, after: int | None = None) -> str:
+        """The lines of a statement, from line `after` on (decorators and comments before it included)."""
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
+        return "\n".join(self.lines[first if after is None else after : node.end_lineno]).strip("\n")
+
+    def _copy_class(self, node: ast.ClassDef) -> str:
+        """The class as it stands, less its computations; a wanted op gets a forward to write."""
+        entry = self.entries.get(node.name)
+        start = end = node.body[0].lineno - 1
+        text = self._segment(node).split("\n" + self.lines[start])[0]
+        has_forward = False
+        for statement in node.body:
+            if not (isinstance(statement, ast.FunctionDef) and statement.name in _LEFT_OUT):
+                blank_lines = 0 if end == start else _blank_after(self.lines, end)
+                text += "\n" * (1 + blank_lines) + self._segment(statement, end)
+            elif entry and statement.name == "forward" and not has_forward:
+                has_forward = True
+                text += self._forward(entry)
+            end = statement.end_lineno or end
+        return text if has_forward or entry is None else text + self._forward(entry)
+
+    def _forward(self, entry: OpEntry) -> str:
+        """The header and docstring of forward, wherever the class has it from, and a body that says what to do."""
+        found = method_definition(entry, "forward")
+        if found is None:
+            raise UsageError(f"{entry.class_name} in {entry.file_name} has no forward; a stub needs its signature.")
+        module, node = found
+        lines = module.path.read_text(encoding="utf-8").splitlines()
+        has_docstring = ast.get_docstring(node) is not None
+        last = node.body[0].end_lineno if has_docstring else node.body[0].lineno - 1
+        header = "\n".join(lines[node.lineno - 1 : last]).rstrip()
+        message = f"{entry.class_name}.forward has no kernel yet: write it here, or delete this file."
+        return f'\n\n{header}\n        raise NotImplementedError("{message}")'
+
+    def _docstring(self) -> str:
+        first = (ast.get_docstring(self.tree) or self.module.path.stem).splitlines()[0]
+        names = " and ".join(self.entries)
+        target = next(iter(self.entries.values())).name if len(self.entries) == 1 else self.module.path.stem
+        return (
+            f'"""{first}\n\n'
+            f"A candidate: {names} here takes the place of L{self.module.level}/{self.module.path.name}'s wherever a\n"
+            "model uses it. Names, signatures and spec are the contract; the rest is yours. To judge it:\n\n"
+            f"    fastkernels kernels --target {target} --candidates <the folder that holds L{self.module.level}/>\n"
+            '"""'
+        )
+
+    def _imports(self, body: str) -> str:
+        """The file's imports, in its order and groups, reduced to the names that `body` reads."""
+        used = set(_names(body))
+        groups: list[list[str]] = [[]]
+        end = None
+        for node in self.tree.body:
+            if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
+            if end is not None and node.lineno > end + 1:
+                groups.append([])
+            end = node.end_lineno
+            is_future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
+            kept = [a for a in node.names if is_future or (a.asname or a.name.split(".")[0]) in used]
+            if kept:
+                node.names = kept
+                groups[-1].append(_wrapped(node))
+        return "\n\n".join("\n".join(group) for group in groups if group)
+
+
+def _names(text: str) -> list[str]:
+    return [node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)]
+
+
+def _blank_after(lines: list[str], end: int) -> int:
+    """How many blank lines follow line number `end`."""
+    count = 0
+    while end + count < len(lines) and not lines[end + count].strip():
+        count += 1
+    return count
+
+
+def _gap(body: str) -> str:
+    return "\n\n\n" if body.startswith(("class ", "def ", "@")) else "\n\n"
+
+
+def _wrapped(node: ast.Import | ast.ImportFrom) -> str:
+    text = ast.unparse(node)
+    if len(text) <= _LINE_LENGTH:
+        return text
+    head, names = text.split(" import ")
+    return f"{head} import (\n" + "".join(f"    {name},\n" for name in names.split(", ")) + ")"

@@ -1,0 +1,67 @@
+"""What commands share: consoles, JSON, and how an error ends a command."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+
+from fastkernels.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, FastKernelsError
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+console = Console(highlight=False)
+error_console = Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """To stdout and nothing else there, so that a program can read it."""
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+def stop(message: str, exit_code: int) -> SystemExit:
+    """Say why a command ends; raise what this returns."""
+    error_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    return SystemExit(exit_code)
+
+
+def reports_errors(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """A user's mistake or the machine's trouble is one message and an exit code, never a traceback.
+
+    A command may return its exit code.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        try:
+            result = function(*args, **kwargs)
+        except FastKernelsError as error:
+            raise stop(str(error), error.exit_code) from error
+        except KeyboardInterrupt as error:
+            raise stop("Interrupted. What was finished is kept.", EXIT_INTERRUPTED) from error
+        except OSError as error:
+            if error.errno not in _MACHINE_TROUBLE:
+                raise
+            message = f"{_MACHINE_TROUBLE[error.errno]}: {error.filename or error}. What was written before is kept."
+            raise stop(message, EXIT_ENVIRONMENT) from error
+        if isinstance(result, int) and result:
+            raise SystemExit(result)
+        return result
+
+    return guarded
+
+
+_MACHINE_TROUBLE = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "The disk quota is used up",
+    errno.EACCES: "No permission to write or read",
+    errno.EROFS: "The file system is read-only",
+}
