@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastkernels.capture.moments import Moments
 from fastkernels.context import ForwardContext, Phase
 from fastkernels.errors import CaseFileError
 
@@ -30,6 +31,8 @@ class Case:
     outputs_digest: sha256 over the recorded outputs and `after`; "" when never run.
     family: "captured", or the input family that drew the values.
     count: calls of this key in the run. callers: module paths in the model, most frequent first.
+    moments: tensors that were too large to keep by value ("params.weight"): the case holds values drawn from
+    them (capture/tensors.py `filled`), was never run with those, and has no outputs_digest and no `after`.
     """
 
     op: str
@@ -45,6 +48,7 @@ class Case:
     outputs_digest: str = ""
     count: int = 1
     callers: tuple[str, ...] = ()
+    moments: Mapping[str, Moments] = field(default_factory=dict)
 
     def shapes(self) -> str:
         """Short text of the tensor inputs: "x[5, 64] residual[5, 64]"."""

@@ -1,0 +1,129 @@
+"""From what a user calls a model to one that runs: its configuration, its class, its weights, its tokenizer."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from fastkernels.capture.replay import default_dtype
+from fastkernels.errors import CheckpointError, EnvironmentProblem, UnknownNameError, UsageError
+from fastkernels.registry import architecture_of
+from fastkernels.weights import load_weights, random_weights
+from fastkernels.workloads import byte_tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A Hugging Face config, and the checkpoint directory it came from; None: random weights by seed."""
+
+    name: str
+    hf_config: dict[str, Any]
+    checkpoint: Path | None = None
+
+
+def presets() -> list[str]:
+    """Models that need no file: their configurations ship with the engine."""
+    folder = files("fastkernels.engine").joinpath("presets")
+    return sorted(item.name.removesuffix(".json") for item in folder.iterdir() if item.name.endswith(".json"))
+
+
+def find_model(model: str | Path) -> ModelSource:
+    """A checkpoint directory, the path of a config.json, or the name of a preset.
+
+    Errors: UnknownNameError when it is none of them; CheckpointError when its config cannot be read.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return ModelSource(path.name, _read_config(path / "config.json"), path)
+    if path.is_file():
+        return ModelSource(path.stem, _read_config(path))
+    if str(model) in presets():
+        text = files("fastkernels.engine").joinpath("presets", f"{model}.json").read_text(encoding="utf-8")
+        return ModelSource(str(model), json.loads(text))
+    raise UnknownNameError("model directory, config file or preset", str(model), presets())
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; a checkpoint directory holds a config.json.")
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}; a config is a JSON object.")
+    return config
+
+
+def build_config(source: ModelSource) -> Any:
+    """The architecture's own configuration.
+
+    Errors: CheckpointError when its sizes do not fit together; UnknownNameError for another architecture.
+    """
+    module, _, name = architecture_of(source.hf_config).config.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name).from_hf(source.hf_config)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"The configuration of {source.name} cannot be used: {error}") from error
+
+
+def build_model(source: ModelSource, config: Any, dtype: torch.dtype, device: torch.device, seed: int) -> nn.Module:
+    """The architecture's L4 class with the checkpoint's weights, or with random ones that `seed` alone decides."""
+    architecture = architecture_of(source.hf_config)
+    model_class = getattr(importlib.import_module(architecture.module), architecture.class_name)
+    with default_dtype(dtype), torch.device(device):
+        model = model_class(config)
+    if source.checkpoint is None:
+        random_weights(model, seed)
+    else:
+        load_weights(model, source.checkpoint)
+    return model.eval()
+
+
+def find_tokenizer(source: ModelSource) -> Tokenizer:
+    """The checkpoint's tokenizer.json, else the shipped byte-level one.
+
+    Errors: CheckpointError when the file cannot be read.
+    """
+    path = source.checkpoint and source.checkpoint / "tokenizer.json"
+    if path is None or not path.is_file():
+        return byte_tokenizer()
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise CheckpointError(f"{path} is not a tokenizer: {error}.") from error
+
+
+def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Errors: UnknownNameError."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise UnknownNameError("dtype", dtype, DTYPES)
+    return DTYPES[dtype]
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """None: the GPU when there is one.
+
+    Errors: UsageError when it is no device; EnvironmentProblem when this machine lacks it.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"{device!r} is not a device; say cpu, cuda or cuda:0.") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise EnvironmentProblem(f"{device} is not there: {torch.cuda.device_count()} GPUs are visible. Use cpu.")
+    return found

@@ -1,0 +1,69 @@
+"""Named traffic mixes: how many requests, how long their prompts are and how much they ask for."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from tokenizers import Tokenizer
+
+from fastkernels.errors import UnknownNameError, UsageError
+from fastkernels.workloads.prompts import prompts
+
+
+@dataclass(frozen=True)
+class Workload:
+    """num_requests prompts of input_len tokens that ask for output_len tokens each.
+
+    input_len None: the shipped English prompts at their natural lengths.
+    """
+
+    name: str
+    num_requests: int
+    input_len: int | None
+    output_len: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("num_requests", "output_len"):
+            if getattr(self, field) < 1:
+                raise UsageError(f"Workload {self.name!r}: {field} is {getattr(self, field)}; the least is 1.")
+        if self.input_len is not None and self.input_len < 1:
+            raise UsageError(f"Workload {self.name!r}: input_len is {self.input_len}; the least is 1.")
+
+    def scaled(self, factor: float) -> Workload:
+        """The same mix with lengths times `factor`, never below 1: how a tiny model gets a big mix."""
+        if not factor > 0:
+            raise UsageError(f"A workload is scaled by a factor above 0, got {factor}.")
+        input_len = self.input_len and max(1, round(self.input_len * factor))
+        return replace(self, input_len=input_len, output_len=max(1, round(self.output_len * factor)))
+
+    def token_ids(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """The prompts as token ids, from the tokenizer alone: the same on every machine.
+
+        Fixed lengths are cut from the shipped prompts, one after another in a circle, from places drawn by seed.
+        """
+        texts = prompts()
+        if self.input_len is None:
+            return [tokenizer.encode(texts[i % len(texts)]).ids for i in range(self.num_requests)]
+        corpus = tokenizer.encode("\n\n".join(texts)).ids
+        starts = random.Random(self.seed).choices(range(len(corpus)), k=self.num_requests)
+        return [[corpus[(start + i) % len(corpus)] for i in range(self.input_len)] for start in starts]
+
+
+WORKLOADS = (
+    Workload("demo", num_requests=32, input_len=None, output_len=32),
+    Workload("single", num_requests=1, input_len=512, output_len=128),
+    Workload("batch32", num_requests=32, input_len=512, output_len=128),
+    Workload("prefill_heavy", num_requests=32, input_len=2048, output_len=16),
+    Workload("balanced", num_requests=64, input_len=512, output_len=512),
+    Workload("decode_heavy", num_requests=64, input_len=128, output_len=1024),
+)
+
+
+def find_workload(name: str) -> Workload:
+    """Errors: UnknownNameError suggests the nearest."""
+    for workload in WORKLOADS:
+        if workload.name == name:
+            return workload
+    raise UnknownNameError("workload", name, [w.name for w in WORKLOADS])
