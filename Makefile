@@ -1,0 +1,17 @@
+# demo and test work on a machine that has only Python: each makes .venv when it is missing or out of date.
+.PHONY: demo test check bench
+
+demo: .venv/.installed
+	.venv/bin/fastkernels demo
+
+test: .venv/.installed
+	OMP_NUM_THREADS=1 .venv/bin/pytest tests -n auto --dist worksteal
+
+check: .venv/.installed
+	scripts/check
+
+bench: .venv/.installed
+	.venv/bin/fastkernels kernels
+
+.venv/.installed: pyproject.toml constraints.txt
+	scripts/install
