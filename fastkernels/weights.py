@@ -1,0 +1,243 @@
+"""Checkpoint tensors into a model's parameters, by their published names; names no model.
+
+A model class says `packed_modules` (fused module -> {published module: shard id}) and `ignored_weights` (name endings);
+a layer whose parameters are not the checkpoint's as they are has `weight_loader` and `checkpoint_shape`
+(distributed/sharded_layer.py), which take this rank's part. Every parameter is written exactly once, or nothing counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fastkernels.distributed.sharded_layer import ShardedLayer, ShardId
+from fastkernels.distributed.tensor_parallel import WeightSource
+from fastkernels.errors import CheckpointError
+from fastkernels.noise import random_normal, seed_of
+
+_INDEX = "model.safetensors.index.json"
+_NAMES_SHOWN = 8
+_RANDOM_BLOCK = 1 << 22  # numbers at once: their int64 temporaries stay small
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where one published tensor goes."""
+
+    param: nn.Parameter
+    owner: nn.Module
+    shard_id: ShardId
+
+    def shape(self) -> tuple[int, ...]:
+        """Of the checkpoint's tensor."""
+        shape: Callable[..., tuple[int, ...]] | None = getattr(self.owner, "checkpoint_shape", None)  # type: ignore[assignment]
+        return tuple(self.param.shape if shape is None else shape(self.param, self.shard_id))
+
+    def load(self, source: WeightSource) -> None:
+        loader = getattr(self.param, "weight_loader", None) or getattr(self.owner, "weight_loader", None)
+        if loader is not None:
+            loader(self.param, source, *(() if self.shard_id is None else (self.shard_id,)))
+        else:
+            self.param.data.copy_(source.narrow(0, 0, source.shape[0]))
+
+
+@dataclass(frozen=True)
+class SafetensorsSource:
+    """A tensor in an open safetensors file, read in the part that is asked for."""
+
+    piece: Any
+    shape: tuple[int, ...]
+
+    def narrow(self, dim: int, start: int, length: int) -> Tensor:
+        return self.piece[(slice(None),) * dim + (slice(start, start + length),)]
+
+
+@dataclass(frozen=True)
+class RandomSource:
+    """Near-normal numbers by (seed, place in the tensor): any part of it is the same on every rank and device."""
+
+    shape: tuple[int, ...]
+    seed: int
+    mean: float
+    deviation: float
+    device: torch.device
+
+    def narrow(self, dim: int, start: int, length: int) -> Tensor:
+        axes = [torch.arange(n, device=self.device) for n in self.shape]
+        axes[dim] = axes[dim][start : start + length]
+        out = torch.empty([len(axis) for axis in axes], device=self.device)
+        seed = torch.tensor(self.seed, device=self.device)
+        rows_at_once = max(1, _RANDOM_BLOCK // max(1, out[:1].numel()))
+        for block, rows in zip(out.split(rows_at_once), axes[0].split(rows_at_once), strict=True):
+            place = rows
+            for extent, axis in zip(self.shape[1:], axes[1:], strict=True):
+                place = (place * extent)[..., None] + axis
+            block.copy_(random_normal(seed, place) * self.deviation + self.mean)
+        return out
+
+
+def published_tensors(model: nn.Module) -> dict[str, Target]:
+    """Every tensor that a checkpoint of `model` may hold, by its published name; tied ones under each name."""
+    packed: Mapping[str, Mapping[str, ShardId]] = getattr(model, "packed_modules", {})
+    targets: dict[str, Target] = {}
+    inner: set[str] = set()
+    for path, owner in model.named_modules():
+        if path in inner:
+            continue
+        names = [name for name, param in owner._parameters.items() if param is not None]
+        if isinstance(owner, ShardedLayer):
+            inner.add(f"{path}.{owner.inner}".lstrip("."))
+            names = [name for name in ("weight", "bias") if getattr(owner, name) is not None]
+        parent, _, stem = path.rpartition(".")
+        for name in names:
+            for module, shard_id in packed.get(stem, {stem: None}).items():
+                published = ".".join(part for part in (parent, module, name) if part)
+                targets[published] = Target(getattr(owner, name), owner, shard_id)
+    return targets
+
+
+def checkpoint_config(directory: Path) -> dict[str, Any]:
+    """The config.json of a checkpoint directory.
+
+    Errors: CheckpointError when there is none or it is not a JSON object.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{directory} is no checkpoint: it has no config.json.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object.")
+    return config
+
+
+def _safetensors_files(directory: Path) -> list[Path]:
+    """The files of a checkpoint, from its index when it has one.
+
+    Errors: CheckpointError when there is none, or one that the index names is missing.
+    """
+    index = directory / _INDEX
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is not an index of safetensors files: {error!r}") from error
+        files = [directory / Path(str(name)).name for name in names]
+    else:
+        files = sorted(directory.glob("*.safetensors"))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise CheckpointError(f"{directory} lacks {', '.join(missing) or 'any *.safetensors file'}.")
+    return files
+
+
+def read_checkpoint(directory: Path) -> Iterator[tuple[str, WeightSource]]:
+    """Name and source of every tensor, file by file; nothing is read until a source is narrowed.
+
+    Errors: CheckpointError names a file that is truncated or not safetensors.
+    """
+    for file in _safetensors_files(directory):
+        try:
+            opened = safe_open(file, framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is truncated or not a safetensors file: {error}") from error
+        with opened as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                piece = tensors.get_slice(name)
+                yield name, SafetensorsSource(piece, tuple(piece.get_shape()))
+
+
+@dataclass
+class _Problems:
+    missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+
+    def raise_if_any(self, model: nn.Module) -> None:
+        lines = []
+        for kind, names in vars(self).items():
+            if names:
+                more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+                lines.append(f"{len(names)} {kind}: {', '.join(names[:_NAMES_SHOWN])}{more}")
+        if lines:
+            raise CheckpointError(f"The checkpoint does not fit {type(model).__name__}: {'; '.join(lines)}.")
+
+
+def load_weights(model: nn.Module, source: Path | str | Iterable[tuple[str, WeightSource]]) -> None:
+    """Fill every parameter of `model` from a checkpoint directory or from (published name, tensor) pairs.
+
+    Errors: CheckpointError names missing, extra, misshapen and repeated tensors, a file that cannot be read, or a
+        config.json of another architecture; ValueError while the model is on the meta device.
+    """
+    if any(param.is_meta for param in model.parameters()):
+        raise ValueError("The model is on the meta device: call model.to_empty(device=...) before loading.")
+    if isinstance(source, (str, Path)):
+        directory = Path(source)
+        named = checkpoint_config(directory).get("architectures")
+        if named and type(model).__name__ not in named:
+            raise CheckpointError(f"{directory} is of {', '.join(named)}, not of {type(model).__name__}.")
+        source = read_checkpoint(directory)
+    targets = published_tensors(model)
+    written: dict[tuple[int, ShardId], str] = {}
+    problems = _Problems()
+    with torch.no_grad():
+        for name, tensor in source:
+            _load_one(model, targets, written, problems, name, tensor)
+    for name, target in targets.items():
+        if written.setdefault((id(target.param), target.shard_id), "") == "":
+            problems.missing.append(name)
+    problems.raise_if_any(model)
+
+
+def _load_one(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    written: dict[tuple[int, ShardId], str],
+    problems: _Problems,
+    name: str,
+    tensor: WeightSource,
+) -> None:
+    target = targets.get(name)
+    if target is None:
+        if not name.endswith(tuple(getattr(model, "ignored_weights", ()))):
+            problems.extra.append(name)
+        return
+    key = (id(target.param), target.shard_id)
+    if key in written:
+        if written[key] == name:
+            problems.twice.append(name)
+        return  # a tied parameter's other name
+    written[key] = name
+    if tuple(tensor.shape) != target.shape():
+        problems.misshapen.append(f"{name} {list(tensor.shape)} instead of {list(target.shape())}")
+        return
+    target.load(tensor)
+
+
+def random_weights(model: nn.Module, seed: int) -> None:
+    """Fill every parameter by (seed, its published name): the same model on any device and over any number of ranks.
+
+    Matrices get deviation 1/sqrt(inputs), biases 0.02, norm weights 1 with deviation 0.1.
+    """
+    targets = published_tensors(model)
+    device = next(model.parameters()).device
+
+    def tensors() -> Iterator[tuple[str, WeightSource]]:
+        for name, target in targets.items():
+            shape = target.shape()
+            is_vector, is_bias = len(shape) == 1, name.endswith("bias")
+            deviation = (0.02 if is_bias else 0.1) if is_vector else (torch.Size(shape[1:]).numel()) ** -0.5
+            mean = 1.0 if is_vector and not is_bias else 0.0
+            yield name, RandomSource(shape, seed_of(name, seed), mean, deviation, device)
+
+    load_weights(model, tensors())
