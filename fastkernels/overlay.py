@@ -22,8 +22,9 @@ from torch import nn
 
 from fastkernels.errors import CandidateError, UsageError
 from fastkernels.loading import adapted_class, load_class
-from fastkernels.registry import OpEntry, modules, ops_of_module
+from fastkernels.registry import OpEntry, ops_of_module
 from fastkernels.sets import ImplementationSet, available_sets, resolve_set
+from fastkernels.source import modules
 
 __all__ = ["ImplementationSet", "Overlay", "Status", "available_sets", "install", "load_class", "resolve_set"]
 

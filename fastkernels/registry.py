@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fastkernels.errors import UnknownNameError, UsageError
+from fastkernels.source import BASELINE, LEVELS, SourceModule, find_base, modules, references
 
-BASELINE = "fastkernels.tasks.baseline"
-BASELINE_DIR = Path(__file__).parent / "tasks" / "baseline"
-LEVELS = (1, 2, 3, 4)
 _OP_MODULE, _OP_CLASS = "fastkernels.op", "Op"
 
 
@@ -60,67 +58,6 @@ def snake_case(class_name: str) -> str:
     """RMSNorm -> rms_norm, QKVParallelLinear -> qkv_parallel_linear, LlamaForCausalLM -> llama_for_causal_lm."""
     words = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", class_name)
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
-
-
-@dataclass(frozen=True)
-class SourceModule:
-    """The top level of one baseline file: its definitions and what each name in it stands for."""
-
-    name: str
-    level: int
-    path: Path
-    definitions: Mapping[str, ast.stmt]
-    imports: Mapping[str, tuple[str, str]]  # name here -> (module, name there); "" there: the module itself
-
-
-def read_module(path: Path, level: int) -> SourceModule:
-    """Errors: UsageError when the file is not Python."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    except SyntaxError as error:
-        raise UsageError(f"{path} does not parse: {error}") from error
-    definitions: dict[str, ast.stmt] = {}
-    for node in tree.body:
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            definitions[node.name] = node
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            definitions.update({t.id: node for t in targets if isinstance(t, ast.Name)})
-    imports: dict[str, tuple[str, str]] = {}
-    for statement in ast.walk(tree):
-        if isinstance(statement, ast.ImportFrom) and statement.module:
-            imports.update({a.asname or a.name: (statement.module, a.name) for a in statement.names})
-        elif isinstance(statement, ast.Import):
-            imports.update({a.asname: (a.name, "") for a in statement.names if a.asname})
-    return SourceModule(f"{BASELINE}.L{level}.{path.stem}", level, path, definitions, imports)
-
-
-@cache
-def modules() -> dict[str, SourceModule]:
-    """Every file of baseline/L1..L4 by module name."""
-    found = [
-        read_module(path, level)
-        for level in LEVELS
-        for path in sorted((BASELINE_DIR / f"L{level}").glob("*.py"))
-        if path.stem != "__init__"
-    ]
-    return {module.name: module for module in found}
-
-
-def _resolve(module: SourceModule, name: str) -> tuple[str, str] | None:
-    """Where the class or function `name` of `module` is defined: (module, name), None outside of the baseline."""
-    if name in module.definitions:
-        return module.name, name
-    source, original = module.imports.get(name, ("", ""))
-    if source in modules() and original in modules()[source].definitions:
-        return source, original
-    return None
-
-
-def find_base(module: SourceModule, node: ast.ClassDef) -> tuple[str, str] | None:
-    """The baseline class that a class derives from: (module, name)."""
-    places = (_resolve(module, b.id) for b in node.bases if isinstance(b, ast.Name) and b.id != node.name)
-    return next((place for place in places if place is not None), None)
 
 
 def _derives_from_op(module: SourceModule, class_name: str) -> bool:
@@ -191,37 +128,6 @@ def ops_of_level(level: int) -> list[OpEntry]:
     return [e for e in ops().values() if e.level == level]
 
 
-def _names_in(node: ast.AST) -> Iterable[tuple[str, str]]:
-    """Names read inside `node`; (alias, attribute) for `alias.attribute`, (name, "") for a bare one."""
-    for child in ast.walk(node):
-        if isinstance(child, ast.Attribute) and isinstance(child.value, ast.Name):
-            yield child.value.id, child.attr
-        elif isinstance(child, ast.Name):
-            yield child.id, ""
-
-
-def _references(module: SourceModule, definition: str) -> set[tuple[str, str]]:
-    """Baseline definitions that `definition` names.
-
-    A base class of the same file does not count: a replacement is bound after the file has run, so it
-    cannot change a class that was derived there.
-    """
-    node = module.definitions[definition]
-    bases = {b.id for b in node.bases if isinstance(b, ast.Name)} if isinstance(node, ast.ClassDef) else set()
-    own_bases = bases & module.definitions.keys()
-    found: set[tuple[str, str]] = set()
-    for name, attribute in _names_in(node):
-        source, original = module.imports.get(name, ("", ""))
-        imported = f"{source}.{original}".removesuffix(".")
-        if attribute and imported in modules() and attribute in modules()[imported].definitions:
-            found.add((imported, attribute))
-        elif name not in own_bases and (place := _resolve(module, name)):
-            found.add(place)
-    for base in own_bases:  # what the base itself uses is used here too
-        found |= _references(module, base)
-    return found - {(module.name, definition)}
-
-
 @cache
 def _graph() -> dict[str, tuple[OpEntry, ...]]:
     by_place = {(e.module, e.class_name): e for e in ops().values()}
@@ -229,7 +135,7 @@ def _graph() -> dict[str, tuple[OpEntry, ...]]:
     for entry in ops().values():
         seen: set[tuple[str, str]] = set()
         found: set[OpEntry] = set()
-        waiting = _references(modules()[entry.module], entry.class_name)
+        waiting = references(modules()[entry.module], entry.class_name)
         while waiting:
             place = waiting.pop()
             if place in seen:
@@ -238,7 +144,7 @@ def _graph() -> dict[str, tuple[OpEntry, ...]]:
             if place in by_place:
                 found.add(by_place[place])
             else:
-                waiting |= _references(modules()[place[0]], place[1])
+                waiting |= references(modules()[place[0]], place[1])
         graph[entry.name] = tuple(sorted(found - {entry}, key=lambda e: (-e.level, e.name)))
     return graph
 
@@ -276,10 +182,10 @@ def _known(name: str) -> str:
 
 def architecture(name: str) -> Architecture:
     """Errors: UnknownNameError suggests the nearest."""
-    for candidate in ARCHITECTURES:
-        if candidate.name == name:
-            return candidate
-    raise UnknownNameError("architecture", name, [a.name for a in ARCHITECTURES])
+    known = {a.name: a for a in ARCHITECTURES}
+    if name not in known:
+        raise UnknownNameError("architecture", name, known)
+    return known[name]
 
 
 def architecture_of(hf_config: Mapping[str, Any]) -> Architecture:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from fastkernels import env
 from fastkernels.errors import UnknownNameError, UsageError
-from fastkernels.registry import LEVELS, OpEntry, ops, ops_of_file, read_module
+from fastkernels.registry import OpEntry, ops, ops_of_file
+from fastkernels.source import LEVELS, read_module
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 ALTERNATIVES_DIR = TASKS_DIR / "alternatives"

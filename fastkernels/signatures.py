@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from fastkernels.registry import OpEntry, SourceModule, find_base, modules
+from fastkernels.registry import OpEntry
+from fastkernels.source import SourceModule, find_base, modules
 
 _REQUIRED = object()
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from fastkernels import env
 from fastkernels.errors import UsageError
-from fastkernels.registry import OpEntry, SourceModule, find_base, modules
+from fastkernels.registry import OpEntry
 from fastkernels.sets import TASKS_DIR
 from fastkernels.signatures import method_definition
+from fastkernels.source import SourceModule, find_base, modules
 
 _LEFT_OUT = ("forward", "reference", "cost")
 _LINE_LENGTH = 120

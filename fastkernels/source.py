@@ -1,0 +1,117 @@
+"""The text of the baseline: its files, what they define, and what each definition names. Imports no task."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from fastkernels.errors import UsageError
+
+BASELINE = "fastkernels.tasks.baseline"
+BASELINE_DIR = Path(__file__).parent / "tasks" / "baseline"
+LEVELS = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class SourceModule:
+    """The top level of one baseline file: its definitions and what each name in it stands for."""
+
+    name: str
+    level: int
+    path: Path
+    definitions: Mapping[str, ast.stmt]
+    imports: Mapping[str, tuple[str, str]]  # name here -> (module, name there); "" there: the module itself
+
+
+def read_module(path: Path, level: int) -> SourceModule:
+    """Errors: UsageError when the file is not Python."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except SyntaxError as error:
+        raise UsageError(f"{path} does not parse: {error}") from error
+    definitions: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            definitions[node.name] = node
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            definitions.update({t.id: node for t in targets if isinstance(t, ast.Name)})
+    imports: dict[str, tuple[str, str]] = {}
+    for statement in ast.walk(tree):
+        if isinstance(statement, ast.ImportFrom) and statement.module:
+            imports.update({a.asname or a.name: (statement.module, a.name) for a in statement.names})
+        elif isinstance(statement, ast.Import):
+            imports.update({a.asname: (a.name, "") for a in statement.names if a.asname})
+    return SourceModule(f"{BASELINE}.L{level}.{path.stem}", level, path, definitions, imports)
+
+
+@cache
+def modules() -> dict[str, SourceModule]:
+    """Every file of baseline/L1..L4 by module name."""
+    found = [
+        read_module(path, level)
+        for level in LEVELS
+        for path in sorted((BASELINE_DIR / f"L{level}").glob("*.py"))
+        if path.stem != "__init__"
+    ]
+    return {module.name: module for module in found}
+
+
+def _resolve(module: SourceModule, name: str) -> tuple[str, str] | None:
+    """Where the class or function `name` of `module` is defined: (module, name), None outside of the baseline."""
+    if name in module.definitions:
+        return module.name, name
+    source, original = module.imports.get(name, ("", ""))
+    if source in modules() and original in modules()[source].definitions:
+        return source, original
+    return None
+
+
+def find_base(module: SourceModule, node: ast.ClassDef) -> tuple[str, str] | None:
+    """The baseline class that a class derives from: (module, name)."""
+    places = (_resolve(module, b.id) for b in node.bases if isinstance(b, ast.Name) and b.id != node.name)
+    return next((place for place in places if place is not None), None)
+
+
+def _names_in(node: ast.AST) -> Iterable[tuple[str, str]]:
+    """Names read inside `node`: (alias, attribute) for `alias.attribute`, (name, "") for a bare one.
+
+    Annotations do not count, save those of __init__: a part that is passed in is a part.
+    """
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        yield node.value.id, node.attr
+    elif isinstance(node, ast.Name):
+        yield node.id, ""
+    is_constructor = isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    for field, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.arguments) and not is_constructor:
+                child = ast.Tuple([*child.defaults, *(d for d in child.kw_defaults if d is not None)])
+            is_annotation = field in ("annotation", "returns") and not isinstance(node, ast.arg)
+            if isinstance(child, ast.AST) and not is_annotation:
+                yield from _names_in(child)
+
+
+def references(module: SourceModule, definition: str) -> set[tuple[str, str]]:
+    """Baseline definitions that `definition` names.
+
+    A base class of the same file does not count: a replacement is bound after the file has run, so it
+    cannot change a class that was derived there.
+    """
+    node = module.definitions[definition]
+    bases = {b.id for b in node.bases if isinstance(b, ast.Name)} if isinstance(node, ast.ClassDef) else set()
+    own_bases = bases & module.definitions.keys()
+    found: set[tuple[str, str]] = set()
+    for name, attribute in _names_in(node):
+        source, original = module.imports.get(name, ("", ""))
+        imported = f"{source}.{original}".removesuffix(".")
+        if attribute and imported in modules() and attribute in modules()[imported].definitions:
+            found.add((imported, attribute))
+        elif name not in own_bases and (place := _resolve(module, name)):
+            found.add(place)
+    for base in own_bases:  # what the base itself uses is used here too
+        found |= references(module, base)
+    return found - {(module.name, definition)}
