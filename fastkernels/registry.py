@@ -34,13 +34,17 @@ class OpEntry:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model family: where its L4 class and its configuration are, and the names its checkpoints carry."""
+    """A model family: where its L4 class and its configuration are, and the names its checkpoints carry.
+
+    engine_ops: what the engine calls beside the model to turn its logits into tokens.
+    """
 
     name: str
     module: str
     class_name: str
     hf_architectures: tuple[str, ...]
     config: str
+    engine_ops: tuple[str, ...] = ()
 
 
 ARCHITECTURES = (
@@ -50,12 +54,18 @@ ARCHITECTURES = (
         class_name="LlamaForCausalLM",
         hf_architectures=("LlamaForCausalLM",),
         config="fastkernels.tasks.configs.llama:LlamaConfig",
+        engine_ops=("greedy_sample", "top_k_top_p_sample"),
     ),
 )
 
 
+_ONE_WORD = {"KVCache": "Kvcache", "AllReduce": "Allreduce", "AllGather": "Allgather"}  # as the published names do
+
+
 def snake_case(class_name: str) -> str:
-    """RMSNorm -> rms_norm, QKVParallelLinear -> qkv_parallel_linear, LlamaForCausalLM -> llama_for_causal_lm."""
+    """RMSNorm -> rms_norm, QKVParallelLinear -> qkv_parallel_linear, StoreKVCache -> store_kvcache."""
+    for words, word in _ONE_WORD.items():
+        class_name = class_name.replace(words, word)
     words = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", class_name)
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
 
@@ -81,9 +91,9 @@ def ops() -> dict[str, OpEntry]:
         for class_name in module.definitions:
             if class_name.startswith("_") or not _derives_from_op(module, class_name):
                 continue
-            stem = module.path.stem
-            is_stem = stem.replace("_", "") == class_name.lower()  # StoreKVCache is store_kvcache, as published
-            name = stem if is_stem else snake_case(class_name)
+            stem, name = module.path.stem, snake_case(class_name)
+            if stem != name and stem.replace("_", "") == name.replace("_", ""):
+                raise UsageError(f"{module.path} holds {class_name}, whose name is {name!r}: rename the file.")
             entry = OpEntry(module.level, stem, name, class_name, module.name, module.path)
             if name in found:
                 raise UsageError(
@@ -202,6 +212,12 @@ def architecture_of(hf_config: Mapping[str, Any]) -> Architecture:
 
 
 def ops_of_architecture(name: str) -> list[OpEntry]:
-    """Every op of the architecture, lowest level first."""
+    """Every op that runs when the architecture generates, lowest level first."""
     model = architecture(name)
-    return ops_below(find_ops(model.class_name)[0].name)
+    roots = [find_ops(model.class_name)[0].name, *model.engine_ops]
+    return sorted({entry for root in roots for entry in ops_below(root)})
+
+
+def architectures_with(op: str) -> list[str]:
+    """The architectures that an op is part of."""
+    return [a.name for a in ARCHITECTURES if ops()[_known(op)] in ops_of_architecture(a.name)]

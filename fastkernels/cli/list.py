@@ -65,15 +65,25 @@ def _show_ops(entries: list[OpEntry], as_json: bool) -> None:
 
 
 def _show_uses(target: str, as_json: bool) -> None:
-    result = {entry.name: registry.used_by(entry.name) for entry in registry.find_ops(target)}
+    found = [
+        _as_dict(entry)
+        | {
+            "changes": [_as_dict(e) for e in registry.used_by(entry.name)],
+            "architectures": registry.architectures_with(entry.name),
+        }
+        for entry in registry.find_ops(target)
+    ]
     if as_json:
-        print_json({name: [_as_dict(e) for e in changed] for name, changed in result.items()})
+        print_json(found)
         return
-    for name, changed in result.items():
-        table = _table(f"Replacing {name} changes {len(changed)} ops", "op", "class", "file")
-        for entry in changed:
-            table.add_row(entry.name, entry.class_name, entry.file_name)
-        console.print(table)
+    for op in found:
+        models = ", ".join(op["architectures"]) or "none"
+        count = len(op["changes"])
+        title = f"Replacing {op['op']} changes {count} op{'' if count == 1 else 's'} above it; architectures: {models}"
+        table = _table(title, "op", "class", "file")
+        for changed in op["changes"]:
+            table.add_row(changed["op"], changed["class"], changed["file"])
+        console.print(table if op["changes"] else "")
 
 
 def _roots(target: str) -> list[OpEntry]:
