@@ -17,7 +17,8 @@ from fastkernels.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, FastKernelsEr
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
-console = Console(highlight=False)
+# A pipe has no width of its own: wide enough there that no name is folded.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 error_console = Console(stderr=True, highlight=False)
 
 
