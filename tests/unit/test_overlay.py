@@ -1,0 +1,269 @@
+"""The import overlay, each time in a process of its own, as it is used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+B = "fastkernels.tasks.baseline"
+NORM = f"""
+from {B}.L1.rms_norm import RMSNorm as Baseline
+class RMSNorm(Baseline):
+    MINE = True
+    def forward(self, x, residual=None):
+        y = self.reference(x, residual)
+        return y * 0 + 7 if residual is None else (y[0] * 0 + 7, y[1])
+"""
+SILU = f"""
+from {B}.L1.silu_and_mul import SiluAndMul as Baseline
+class SiluAndMul(Baseline):
+    def forward(self, x):
+        return self.reference(x)
+"""
+
+
+def put(folder: Path, place: str, text: str) -> Path:
+    path = folder / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return folder
+
+
+def run(script: str, *arguments: object) -> Any:
+    """The value of `result` at the end of a script that has `sets`, `overlay` and `folders`."""
+    head = (
+        "import json, sys, warnings\nimport torch\nfrom fastkernels import overlay\nfrom fastkernels.errors import *\n"
+        "folders = sys.argv[1:]\nsets = [overlay.resolve_set(f) for f in folders]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", head + script + "\nprint('RESULT' + json.dumps(result))", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.rpartition("RESULT")[2])
+
+
+def test_a_replacement_is_bound_by_every_importer_and_counted(tmp_path: Path) -> None:
+    put(put(tmp_path, "L1/rms_norm.py", NORM), "L1/silu_and_mul.py", SILU)
+    result = run(
+        f"""
+installed = overlay.install(sets)
+import {B}.L3.llama_decoder as decoder
+from {B}.L1.rms_norm import RMSNorm
+norm = RMSNorm(8)
+y = norm(torch.ones(3, 8))
+norm(torch.ones(3, 8), torch.ones(3, 8))
+class Child(RMSNorm): ...
+Child(8)(torch.ones(1, 8))
+result = dict(report=installed.report(), same=decoder.RMSNorm is RMSNorm, y=y.unique().tolist(),
+              mine=RMSNorm.MINE, has_spec=list(RMSNorm.spec.inputs))
+""",
+        tmp_path,
+    )
+    assert result["same"]
+    assert result["mine"]
+    assert result["y"] == [7.0]
+    assert result["has_spec"] == ["x", "residual"]
+    norm, silu = result["report"]
+    assert (norm["op"], norm["status"], norm["num_calls"], norm["rank"]) == ("rms_norm", "REPLACED", 2, 0)
+    assert (silu["op"], silu["status"], silu["num_calls"]) == ("silu_and_mul", "NEVER_CALLED", 0)
+
+
+def test_a_replacement_runs_inside_the_model_above_it(tmp_path: Path) -> None:
+    put(tmp_path, "L1/silu_and_mul.py", SILU)
+    result = run(
+        f"""
+installed = overlay.install(sets)
+from {B}.L2.llama_mlp import LlamaMLP
+example = LlamaMLP.spec.examples[0]
+mlp = LlamaMLP(**example)
+for _ in range(3):
+    mlp(torch.ones(2, example["hidden_size"]))
+result = installed.report()
+""",
+        tmp_path,
+    )
+    assert [(line["op"], line["num_calls"]) for line in result] == [("silu_and_mul", 3)]
+
+
+def test_a_plain_module_inherits_the_data_that_others_read(tmp_path: Path) -> None:
+    text = (
+        "from torch import nn\nclass SiluAndMul(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "    def forward(self, x):\n        return x\n"
+    )
+    put(tmp_path, "L1/silu_and_mul.py", text)
+    result = run(
+        f"overlay.install(sets)\nfrom {B}.L1.silu_and_mul import SiluAndMul\nresult = list(SiluAndMul.spec.inputs)",
+        tmp_path,
+    )
+    assert result == ["x"]
+
+
+def test_an_op_of_a_shared_file_is_replaced_alone(tmp_path: Path) -> None:
+    text = (
+        f"from {B}.L2.parallel_linear import RowParallelLinear as Baseline\n"
+        "class RowParallelLinear(Baseline):\n    MINE = True\n"
+    )
+    put(tmp_path, "L2/parallel_linear.py", text)
+    result = run(
+        f"""
+installed = overlay.install(sets)
+import {B}.L2.parallel_linear as module, {B}.L2.llama_mlp as mlp
+result = [mlp.RowParallelLinear.MINE, hasattr(module.QKVParallelLinear, "MINE"), len(installed.report())]
+""",
+        tmp_path,
+    )
+    assert result == [True, False, 1]
+
+
+def test_candidates_of_one_set_see_each_other(tmp_path: Path) -> None:
+    put(tmp_path, "L1/silu_and_mul.py", SILU)
+    text = (
+        f"from {B}.L1.silu_and_mul import SiluAndMul\nfrom {B}.L2.llama_mlp import LlamaMLP as Baseline\n"
+        "class LlamaMLP(Baseline):\n    inner = SiluAndMul\n"
+    )
+    put(tmp_path, "L2/llama_mlp.py", text)
+    result = run(
+        f"overlay.install(sets)\nfrom {B}.L2.llama_mlp import LlamaMLP\nresult = LlamaMLP.inner.__module__", tmp_path
+    )
+    assert result.startswith("_fastkernels_set_")
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "shown"),
+    [
+        ("import no_such_library", "IMPORT_ERROR", "No module named 'no_such_library'"),
+        ("class RMSNorm(", "IMPORT_ERROR", "SyntaxError"),
+        (NORM.replace("x, residual=None", "x"), "SIGNATURE_ERROR", "candidate: forward(self, x)"),
+        (NORM.replace("class RMSNorm", "class Norm"), "SIGNATURE_ERROR", "no class RMSNorm"),
+    ],
+)
+def test_a_broken_file_raises_or_is_reported_and_never_silently_absent(
+    tmp_path: Path, text: str, status: str, shown: str
+) -> None:
+    put(put(tmp_path, "L1/rms_norm.py", text), "L1/silu_and_mul.py", SILU)
+    result = run(
+        f"""
+try:
+    overlay.install(sets)
+    raised = None
+except CandidateError as error:
+    raised = str(error)
+for name in [m for m in sys.modules if m.startswith("{B}.L")]:
+    del sys.modules[name]
+installed = overlay.install(sets, strict=False)
+from {B}.L1.rms_norm import RMSNorm
+RMSNorm(8)(torch.ones(2, 8))
+result = dict(raised=raised, report=installed.report(), module=RMSNorm.__module__)
+""",
+        tmp_path,
+    )
+    assert shown in result["raised"]
+    broken = result["report"][0]
+    assert (broken["status"], broken["num_calls"]) == (status, 0)
+    assert shown in broken["error"]
+    assert result["module"] == f"{B}.L1.rms_norm"
+    assert result["report"][1]["error"] is None
+
+
+def test_install_after_tasks_are_imported_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "L1/rms_norm.py", NORM)
+    result = run(
+        f"""
+import {B}.L1.rms_norm
+try:
+    overlay.install(sets)
+    result = "installed"
+except UsageError as error:
+    result = str(error)
+""",
+        tmp_path,
+    )
+    assert "must be installed before tasks are imported" in result
+    assert f"{B}.L1.rms_norm" in result
+
+
+def test_two_sets_with_one_op_and_a_second_install_are_refused(tmp_path: Path) -> None:
+    one = put(tmp_path / "one", "L1/rms_norm.py", NORM)
+    two = put(tmp_path / "two", "L1/rms_norm.py", NORM)
+    result = run(
+        """
+result = []
+for chosen in (sets, sets[:1], sets[1:]):
+    try:
+        overlay.install(chosen)
+        result.append("installed")
+    except UsageError as error:
+        result.append(str(error))
+""",
+        one,
+        two,
+    )
+    assert "Two sets replace rms_norm" in result[0]
+    assert result[1] == "installed"
+    assert "installed already" in result[2]
+
+
+def test_a_file_goes_before_a_set_that_adapts(tmp_path: Path) -> None:
+    put(tmp_path, "L1/rms_norm.py", NORM)
+    result = run(
+        f"""
+installed = overlay.install(sets)
+from {B}.L2.llama_mlp import LlamaMLP
+from {B}.L1.rms_norm import RMSNorm
+example = LlamaMLP.spec.examples[0]
+LlamaMLP(**example)(torch.ones(2, example["hidden_size"]))
+result = {{r["op"]: [r["set"], r["status"]] for r in installed.report()}}
+""",
+        tmp_path,
+        "reference",
+    )
+    assert result["rms_norm"] == [tmp_path.name, "NEVER_CALLED"]
+    assert result["silu_and_mul"] == ["reference", "REPLACED"]
+    assert result["llama_mlp"] == ["reference", "REPLACED"]
+
+
+def test_counting_neither_breaks_nor_recompiles_a_compiled_model(tmp_path: Path) -> None:
+    put(tmp_path, "L1/rms_norm.py", NORM)
+    result = run(
+        f"""
+installed = overlay.install(sets)
+from {B}.L1.rms_norm import RMSNorm
+from torch._dynamo.utils import counters
+model = torch.nn.Sequential(RMSNorm(8), torch.nn.Linear(8, 8), RMSNorm(8))
+compiled = torch.compile(model, backend="eager", fullgraph=True)
+x = torch.randn(4, 8)
+for _ in range(5):
+    y = compiled(x)
+result = dict(equal=torch.equal(y, model(x)), graphs=counters["stats"]["unique_graphs"], report=installed.report())
+""",
+        tmp_path,
+    )
+    assert result["equal"]
+    assert result["graphs"] == 1
+    assert (result["report"][0]["num_traced"], result["report"][0]["num_calls"]) == (2, 4)
+
+
+def test_an_instance_that_replaces_its_own_forward_is_counted(tmp_path: Path) -> None:
+    text = NORM + (
+        "    def __init__(self, hidden_size, eps=1e-6):\n        super().__init__(hidden_size, eps)\n"
+        "        self.forward = lambda x, residual=None: x\n"
+    )
+    put(tmp_path, "L1/rms_norm.py", text)
+    result = run(
+        f"""
+installed = overlay.install(sets)
+from {B}.L1.rms_norm import RMSNorm
+RMSNorm(8)(torch.ones(2, 8))
+result = installed.report()[0]["num_calls"]
+""",
+        tmp_path,
+    )
+    assert result == 1
