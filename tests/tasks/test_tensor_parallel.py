@@ -1,0 +1,122 @@
+"""Two processes over gloo: the collectives, and a model whose layers are split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from paged_batches import PagedRun
+
+from fastkernels.context import reference_mode
+from fastkernels.distributed.tensor_parallel import (
+    kv_head_shard,
+    padded_vocab_size,
+    shard_size,
+    simulated_rank,
+    tp_rank,
+    tp_size,
+)
+from fastkernels.errors import EnvironmentProblem
+from fastkernels.tasks.baseline.L1.allgather import AllGather
+from fastkernels.tasks.baseline.L1.allreduce import AllReduce
+from fastkernels.tasks.baseline.L2.parallel_linear import ColumnParallelLinear, RowParallelLinear
+from fastkernels.tasks.baseline.L4.llama import LlamaForCausalLM
+from fastkernels.tasks.configs.llama import LlamaConfig
+from fastkernels.weights import random_weights
+
+CONFIGS = {
+    "split": LlamaConfig.tiny(vocab_size=301, attention_bias=True, mlp_bias=True),
+    "repeated": LlamaConfig.tiny(num_key_value_heads=1, tie_word_embeddings=True),
+}
+PROMPTS = [list(range(3, 40)), [5], list(range(290, 200, -7))]
+
+
+def logits_of(config: LlamaConfig) -> list[torch.Tensor]:
+    model = LlamaForCausalLM(config)
+    random_weights(model, 2)
+    run = PagedRun(model, [[*p, 1] for p in PROMPTS], 64, seed=0)
+    first = run.step({i: len(p) for i, p in enumerate(PROMPTS)})
+    second = run.step({0: 1, 1: 1, 2: 1})
+    return [*first.values(), *second.values()]
+
+
+def linears() -> list[torch.Tensor]:
+    column = ColumnParallelLinear(10, 6, bias=True, gather_output=True)
+    row = RowParallelLinear(10, 6, bias=True, input_is_parallel=False)
+    x = torch.arange(30.0).view(3, 10) / 10
+    outputs = []
+    for layer in (column, row):
+        random_weights(layer, 4)
+        outputs.append(layer(x)[0].detach())
+    return outputs
+
+
+def run_rank(rank: int, directory: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    x = torch.arange(6, dtype=torch.bfloat16).view(2, 3) * (rank + 1)
+    before = x.clone()
+    with reference_mode():
+        by_definition = AllReduce()(x)
+    results = {
+        "rank": (tp_rank(), tp_size()),
+        "sum": AllReduce()(x),
+        "by_definition": by_definition,
+        "gathered": AllGather()(x),
+        "is_unchanged": torch.equal(x, before),
+        "linears": linears(),
+        "logits": {name: logits_of(config) for name, config in CONFIGS.items()},
+    }
+    torch.save(results, f"{directory}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_compute_what_one_does(tmp_path: Path) -> None:
+    mp.spawn(run_rank, (str(tmp_path),), nprocs=2)
+    x = torch.arange(6, dtype=torch.bfloat16).view(2, 3)
+    expected = {name: logits_of(config) for name, config in CONFIGS.items()}
+    expected_linears = linears()
+    for rank in range(2):
+        got = torch.load(tmp_path / f"{rank}.pt")
+        assert got["rank"] == (rank, 2)
+        assert torch.equal(got["sum"], 3 * x)
+        assert torch.equal(got["by_definition"], 3 * x)
+        assert torch.equal(got["gathered"], torch.cat((x, 2 * x), dim=-1))
+        assert got["is_unchanged"]
+        for ours, one in zip(got["linears"], expected_linears, strict=True):
+            torch.testing.assert_close(ours, one)
+        for name, logits in expected.items():
+            for ours, one in zip(got["logits"][name], logits, strict=True):
+                assert ours.shape == one.shape
+                assert (ours - one).abs().max() < 1e-5
+
+
+def test_one_rank_needs_no_process_group() -> None:
+    x = torch.ones(2, 3)
+    assert (tp_rank(), tp_size()) == (0, 1)
+    assert AllReduce()(x) is x
+    assert AllGather()(x) is x
+
+
+def test_a_split_layer_without_a_process_group_is_refused() -> None:
+    with simulated_rank(1, 2), pytest.raises(EnvironmentProblem, match="over 2 ranks needs a process group"):
+        AllReduce()(torch.ones(2))
+
+
+def test_shard_arithmetic() -> None:
+    assert shard_size(12, 4, "heads") == 3
+    with pytest.raises(ValueError, match="heads 10 cannot be split evenly over 4 ranks"):
+        shard_size(10, 4, "heads")
+    assert [kv_head_shard(8, rank, 4) for rank in range(4)] == [(0, 2), (2, 2), (4, 2), (6, 2)]
+    assert [kv_head_shard(2, rank, 4) for rank in range(4)] == [(0, 1), (0, 1), (1, 1), (1, 1)]
+    assert [padded_vocab_size(*sizes) for sizes in ((301, 64, 1), (320, 64, 2), (128256, 64, 8), (7, 4, 3))] == [
+        320,
+        320,
+        128256,
+        12,
+    ]
+    with pytest.raises(ValueError, match=r"rank must be in \[0, 2\), got 2"), simulated_rank(2, 2):
+        pass
