@@ -17,7 +17,7 @@ from fastkernels.capture.tensors import kept_stride, named_tensors
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The values in row-major order as bytes, without a copy where they already lie so on the CPU."""
     dense = tensor.detach().cpu().contiguous()
-    return memoryview(dense.reshape(-1).view(torch.uint8).numpy())
+    return memoryview(dense.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def tensor_digest(tensor: Tensor) -> str:

@@ -26,6 +26,8 @@ from fastkernels.registry import snake_case
 from fastkernels.spec import OpSpec, Role
 
 MEGABYTE = 1 << 20
+_NAMES = frozenset({"prefix"})
+"""Constructor arguments that say where a layer stands, not what it computes."""
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Recorder:
 
     ops: names or classes; None: all. keep: cases of different values per (op, shapes, dtypes, init, phase).
     budget_bytes: float values kept; what does not fit is kept as moments, and its case is not comparable bit for bit.
-    phase: of calls outside of a forward context.
+    phase: of calls outside of a forward context. calls: how many were seen, by op and phase.
     """
 
     _active: Recorder | None = None
@@ -62,7 +64,7 @@ class Recorder:
             raise UsageError(f"keep is {keep} (least 1), budget_bytes is {budget_bytes} (least 0).")
         self.names = None if ops is None else {op if isinstance(op, str) else snake_case(op.__name__) for op in ops}
         self.keep, self.phase = keep, phase
-        self.num_calls = 0
+        self.calls: Counter[tuple[str, Phase | None]] = Counter()
         self._budget = Budget(budget_bytes)
         self._kept: dict[str, _Kept] = {}
         self._init: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = WeakKeyDictionary()
@@ -74,7 +76,7 @@ class Recorder:
         Recorder._active = self
 
         def recording_new(cls: type, *args: Any, **kwargs: Any) -> Any:
-            op = object.__new__(cls)
+            op: Any = object.__new__(cls)
             self._init[op] = (args, kwargs)
             return op
 
@@ -107,12 +109,10 @@ class Recorder:
         name = snake_case(type(op).__name__)
         if self.names is not None and name not in self.names:
             return nn.Module.__call__(op, *args, **kwargs)
-        self.num_calls += 1
-        bound = _signature(type(op), "forward").bind(op, *args, **kwargs)
-        bound.apply_defaults()
-        inputs = dict(list(bound.arguments.items())[1:])
+        inputs = _arguments(type(op), "forward", op, args, kwargs)
         context = forward_context_or_none()
         phase = context.phase if context is not None else self.phase
+        self.calls[name, phase] += 1
         init = self._init_of(op)
         kept = self._kept.setdefault(_key(name, init, op, inputs, phase), _Kept())
         kept.callers[self._path_of(op)] += 1
@@ -137,9 +137,7 @@ class Recorder:
                 f"arguments are unknown. Build the model inside the recording."
             )
         args, kwargs = self._init[op]
-        bound = _signature(type(op), "__init__").bind(op, *args, **kwargs)
-        bound.apply_defaults()
-        return dict(list(bound.arguments.items())[1:])
+        return _arguments(type(op), "__init__", op, args, kwargs)
 
     def _path_of(self, op: Op) -> str:
         """Its path in the outermost op that holds it; a class name when nothing holds it."""
@@ -155,6 +153,26 @@ class Recorder:
 @cache
 def _signature(cls: type, method: str) -> inspect.Signature:
     return inspect.signature(getattr(cls, method))
+
+
+def _arguments(cls: type, method: str, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, defaults included.
+
+    Errors: UnsupportedError when the method takes arguments without names.
+    """
+    signature = _signature(cls, method)
+    bound = signature.bind(op, *args, **kwargs)
+    bound.apply_defaults()
+    named: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            named |= value
+        elif kind is not inspect.Parameter.VAR_POSITIONAL:
+            named[name] = value
+        elif value:
+            raise UnsupportedError(f"{cls.__name__}.{method} takes *{name}; an op names its arguments.")
+    return named
 
 
 def _check_inputs(name: str, inputs: Mapping[str, Any]) -> None:
@@ -176,7 +194,7 @@ def _key(name: str, init: Mapping[str, Any], op: Op, inputs: Mapping[str, Any], 
         elif value is None or isinstance(value, (bool, str)):
             parts[argument] = value
     try:
-        encoded = encode_value(init)
+        encoded = encode_value({argument: value for argument, value in init.items() if argument not in _NAMES})
     except TypeError as error:
         raise UnsupportedError(f"{name} cannot be captured: {error}") from error
     dtype = str(activation_dtype(op, op.spec, inputs))

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from fastkernels.capture.case import Case
 from fastkernels.capture.digest import outputs_digest
 from fastkernels.capture.tensors import copy_to, filled
 from fastkernels.context import set_forward_context
+from fastkernels.dtypes import default_dtype
 from fastkernels.errors import CaseFileError, UnknownNameError
 from fastkernels.registry import ops
 from fastkernels.spec import OpSpec
@@ -46,17 +46,6 @@ def op_class_of(name: str) -> type[nn.Module]:
         raise UnknownNameError("op", name, ops())
     entry = ops()[name]
     return getattr(importlib.import_module(entry.module), entry.class_name)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Inside, what an op builds without saying a dtype has this one."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def build_op(case: Case, device: torch.device | str = "cpu", op_class: type[nn.Module] | None = None) -> nn.Module:
@@ -147,4 +136,4 @@ def replay(case: Case, device: torch.device | str = "cpu", op_class: type[nn.Mod
     module = build_op(case, device, op_class)
     inputs = case_inputs(case, device)
     outputs = call_op(module, case, inputs)
-    return Replay(outputs, mutated_buffers(module, type(module).spec, inputs))
+    return Replay(outputs, mutated_buffers(module, module.spec, inputs))  # type: ignore[arg-type]

@@ -81,9 +81,12 @@ class Snapshot:
                 layers = enumerate(cached_layers(op))
                 after |= {f"kv_cache.{i}": self._after(name, layer.kv_cache) for i, layer in layers}
         digest = outputs_digest(outputs, after)
-        kept = {name: self.budget.keep(name, tensor) for name, tensor in after.items()}
-        if any(isinstance(value, Moments) for value in kept.values()):
-            return replace(self.case, outputs_digest=digest)
+        kept: dict[str, Tensor] = {}
+        for name, tensor in after.items():
+            value = self.budget.keep(name, tensor)
+            if isinstance(value, Moments):
+                return replace(self.case, outputs_digest=digest)
+            kept[name] = value
         return replace(self.case, after=kept, outputs_digest=digest)
 
     def _after(self, name: str, buffer: Tensor) -> Tensor:

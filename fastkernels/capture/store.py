@@ -1,6 +1,7 @@
 """A set of cases as a folder: manifest.json and tensors.safetensors, every tensor stored once by its SHA-256.
 
-What is loaded is verified; what is saved is written beside and renamed, so a folder is whole or as it was before.
+Large tensors are stored as blocks, each once (blocks.py). What is loaded is verified; what is saved is written
+beside and renamed, so a folder is whole or as it was before.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fastkernels.capture.blocks import pack, unpack
 from fastkernels.capture.case import Case, decode_value, encode_value
 from fastkernels.capture.digest import tensor_digest
 from fastkernels.capture.moments import Moments
@@ -74,7 +76,8 @@ class CaseSet:
         tensors: dict[str, Tensor] = {}
         body = {"schema_version": SCHEMA_VERSION, **{name: getattr(self, name) for name in _SET_FIELDS}}
         body["cases"] = [_case_to_json(case, tensors) for case in self.records]
-        data = safetensors.torch.save(dict(sorted(tensors.items())))
+        stored, body["layout"] = pack(tensors)
+        data = safetensors.torch.save(stored)
         body["tensors_bytes"] = len(data)
         body["sha256"] = _manifest_digest(body)
         text = json.dumps(body, indent=1).encode()
@@ -139,7 +142,7 @@ def _case_from_json(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     inputs = {n: named.get("inputs", {}).get(n, decode_value(v)) for n, v in record["inputs"].items()}
     context = record["context"]
     if context is not None:
-        context = ForwardContext(**named["context"], **{**context, "phase": Phase(context["phase"])})
+        context = ForwardContext(**{**named["context"], **context, "phase": Phase(context["phase"])})  # type: ignore[arg-type]
     caches = named.get("caches", {})
     return Case(
         op=record["op"],
@@ -199,7 +202,7 @@ def _read_tensors(path: Path, body: Mapping[str, Any]) -> dict[str, Tensor]:
     if size != expected:
         raise CaseFileError(f"{path} is truncated or altered: expected {expected} bytes, found {size}.")
     try:
-        tensors = safetensors.torch.load(path.read_bytes())
+        tensors = unpack(safetensors.torch.load(path.read_bytes()), body["layout"])
     except SafetensorError as error:
         raise CaseFileError(f"{path} is not a safetensors file: {error}.") from error
     for name, tensor in tensors.items():

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
+from fastkernels.dtypes import find_dtype
 from fastkernels.engine.cache import allocate_caches
 from fastkernels.engine.model import (
     build_config,
     build_model,
     find_device,
-    find_dtype,
     find_model,
     find_tokenizer,
 )
@@ -49,10 +49,10 @@ class LLM:
         candidates: Sequence[str | Path | ImplementationSet] = (),
     ) -> None:
         self.source = find_model(model)
-        self.config = build_config(self.source)
         self.device = find_device(device)
-        self.dtype = find_dtype(dtype or self.config.torch_dtype)
         self.overlay: Overlay | None = install([_as_set(c) for c in candidates]) if candidates else None
+        self.config = build_config(self.source)
+        self.dtype = find_dtype(dtype or self.config.torch_dtype)
         self.tokenizer = find_tokenizer(self.source)
         self.eos_token_ids = frozenset(self.config.eos_token_ids)
         limits = SchedulerLimits(

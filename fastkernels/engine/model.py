@@ -13,13 +13,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from fastkernels.capture.replay import default_dtype
+from fastkernels.dtypes import default_dtype
 from fastkernels.errors import CheckpointError, EnvironmentProblem, UnknownNameError, UsageError
 from fastkernels.registry import architecture_of
 from fastkernels.weights import load_weights, random_weights
 from fastkernels.workloads import byte_tokenizer
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -102,15 +100,6 @@ def find_tokenizer(source: ModelSource) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         raise CheckpointError(f"{path} is not a tokenizer: {error}.") from error
-
-
-def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Errors: UnknownNameError."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise UnknownNameError("dtype", dtype, DTYPES)
-    return DTYPES[dtype]
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fastkernels.engine.cache import PageAllocator
 from fastkernels.engine.request import FinishReason, Request, SamplingParams
 from fastkernels.engine.scheduler import Scheduler, SchedulerLimits
 from fastkernels.errors import UnsupportedError, UsageError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 VOCAB = 97
 
 
 def make_scheduler(**changes: int) -> Scheduler:
-    limits = dict(
-        num_pages=8, page_size=4, max_num_batched_tokens=16, max_num_seqs=4, max_model_len=64, vocab_size=VOCAB
-    )
+    limits = {
+        "num_pages": 8,
+        "page_size": 4,
+        "max_num_batched_tokens": 16,
+        "max_num_seqs": 4,
+        "max_model_len": 64,
+        "vocab_size": VOCAB,
+    }
     return Scheduler(SchedulerLimits(**{**limits, **changes}))
 
 
@@ -140,8 +146,16 @@ def test_stop_tokens_finish_a_request() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
-    + [{"max_tokens": 0}, {"seed": -1}, {"seed": 2**63}],
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"max_tokens": 0},
+        {"seed": -1},
+        {"seed": 2**63},
+    ],
     ids=str,
 )
 def test_sampling_params_name_the_value_out_of_range(wrong: dict[str, float]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fastkernels.capture.case import Case
 from fastkernels.capture.digest import case_digest
 from fastkernels.capture.moments import Moments

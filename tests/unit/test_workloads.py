@@ -6,13 +6,18 @@ import subprocess
 import sys
 
 import pytest
-from fastkernels.errors import UnknownNameError, UsageError
-from fastkernels.workloads import WORKLOADS, Workload, byte_tokenizer, find_workload, prompts
-from fastkernels.workloads.tokenizer import VOCAB_SIZE
 from hypothesis import given
 from hypothesis import strategies as st
 
-DIGEST = "import hashlib, fastkernels.workloads as w; print(hashlib.sha256(w.byte_tokenizer().to_str().encode()).hexdigest())"
+from fastkernels.errors import UnknownNameError, UsageError
+from fastkernels.workloads import WORKLOADS, Workload, byte_tokenizer, find_workload, prompts
+from fastkernels.workloads.tokenizer import VOCAB_SIZE
+
+DIGEST = """
+import hashlib
+from fastkernels.workloads import byte_tokenizer
+print(hashlib.sha256(byte_tokenizer().to_str().encode()).hexdigest())
+"""
 
 
 def test_prompts_are_32_of_varied_lengths() -> None:
