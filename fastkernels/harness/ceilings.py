@@ -1,0 +1,83 @@
+"""What this machine can do at most: measured once per run, so that shares of the roofline mean something."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+_FLOOR_SHARE = 1.5
+"""A time is refused when it would need this many times the measured bandwidth or rate."""
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """copy_bytes_per_s: bytes read plus written by a large copy; flops_per_s: of a large matrix product."""
+
+    device: str
+    copy_bytes_per_s: float
+    flops_per_s: dict[str, float] = field(default_factory=dict)
+    flush_bytes: int = 0
+    least_noise: float = 0.03
+    least_us: float = 0.2
+
+    @classmethod
+    def measured(cls, device: str) -> Ceilings:
+        return _measure_cuda(device) if device.startswith("cuda") else _measure_cpu()
+
+    def ideal_us(self, num_bytes: int, num_flops: int, dtype: torch.dtype) -> float:
+        """The larger of the time to move the bytes and to do the operations."""
+        rate = self.flops_per_s.get(str(dtype).removeprefix("torch."), max(self.flops_per_s.values()))
+        return 1e6 * max(num_bytes / self.copy_bytes_per_s, num_flops / rate)
+
+    def floor_us(self, num_bytes: int, num_flops: int, dtype: torch.dtype) -> float:
+        """No honest call takes less; small transfers may come from a cache, so only large ones count their bytes."""
+        counted = num_bytes if self.flush_bytes and num_bytes > self.flush_bytes // 2 else 0
+        return max(self.least_us, self.ideal_us(counted, num_flops, dtype) / _FLOOR_SHARE)
+
+
+def _measure_cpu() -> Ceilings:
+    source = torch.ones(16 << 20)
+    target = torch.empty_like(source)
+    seconds = _best(lambda: target.copy_(source))
+    rates = {}
+    for dtype in (torch.float32,):
+        a = torch.randn(512, 512, dtype=dtype)
+        rates[str(dtype).removeprefix("torch.")] = 2 * 512**3 / _best(lambda a=a: torch.mm(a, a)) * 2
+    return Ceilings("cpu", 2 * source.numel() * 4 / seconds, rates, least_noise=0.03, least_us=0.2)
+
+
+def _measure_cuda(device: str) -> Ceilings:
+    source = torch.ones(1 << 30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = _best_cuda(lambda: target.copy_(source))
+    rates = {}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        n = 8192 if dtype.itemsize == 2 else 4096
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        rates[str(dtype).removeprefix("torch.")] = 2 * n**3 / _best_cuda(lambda a=a, b=b: torch.mm(a, b))
+    l2 = torch.cuda.get_device_properties(device).L2_cache_size
+    torch.cuda.empty_cache()
+    return Ceilings(device, 2 * source.numel() / seconds, rates, flush_bytes=2 * l2, least_noise=0.01, least_us=0.8)
+
+
+def _best(call: object, rounds: int = 5) -> float:
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        call()  # type: ignore[operator]
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _best_cuda(call: object, rounds: int = 10) -> float:
+    times = []
+    for _ in range(rounds):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()  # type: ignore[operator]
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop) / 1e3)
+    return min(times)

@@ -1,0 +1,106 @@
+"""What an op is judged on: ways to build it, each with captured cases and hidden shapes of drawn ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastkernels.capture.case import Case
+from fastkernels.capture.replay import default_dtype
+from fastkernels.capture.tensors import filled
+from fastkernels.harness.expect import Expectation, baseline_class, build_reference, expectation
+from fastkernels.harness.inputs import FAMILIES, draw_case, draw_params, hidden_shapes
+from fastkernels.op import Op
+from fastkernels.registry import OpEntry
+from fastkernels.spec import Cost
+
+
+@dataclass
+class Group:
+    """Cases that share a construction. op: the baseline's on the CPU; exact: the same in float64, on the
+    oracle's device; pools: cases of one shape each."""
+
+    entry: OpEntry
+    init: Mapping[str, Any]
+    dtype: torch.dtype
+    params: dict[str, Tensor]
+    op: Op
+    exact: Op
+    oracle_device: torch.device
+    pools: list[list[Case]] = field(default_factory=list)
+
+    def use_params(self, params: dict[str, Tensor]) -> None:
+        self.params = params
+        self.exact = build_reference(self.entry, self.init, params, torch.float64, self.oracle_device)
+
+
+def make_groups(
+    entry: OpEntry,
+    cases: Sequence[Case],
+    dtypes: Sequence[torch.dtype],
+    num_shapes: int,
+    oracle_device: torch.device,
+    generator: torch.Generator,
+) -> list[Group]:
+    """Captured constructions first, then the contract's examples in each of `dtypes` it accepts."""
+    groups: dict[str, Group] = {}
+    for case in map(filled, cases):
+        key = f"{sorted(case.init.items(), key=str)} {case.dtype}"
+        if key not in groups:
+            params = {name: value.detach().clone() for name, value in case.params.items()}
+            groups[key] = _group(entry, case.init, case.dtype, params, oracle_device)
+        groups[key].pools.append([case])
+    spec = baseline_class(entry).spec
+    for dtype in dtypes:
+        if str(dtype).removeprefix("torch.") not in spec.dtypes:
+            continue
+        for number, init in enumerate(spec.examples):
+            params = draw_params(_shell(entry, init, dtype), generator)
+            groups[f"example {number} {dtype}"] = _group(entry, init, dtype, params, oracle_device)
+    for group in groups.values():
+        for shape in hidden_shapes(group.op, generator, num_shapes):
+            drawn = [draw_case(group.op, group.init, group.dtype, shape, f, group.params, generator) for f in FAMILIES]
+            group.pools.append(drawn)
+    return list(groups.values())
+
+
+def _group(
+    entry: OpEntry, init: Mapping[str, Any], dtype: torch.dtype, params: dict[str, Tensor], oracle_device: torch.device
+) -> Group:
+    op = build_reference(entry, init, params, dtype, torch.device("cpu"))
+    exact = build_reference(entry, init, params, torch.float64, oracle_device)
+    return Group(entry, init, dtype, params, op, exact, oracle_device)
+
+
+def _shell(entry: OpEntry, init: Mapping[str, Any], dtype: torch.dtype) -> Op:
+    with default_dtype(dtype):
+        return baseline_class(entry)(**init)
+
+
+def answer_bytes(group: Group, case: Case) -> int:
+    expected = expectation(group.exact, case, group.oracle_device)
+    return sum(e.value.numel() * e.dtype.itemsize + 512 for e in expected.outputs if e is not None)
+
+
+def case_elements(expected: Expectation) -> int:
+    """Elements of the smallest output that is compared."""
+    sizes = [e.value.numel() for e in (*expected.outputs, *expected.mutated.values()) if e is not None]
+    return min(sizes, default=1)
+
+
+def case_bytes(case: Case) -> int:
+    tensors = [v for v in case.inputs.values() if isinstance(v, Tensor)]
+    return sum(t.numel() * t.element_size() for t in (*tensors, *case.caches))
+
+
+def case_cost(group: Group, case: Case) -> Cost:
+    """The op's own count of bytes and flops for this call."""
+    expected = expectation(group.exact, case, group.oracle_device)
+    outputs = {
+        e.name: torch.empty(e.value.shape, dtype=e.dtype, device="meta") for e in expected.outputs if e is not None
+    }
+    return group.op.cost(dict(case.inputs), outputs)

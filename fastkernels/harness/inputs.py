@@ -1,0 +1,273 @@
+"""Inputs drawn from a secret seed by what the contract says of each argument.
+
+Families of float values, each aimed at a class of wrong kernels; integer arguments by role and
+bound; batches by one geometry. The judge alone runs this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastkernels.cache import cached_layers
+from fastkernels.capture.case import Case
+from fastkernels.context import Phase
+from fastkernels.harness.geometry import Geometry, draw_geometry, redraw_pages
+from fastkernels.op import Op
+from fastkernels.spec import Role, TensorSpec, axis_size
+
+FAMILIES = ("normal", "heavy_tailed", "integers", "cancellation", "one_hot", "wide_range")
+"""Beside "captured". integers: sums are exact; cancellation: large terms that nearly cancel;
+wide_range: rows over six decades, which a lower precision or an absolute tolerance does not survive."""
+
+_FAMILY_ROLES = frozenset({Role.ACTIVATION, Role.LOGITS, Role.CACHE})
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the variable axes of one call. lead: what "..." stands for."""
+
+    lead: tuple[int, ...]
+    axes: Mapping[str, int]
+    geometry: Geometry | None
+    is_strided: bool
+    has_optional: bool
+
+
+def draw_floats(family: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """float32 values of one family; the last axis is the one that kernels reduce over."""
+    x = torch.randn(shape, generator=generator)
+    if not shape or x.numel() == 0 or family == "normal":
+        return x
+    if family == "heavy_tailed":
+        return (x * torch.exp(1.5 * torch.randn(shape, generator=generator))).clamp(-1e3, 1e3)
+    if family == "integers":
+        return torch.randint(-4, 5, shape, generator=generator).float()
+    if family == "cancellation":
+        half = x[..., : shape[-1] // 2] * 16
+        x[..., : shape[-1] // 2] = half
+        x[..., shape[-1] - shape[-1] // 2 :] = -half + 0.05 * torch.randn(half.shape, generator=generator)
+        return x
+    if family == "one_hot":
+        hot = torch.randint(0, shape[-1], (*shape[:-1], 1), generator=generator)
+        return torch.zeros(shape).scatter_(-1, hot, 1.0)
+    if family == "wide_range":
+        decade = torch.rand((*shape[:-1], 1), generator=generator) * 5 - 3
+        return x * 10**decade
+    raise ValueError(f"{family!r} is not one of {FAMILIES}.")
+
+
+def draw_params(op: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """A state_dict of plausible weights: matrices scaled by their fan-in, vectors about one, biases about zero.
+
+    Persistent buffers keep their values.
+    """
+    parameters = dict(op.named_parameters())
+    state = {}
+    for name, tensor in op.state_dict().items():
+        if name not in parameters:
+            state[name] = tensor.clone()
+            continue
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.ndim >= 2:
+            noise = noise / tensor.shape[-1] ** 0.5
+        else:
+            noise = 0.2 * noise + (0.0 if name.endswith("bias") else 1.0)
+        state[name] = noise.to(tensor.dtype)
+    return state
+
+
+def phases_of(op: Op) -> tuple[Phase, ...]:
+    """The kinds of batch that an op's arguments can describe."""
+    roles = {tensor.role for tensor in op.spec.inputs.values()}
+    if op.spec.reads_context:
+        return (Phase.PREFILL, Phase.DECODE, Phase.MIXED)
+    if Role.SEQ_LEN in roles and Role.QUERY_START not in roles:
+        return (Phase.DECODE,)
+    if Role.QUERY_START in roles and Role.PAGE_TABLE not in roles:
+        return (Phase.PREFILL,)
+    return (Phase.MIXED,)
+
+
+def hidden_shapes(op: Op, generator: torch.Generator, count: int) -> list[Shape]:
+    """Shapes inside the declared axes: one row, primes, tails of a tile, strided rows, scattered pages."""
+    primes, tails = (2, 3, 5, 7, 11, 13, 17, 29, 37), (31, 33, 63, 65)
+
+    def pick(options: tuple[int, ...]) -> int:
+        return options[int(torch.randint(0, len(options), (1,), generator=generator))]
+
+    shapes = []
+    phases = phases_of(op)
+    for index in range(count):
+        rows = (1, pick(primes), pick(tails))[index % 3]
+        free = {name: pick(op.spec.example_axes.get(name, primes)) for name in free_axes(op)}
+        geometry = None
+        if op.spec.uses_pages:
+            phase = phases[index % len(phases)]
+            geometry = draw_geometry(
+                generator,
+                phase,
+                num_seqs=pick((1, 2, 3, 5)),
+                max_len=pick((1, 9, 17, 40, 70)),
+                page_size=pick((1, 8, 16)),
+            )
+        lead = (rows,) if index % 2 == 0 else (pick((1, 2, 3)), rows)
+        shapes.append(Shape(lead, free, geometry, is_strided=index % 2 == 1, has_optional=index % 2 == 0))
+    return shapes
+
+
+def free_axes(op: Op) -> set[str]:
+    names = set()
+    for tensor in op.spec.inputs.values():
+        for axis in tensor.axes:
+            name = axis.split("*")[-1]
+            if name != "..." and not name.isdigit() and not isinstance(getattr(op, name, None), int):
+                names.add(name)
+    return names - {"num_tokens", "num_seqs", "num_pages", "page_size", "max_pages", "num_seqs_plus_1"}
+
+
+def draw_case(
+    op: Op,
+    init: Mapping[str, Any],
+    dtype: torch.dtype,
+    shape: Shape,
+    family: str,
+    params: dict[str, Tensor],
+    generator: torch.Generator,
+) -> Case:
+    """One call of `op`, arguments by name. Values outside what a page table reaches are NaN: never to be read."""
+    geometry = redraw_pages(shape.geometry, generator) if shape.geometry else None
+    sizes = {**shape.axes, **_const_axes(op)}
+    if geometry:
+        sizes |= {
+            "num_tokens": geometry.num_tokens,
+            "num_seqs": geometry.num_seqs,
+            "num_pages": geometry.num_pages,
+            "page_size": geometry.page_size,
+            "max_pages": geometry.max_pages,
+        }
+    else:
+        rows = shape.lead[-1]
+        sizes |= {name: rows for name in ("num_tokens", "num_seqs") if name not in sizes}
+    inputs: dict[str, Any] = {}
+    for name, tensor in op.spec.inputs.items():
+        if tensor.is_optional and not shape.has_optional:
+            inputs[name] = None
+            continue
+        inputs[name] = _draw_input(tensor, sizes, shape, geometry, family, dtype, generator)
+    caches: tuple[Tensor, ...] = ()
+    if op.spec.reads_context and geometry:
+        caches = tuple(
+            _draw_cache(
+                layer.cache_spec.shape(geometry.num_pages, geometry.page_size), 1, geometry, family, dtype, generator
+            )
+            for layer in cached_layers(op)
+        )
+    context = geometry.context() if geometry and op.spec.reads_context else None
+    phase = geometry.phase if geometry else None
+    return Case(
+        op="",
+        init=dict(init),
+        inputs=inputs,
+        params=params,
+        dtype=dtype,
+        context=context,
+        caches=caches,
+        phase=phase,
+        family=family,
+    )
+
+
+def _const_axes(op: Op) -> dict[str, int]:
+    return {name: value for name, value in vars(op).items() if isinstance(value, int) and not isinstance(value, bool)}
+
+
+def _draw_input(
+    tensor: TensorSpec,
+    sizes: Mapping[str, int],
+    shape: Shape,
+    geometry: Geometry | None,
+    family: str,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> Any:
+    if geometry is not None:
+        fixed = _from_geometry(tensor.role, geometry)
+        if fixed is not None:
+            return fixed
+    if tensor.role is Role.SCALAR:
+        return None
+    dims = tuple(d for axis in tensor.axes for d in (shape.lead if axis == "..." else (axis_size(axis, sizes),)))
+    if tensor.role in _FAMILY_ROLES:
+        target = dtype if tensor.dtype == "op" else getattr(torch, tensor.dtype)
+        if tensor.role is Role.CACHE and geometry is not None:
+            return _draw_cache(dims, 0, geometry, family, target, generator)
+        values = draw_floats(family, dims, generator)
+        if tensor.role is Role.LOGITS:
+            values = values * 3
+        return _strided(values.to(target)) if tensor.may_be_strided and shape.is_strided else values.to(target)
+    return _draw_special(tensor, sizes, dims, generator)
+
+
+def _draw_special(
+    tensor: TensorSpec, sizes: Mapping[str, int], dims: tuple[int, ...], generator: torch.Generator
+) -> Tensor:
+    bound = axis_size(tensor.bound, sizes) if tensor.bound else 1 << 30
+    if tensor.role is Role.TEMPERATURE:
+        return torch.rand(dims, generator=generator) + 0.5
+    if tensor.role is Role.TOP_P:
+        return torch.rand(dims, generator=generator) * 0.5 + 0.5
+    if tensor.role is Role.TOP_K:
+        return torch.randint(0, max(2, bound // 2), dims, generator=generator).to(getattr(torch, tensor.dtype))
+    return torch.randint(0, bound, dims, generator=generator).to(getattr(torch, tensor.dtype))
+
+
+def _from_geometry(role: Role, geometry: Geometry) -> Any:
+    """The value that the batch fixes for this role, or None when it fixes none."""
+    match role:
+        case Role.SLOT:
+            return geometry.slot_mapping()
+        case Role.PAGE_TABLE:
+            return geometry.block_table()
+        case Role.QUERY_START:
+            return geometry.query_start_loc()
+        case Role.SEQ_LEN:
+            return geometry.seq_lens_tensor()
+        case Role.POSITION:
+            return geometry.positions()
+        case Role.MAX_QUERY_LEN:
+            return max(geometry.query_lens)
+        case Role.MAX_SEQ_LEN:
+            return max(geometry.seq_lens)
+    return None
+
+
+def _draw_cache(
+    dims: tuple[int, ...],
+    page_axis: int,
+    geometry: Geometry,
+    family: str,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> Tensor:
+    """Pages that no sequence owns hold NaN; slots past a sequence's end hold large finite values, as in service."""
+    cache = draw_floats(family, dims, generator)
+    owned = {page for pages in geometry.pages for page in pages}
+    strays = torch.tensor([page for page in range(geometry.num_pages) if page not in owned])
+    cache.index_fill_(page_axis, strays, float("nan"))
+    return cache.to(dtype)
+
+
+def _strided(x: Tensor) -> Tensor:
+    """The same values with dense last axis and padded rows, as a slice of a wider row has."""
+    if x.ndim < 2:
+        return x
+    last = x.shape[-1]
+    wide = torch.zeros((*x.shape[:-1], last + 8), dtype=x.dtype)
+    view = wide[..., :last]
+    view.copy_(x)
+    return view

@@ -1,0 +1,356 @@
+"""The referee of one implementation of one op: correctness on captured and hidden inputs, then speed.
+
+Owns inputs, seeds, expectations, tolerances, the clock that counts and the verdict. Imports no
+candidate; whatever a worker says is an answer to be checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from fastkernels.capture.case import Case
+from fastkernels.harness.ceilings import Ceilings
+from fastkernels.harness.checks import check_call, check_echo
+from fastkernels.harness.expect import Expectation, expectation
+from fastkernels.harness.groups import Group, answer_bytes, case_bytes, case_cost, case_elements, make_groups
+from fastkernels.harness.inputs import draw_params
+from fastkernels.harness.null_matrix import null_matrix
+from fastkernels.harness.records import CaseRecord, OpRecord, TimingRecord
+from fastkernels.harness.sandbox import wake_promptly
+from fastkernels.harness.side import Call, Part, PlannedCall, Pool, Side, params_bytes
+from fastkernels.harness.timing import (
+    BASELINE,
+    BASELINE_AGAIN,
+    CANDIDATE,
+    Protocol,
+    Timed,
+    check_clocks,
+    run_restart,
+)
+from fastkernels.harness.tolerance import Error, K, Tolerance, tolerance_for
+from fastkernels.harness.vary import draw_variation, touch
+from fastkernels.harness.verdict import Rejection, Verdict
+from fastkernels.harness.workers import Nursery
+from fastkernels.registry import OpEntry
+from fastkernels.scoring.statistics import noise_floor, ratio_interval, speed_verdict
+from fastkernels.sets import ImplementationSet
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """device: "cpu" or "cuda". dtypes: activation dtypes that are judged beside those of captured cases.
+    num_shapes: hidden shapes per way of building the op. num_timed: captured cases that are timed."""
+
+    device: str = "cpu"
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    num_shapes: int = 4
+    num_timed: int = 3
+    protocol: Protocol = field(default_factory=Protocol)
+    is_timed: bool = True
+
+    @property
+    def is_remote(self) -> bool:
+        return self.device.startswith("cuda")
+
+
+class Judge:
+    """Judges implementations with workers of one nursery."""
+
+    def __init__(self, config: JudgeConfig, nursery: Nursery, progress: Progress = lambda text: None) -> None:
+        self.config, self.nursery, self.progress = config, nursery, progress
+        self.oracle_device = torch.device(config.device)
+        wake_promptly()
+        self.ceilings = Ceilings.measured(config.device)
+
+    def judge(self, entry: OpEntry, implementations: ImplementationSet, cases: Sequence[Case]) -> OpRecord:
+        """The record of one implementation; a verdict other than PASSED is in it, never raised."""
+        started = time.monotonic()
+        path = implementations.file_of(entry)
+        source = path.read_text(errors="replace") if path else ""
+        seed = secrets.randbits(62)
+        record = OpRecord(
+            op=entry.name,
+            level=entry.level,
+            implementation=implementations.name,
+            source_path=str(path),
+            source_sha256=hashlib.sha256(source.encode()).hexdigest(),
+            device=self.config.device,
+            verdict=Verdict.PASSED.value,
+            seed=seed,
+            source=source,
+            baseline_source=Path(entry.path).read_text(),
+        )
+        try:
+            self._judge(entry, implementations, cases, record, torch.Generator().manual_seed(seed))
+        except Rejection as rejection:
+            record.verdict = rejection.verdict.value
+            record.message = rejection.message
+            if rejection.verdict is Verdict.CHEATING:
+                record.witness = rejection.message
+        record.seconds = time.monotonic() - started
+        return record
+
+    def _judge(
+        self,
+        entry: OpEntry,
+        implementations: ImplementationSet,
+        cases: Sequence[Case],
+        record: OpRecord,
+        generator: torch.Generator,
+    ) -> None:
+        groups = make_groups(entry, cases, self.config.dtypes, self.config.num_shapes, self.oracle_device, generator)
+        if groups[0].op.spec.num_ranks > 1:
+            num_ranks = groups[0].op.spec.num_ranks
+            raise Rejection(Verdict.UNTESTABLE, f"{entry.name} needs {num_ranks} ranks; one process was given.")
+        self.progress("wrong answers")
+        record.nulls = null_matrix(entry, groups, generator)
+        passed = [f"{n.null} ({n.dtype})" for n in record.nulls if n.outcome == "passed"]
+        if passed:
+            raise Rejection(Verdict.UNTESTABLE, f"Wrong answers pass for {entry.name}: {', '.join(passed)}.")
+        for number, group in enumerate(groups):
+            self.progress(f"correctness {number + 1}/{len(groups)}")
+            with self._sides(entry, implementations, group, [BASELINE, CANDIDATE], record) as sides:
+                self._correctness(entry, group, sides, record, generator)
+        if self.config.is_timed:
+            for pool in self._timed_pools(groups):
+                self._time(entry, implementations, *pool, record)
+
+    @contextmanager
+    def _sides(
+        self,
+        entry: OpEntry,
+        implementations: ImplementationSet,
+        group: Group,
+        names: Sequence[str],
+        record: OpRecord,
+        pools: Sequence[Pool] = (),
+    ) -> Iterator[dict[str, Side]]:
+        """Fresh workers with the group's op loaded; all are ended on the way out."""
+        needed = max([params_bytes(group.params), *(p.arena_bytes for p in pools or self._pools(group))])
+        with ExitStack() as stack:
+            sides = {}
+            for name in names:
+                chosen = implementations if name == CANDIDATE else None
+                readable = (implementations.path,) if chosen else ()
+                worker = stack.enter_context(self.nursery.start(name.replace(" ", "-"), needed, readable))
+                side = Side(worker, entry, chosen)
+                side.load(group.init, group.dtype)
+                side.put_params(group.params)
+                sides[name] = side
+                if chosen:
+                    record.confinement = worker.confinement
+            yield sides
+            if CANDIDATE in sides:
+                record.peak_memory_bytes = max(record.peak_memory_bytes, sides[CANDIDATE].worker.peak_memory_bytes)
+
+    def _pools(self, group: Group) -> list[Pool]:
+        return [Pool(group.op, cases, answer_bytes(group, cases[0])) for cases in group.pools]
+
+    def _correctness(
+        self, entry: OpEntry, group: Group, sides: dict[str, Side], record: OpRecord, generator: torch.Generator
+    ) -> None:
+        """Every case of every pool, in a random order; halfway through, the weights change in place."""
+        half = (len(group.pools) + 1) // 2
+        earlier: dict[str, dict[int, tuple[Part, ...]]] = {name: {} for name in sides}
+        for number, pool in enumerate(self._pools(group)):
+            if number == half and group.params:
+                self._swap_weights(entry, group, sides, generator)
+            expectations = [expectation(group.exact, case, self.oracle_device) for case in pool.cases]
+            for side in sides.values():
+                side.lay_out(pool, self.config.is_remote, flush_bytes=0)
+            order = torch.randperm(len(pool.cases), generator=generator).tolist()
+            for index in [*order, order[0]]:
+                plan = PlannedCall(index, None, is_fetched=True, is_sealed=bool(secrets.randbelow(2)))
+                self._check_one(entry, group, sides, plan, expectations[index], earlier, record)
+            for plan in near_duplicates(pool, order[-1], generator):
+                expected = expectation(group.exact, pool.case(plan.index, plan.variation), self.oracle_device)
+                self._check_one(entry, group, sides, plan, expected, earlier, record)
+
+    def _swap_weights(self, entry: OpEntry, group: Group, sides: dict[str, Side], generator: torch.Generator) -> None:
+        group.use_params(draw_params(group.op, generator))
+        for side in sides.values():
+            side.put_params(group.params)
+
+    def _check_one(
+        self,
+        entry: OpEntry,
+        group: Group,
+        sides: dict[str, Side],
+        planned: PlannedCall,
+        expected: Expectation,
+        earlier: dict[str, dict[int, tuple[Part, ...]]],
+        record: OpRecord,
+    ) -> None:
+        pool = sides[CANDIDATE].pool
+        assert pool is not None
+        case, plan = pool.case(planned.index, planned.variation), [planned]
+        row = CaseRecord(
+            case=case.family if case.family != "captured" else f"captured {case.shapes()}",
+            family=case.family,
+            phase=case.phase.value if case.phase else "",
+            dtype=str(case.dtype).removeprefix("torch."),
+            shapes=case.shapes(),
+            verdict=Verdict.PASSED.value,
+        )
+        record.cases.append(row)
+        tolerance = tolerance_for(entry.name, case.dtype, case.family, case_elements(expected))
+        row.tolerance = tolerance.to_json()
+        try:
+            base_error = self._baseline_error(entry, group, sides[BASELINE], plan, expected, tolerance, case)
+            row.baseline_error = asdict(base_error)
+            if case.family != "wide_range":
+                tolerance = tolerance.widened(K * base_error.element, K * base_error.row, K * base_error.bias)
+            call = sides[CANDIDATE].calls(plan)[0]
+            record.num_calls += 1
+            row.error = asdict(check_call(group.op, expected, call, tolerance, case.inputs))
+            check_echo(call, earlier[CANDIDATE])
+            assert call.parts is not None
+            earlier[CANDIDATE][call.sequence] = call.parts
+        except Rejection as rejection:
+            row.verdict, row.message = rejection.verdict.value, rejection.message
+            where = f"[{row.family}{' ' + row.phase if row.phase else ''} {row.dtype} {row.shapes}]"
+            raise Rejection(rejection.verdict, f"{rejection.message} {where}") from None
+
+    def _baseline_error(
+        self,
+        entry: OpEntry,
+        group: Group,
+        side: Side,
+        plan: list[PlannedCall],
+        expected: Expectation,
+        tolerance: Tolerance,
+        case: Case,
+    ) -> Error:
+        """The production path's own error here; the judge refuses to go on when it is plainly wrong.
+
+        Errors: Rejection UNTESTABLE.
+        """
+        try:
+            call = side.calls(plan)[0]
+            return check_call(group.op, expected, call, tolerance.scaled(K), case.inputs)
+        except Rejection as rejection:
+            raise Rejection(
+                Verdict.UNTESTABLE, f"The baseline of {entry.name} itself fails here: {rejection.message}"
+            ) from None
+
+    def _timed_pools(self, groups: Sequence[Group]) -> list[tuple[Group, list[Case]]]:
+        """The captured cases that move the most bytes, one a phase first; without captures, a drawn one."""
+        captured = [(g, pool) for g in groups for pool in g.pools if pool[0].family == "captured"]
+        ranked = sorted(captured, key=lambda item: -case_bytes(item[1][0]))
+        chosen: list[tuple[Group, list[Case]]] = []
+        seen = set()
+        for item in ranked:
+            phase = item[1][0].phase
+            if phase not in seen:
+                seen.add(phase)
+                chosen.append(item)
+        chosen += [item for item in ranked if not any(item is c for c in chosen)]
+        if not chosen:
+            largest = max(((g, p) for g in groups for p in g.pools), key=lambda item: case_bytes(item[1][0]))
+            chosen = [(largest[0], largest[1][:1])]
+        return chosen[: self.config.num_timed]
+
+    def _time(
+        self, entry: OpEntry, implementations: ImplementationSet, group: Group, cases: list[Case], record: OpRecord
+    ) -> None:
+        """Errors: Rejection of a wrong timed answer, an impossible time or unpaid work."""
+        config, timed = self.config, Timed()
+        copies = [cases[0]] * 3
+        pool = Pool(group.op, copies, answer_bytes(group, cases[0]))
+        names = [BASELINE, BASELINE_AGAIN, CANDIDATE]
+        graph: dict[str, float] = {}
+        setup_seconds = 0.0
+        for restart in range(config.protocol.num_restarts):
+            self.progress(f"speed {cases[0].shapes()} {restart + 1}/{config.protocol.num_restarts}")
+            with self._sides(entry, implementations, group, names, record, [pool]) as sides:
+                for side in sides.values():
+                    side.lay_out(pool, config.is_remote, flush_bytes=self.ceilings.flush_bytes)
+                run_restart(
+                    restart, sides, config.protocol, self._timed_check(entry, group), timed, is_remote=config.is_remote
+                )
+                setup_seconds = sides[CANDIDATE].setup_seconds
+                if config.is_remote and restart == 0:
+                    graph = {name: sides[name].graph_us(config.protocol.num_blocks) for name in (BASELINE, CANDIDATE)}
+        record.num_calls += sum(len(s.claim_ns) for s in timed.samples if s.side == CANDIDATE)
+        timing = self._timing_record(entry, group, cases[0], timed, graph)
+        timing.setup_seconds = setup_seconds
+        record.timings.append(timing)
+        check_clocks(timed, is_remote=config.is_remote)
+        if timing.candidate_us < timing.floor_us:
+            raise Rejection(
+                Verdict.CHEATING,
+                f"A call took {timing.candidate_us:.3f} us; moving its {timing.num_bytes} bytes takes at least "
+                f"{timing.floor_us:.3f} us on this machine.",
+            )
+
+    def _timed_check(self, entry: OpEntry, group: Group) -> Callable[[Side, PlannedCall, Call], None]:
+        """A fetched timed call is held against the definition on exactly its inputs."""
+
+        def check(side: Side, planned: PlannedCall, call: Call) -> None:
+            assert side.pool is not None
+            case = side.pool.case(planned.index, planned.variation)
+            expected = expectation(group.exact, case, self.oracle_device)
+            base = tolerance_for(entry.name, case.dtype, "captured", case_elements(expected))
+            check_call(
+                group.op, expected, call, base.widened(K * base.element / 2, 2 * base.row, 2 * base.bias), case.inputs
+            )
+
+        return check
+
+    def _timing_record(
+        self, entry: OpEntry, group: Group, case: Case, timed: Timed, graph: Mapping[str, float]
+    ) -> TimingRecord:
+        clock = "device" if self.config.is_remote else "claim"
+        interval = ratio_interval(timed.pairs(BASELINE, CANDIDATE, clock))
+        identical = ratio_interval(timed.pairs(BASELINE, BASELINE_AGAIN, clock))
+        floor = noise_floor(identical, self.ceilings.least_noise)
+        baseline_us = timed.median_us(BASELINE, clock) or 0.0
+        candidate_us = timed.median_us(CANDIDATE, clock) or 0.0
+        cost = case_cost(group, case)
+        ideal_us = self.ceilings.ideal_us(cost.num_bytes, cost.num_flops, case.dtype)
+        enqueue = [n for s in timed.samples if s.side == CANDIDATE for n in s.enqueue_ns]
+        return TimingRecord(
+            case=f"{case.family} {case.shapes()}",
+            phase=case.phase.value if case.phase else "",
+            dtype=str(case.dtype).removeprefix("torch."),
+            shapes=case.shapes(),
+            clock="device events" if self.config.is_remote else "judge",
+            ratio=interval.ratio,
+            low=interval.low,
+            high=interval.high,
+            num_pairs=interval.num_pairs,
+            noise_floor=floor,
+            speed=speed_verdict(interval, floor),
+            baseline_us=baseline_us,
+            candidate_us=candidate_us,
+            warm_baseline_us=timed.median_us(BASELINE, clock, is_cold=False),
+            warm_candidate_us=timed.median_us(CANDIDATE, clock, is_cold=False),
+            graph_baseline_us=graph.get(BASELINE),
+            graph_candidate_us=graph.get(CANDIDATE),
+            num_bytes=cost.num_bytes,
+            num_flops=cost.num_flops,
+            floor_us=self.ceilings.floor_us(cost.num_bytes, cost.num_flops, case.dtype),
+            baseline_roofline_share=ideal_us / baseline_us if baseline_us else 0.0,
+            candidate_roofline_share=ideal_us / candidate_us if candidate_us else 0.0,
+            is_launch_bound=bool(enqueue) and sorted(enqueue)[len(enqueue) // 2] / 1e3 > candidate_us,
+            num_checked=timed.num_checked,
+            samples=timed.samples,
+        )
+
+
+def near_duplicates(pool: Pool, index: int, generator: torch.Generator) -> list[PlannedCall]:
+    """A varied call, then twice the same but for a few elements."""
+    variations = [draw_variation(generator)]
+    for _ in range(2):
+        variations.append(touch(variations[-1], pool.num_varied, generator))
+    return [PlannedCall(index, v, is_fetched=True, is_sealed=bool(secrets.randbelow(2))) for v in variations]

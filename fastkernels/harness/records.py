@@ -1,0 +1,116 @@
+"""What a judgement leaves behind: plain data that results.json holds and reports read.
+
+SCHEMA_VERSION changes with any change of meaning. Times are nanoseconds as measured, every sample kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class CaseRecord:
+    """One call that was checked. error: {element, row, bias, max_abs} of the worst answer of the call."""
+
+    case: str
+    family: str
+    phase: str
+    dtype: str
+    shapes: str
+    verdict: str
+    message: str = ""
+    error: dict[str, float] = field(default_factory=dict)
+    baseline_error: dict[str, float] = field(default_factory=dict)
+    tolerance: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Samples:
+    """Raw times of one visit: nanoseconds of each call, in order, and what was read beside them."""
+
+    restart: int
+    block: int
+    side: str
+    is_cold: bool
+    claim_ns: list[int]
+    device_ns: list[int]
+    settle_ns: list[int]
+    enqueue_ns: list[int]
+    clocks: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TimingRecord:
+    """Speed on one case. ratio: baseline / candidate, median of pairs; low, high: 95 % interval.
+
+    noise_floor: what the baseline against itself strays. speed: WIN, LOSS or TIE. roofline_share: of the
+    ceiling that the op's own bytes and flops allow, for the candidate and the baseline.
+    """
+
+    case: str
+    phase: str
+    dtype: str
+    shapes: str
+    clock: str
+    ratio: float
+    low: float
+    high: float
+    num_pairs: int
+    noise_floor: float
+    speed: str
+    baseline_us: float
+    candidate_us: float
+    warm_baseline_us: float | None = None
+    warm_candidate_us: float | None = None
+    graph_baseline_us: float | None = None
+    graph_candidate_us: float | None = None
+    num_bytes: int = 0
+    num_flops: int = 0
+    floor_us: float = 0.0
+    baseline_roofline_share: float = 0.0
+    candidate_roofline_share: float = 0.0
+    is_launch_bound: bool = False
+    setup_seconds: float = 0.0
+    num_checked: int = 0
+    samples: list[Samples] = field(default_factory=list)
+
+
+@dataclass
+class NullRecord:
+    """One wrong answer held against one op: rejected, or passed (the op is untestable), or not applicable."""
+
+    dtype: str
+    null: str
+    outcome: str  # "rejected", "passed", "not applicable"
+    reason: str = ""
+
+
+@dataclass
+class OpRecord:
+    """The judgement of one implementation of one op."""
+
+    op: str
+    level: int
+    implementation: str
+    source_path: str
+    source_sha256: str
+    device: str
+    verdict: str
+    message: str = ""
+    witness: str = ""
+    cases: list[CaseRecord] = field(default_factory=list)
+    timings: list[TimingRecord] = field(default_factory=list)
+    nulls: list[NullRecord] = field(default_factory=list)
+    num_calls: int = 0
+    peak_memory_bytes: int = 0
+    seconds: float = 0.0
+    seed: int = 0
+    confinement: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    baseline_source: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

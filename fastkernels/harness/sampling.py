@@ -1,0 +1,88 @@
+"""Whether drawn tokens follow the distribution that they should: nucleus membership and a chi-square test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastkernels.harness.compare import Expected
+from fastkernels.harness.verdict import Rejection, Verdict
+
+P_VALUE = 1e-7
+"""A right sampler is rejected once in ten million tests."""
+MIN_EXPECTED = 8.0
+
+
+def target_distribution(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Probabilities [rows, vocab] in float64 after temperature, top-k, then the nucleus, which keeps the
+    token that crosses p; ties at an edge are kept on both sides by a relative slack of 1e-9."""
+    logits = logits.double()
+    greedy = temperature == 0
+    scaled = logits / torch.where(greedy, 1.0, temperature.double())[:, None]
+    ordered, ids = scaled.sort(dim=-1, descending=True, stable=True)
+    ranks = torch.arange(logits.shape[-1], device=logits.device)
+    ordered = ordered.masked_fill((top_k[:, None] > 0) & (ranks >= top_k[:, None]), -math.inf)
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    outside = (top_p[:, None] < 1) & (before >= top_p.double()[:, None] * (1 + 1e-9))
+    kept = ordered.masked_fill(outside, -math.inf).softmax(-1)
+    kept = torch.where(greedy[:, None], (ranks == 0).double().expand_as(kept), kept)
+    return torch.zeros_like(kept).scatter_(-1, ids, kept)
+
+
+def check_samples(expected: Expected, answer: Tensor, inputs: Mapping[str, Any]) -> None:
+    """Rows of equal parameters are draws of one distribution; every row must lie inside its nucleus.
+
+    Errors: Rejection INCORRECT_NUMERICAL.
+    """
+    logits = inputs["logits"]
+    target = target_distribution(logits, inputs["temperature"], inputs["top_k"], inputs["top_p"]).to(answer.device)
+    size = target.shape[-1]
+    if bool(((answer < 0) | (answer >= size)).any()):
+        raise Rejection(Verdict.INCORRECT_NUMERICAL, f"A sampled id lies outside [0, {size}).")
+    chosen = target.gather(-1, answer.long()[:, None]).squeeze(-1)
+    if bool((chosen == 0).any()):
+        row = int((chosen == 0).nonzero()[0])
+        raise Rejection(
+            Verdict.INCORRECT_NUMERICAL,
+            f"Row {row} drew token {int(answer[row])}, which top-k or the nucleus excludes.",
+        )
+    for rows in _groups(target):
+        _chi_square(target[rows[0]], answer[rows])
+
+
+def _groups(target: Tensor) -> list[Tensor]:
+    """Rows that share a distribution, at least 64 of them."""
+    _, inverse = torch.unique(target, dim=0, return_inverse=True)
+    groups = [(inverse == g).nonzero().flatten() for g in range(int(inverse.max()) + 1)]
+    return [rows for rows in groups if len(rows) >= 64]
+
+
+def _chi_square(probabilities: Tensor, draws: Tensor) -> None:
+    """Cells of small expectation are pooled. Errors: Rejection when the p-value is under P_VALUE."""
+    expected = probabilities * len(draws)
+    observed = torch.bincount(draws, minlength=len(probabilities)).double()
+    large = expected >= MIN_EXPECTED
+    cells = list(zip(observed[large].tolist(), expected[large].tolist(), strict=True))
+    rest = (float(observed[~large].sum()), float(expected[~large].sum()))
+    if rest[1] >= MIN_EXPECTED:
+        cells.append(rest)
+    if len(cells) < 2:
+        return
+    statistic = sum((o - e) ** 2 / e for o, e in cells)
+    p = chi_square_tail(statistic, len(cells) - 1)
+    if p < P_VALUE:
+        raise Rejection(
+            Verdict.INCORRECT_NUMERICAL,
+            f"{len(draws)} draws do not follow their distribution: chi-square {statistic:.1f} with "
+            f"{len(cells) - 1} degrees of freedom, p = {p:.1e}, limit {P_VALUE:.0e}.",
+        )
+
+
+def chi_square_tail(statistic: float, degrees: int) -> float:
+    """P(X >= statistic): the regularised upper incomplete gamma function."""
+    return float(torch.special.gammaincc(torch.tensor(degrees / 2.0).double(), torch.tensor(statistic / 2.0).double()))

@@ -1,0 +1,132 @@
+"""Confinement of a worker process: what the kernel of this machine allows, and what was in force.
+
+Linux namespaces (network, process ids), Landlock for the file system, no capabilities, no new
+privileges. Each step is tried; `Confinement` records which held, and the run's record shows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_TIMERSLACK, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 29, 38
+_SIGKILL = 9
+_LAST_CAPABILITY = 63
+# https://docs.kernel.org/userspace-api/landlock.html
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
+_FS_EXECUTE, _FS_WRITE_FILE, _FS_READ_FILE, _FS_READ_DIR = 1, 2, 4, 8
+_FS_READ = _FS_EXECUTE | _FS_READ_FILE | _FS_READ_DIR
+_FS_ALL_V1 = (1 << 13) - 1
+_FILE_RIGHTS = _FS_EXECUTE | _FS_WRITE_FILE | _FS_READ_FILE
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """Which protections hold for a worker."""
+
+    network_namespace: bool
+    process_namespace: bool
+    landlock: bool
+    no_capabilities: bool
+    user_id: int
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+
+
+def wake_promptly() -> None:
+    """Short sleeps end when they should: the default slack of a timer is 50 us."""
+    _libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+
+
+def hide_from_debuggers() -> None:
+    """No ptrace, no /proc/<pid>/mem for others of the same user."""
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def enter_namespaces() -> tuple[bool, bool]:
+    """Leave the network and (for children) the process ids; returns which of the two held.
+
+    An ordinary user first enters a user namespace of his own, mapped to himself.
+    """
+    user, group = os.getuid(), os.getgid()
+    if user != 0 and _libc.unshare(_CLONE_NEWUSER) == 0:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+            Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    return _libc.unshare(_CLONE_NEWNET) == 0, _libc.unshare(_CLONE_NEWPID) == 0
+
+
+def limit_resources(max_file_bytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+
+
+def drop_capabilities() -> bool:
+    """Give up every capability for good; true when none is left."""
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    for capability in range(_LAST_CAPABILITY):
+        _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    header = struct.pack("Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
+    _libc.capset(ctypes.create_string_buffer(header), ctypes.create_string_buffer(24))
+    status = Path("/proc/self/status").read_text()
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff"))
+    return int(effective.split()[1], 16) == 0
+
+
+def restrict_files(readable: Sequence[Path], listable: Sequence[Path], writable: Sequence[Path]) -> bool:
+    """Landlock: only `readable` can be read and `writable` written, here and in every child.
+
+    Of `listable` folders (and those below) the names can be seen, which imports need.
+    """
+    handled = ctypes.c_uint64(_FS_ALL_V1)
+    ruleset = _libc.syscall(_LANDLOCK_CREATE, ctypes.byref(handled), ctypes.sizeof(handled), 0)
+    if ruleset < 0:
+        return False
+    for paths, rights in ((readable, _FS_READ), (listable, _FS_READ_DIR), (writable, _FS_ALL_V1)):
+        for path in paths:
+            _allow(ruleset, path, rights)
+    held = _libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0) == 0
+    os.close(ruleset)
+    return bool(held)
+
+
+def _allow(ruleset: int, path: Path, rights: int) -> None:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    if not path.is_dir():
+        rights &= _FILE_RIGHTS
+    rule = ctypes.create_string_buffer(struct.pack("=Qi", rights, fd))
+    _libc.syscall(_LANDLOCK_ADD, ruleset, 1, rule, 0)
+    os.close(fd)
+
+
+def system_paths() -> list[Path]:
+    """What a worker must read to run Python, torch, a compiler and the GPU's driver."""
+    fixed = ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/proc", "/sys", "/dev", "/run/nvidia"]
+    python = [sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parent)]
+    sites = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages", "site")]
+    return [Path(p) for p in (*fixed, *python, *sites)]
+
+
+def package_paths(package: Path) -> list[Path]:
+    """The parts of FastKernels that a candidate may import: tasks and what they stand on, no judge."""
+    folders = ("tasks", "kernels", "distributed", "quant", "capture")
+    return [*(package / folder for folder in folders), *package.glob("*.py")]

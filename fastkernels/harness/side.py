@@ -1,0 +1,385 @@
+"""One implementation under judgement: a worker, its laid-out cases, and calls with the judge's clock.
+
+A call is a fixed sequence of turns (control.py). The judge decides after the answer is claimed
+whether it wants to see it, so no call can be told from another by the one who answers.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastkernels.capture.case import Case, encode_value
+from fastkernels.harness.arena import (
+    ALIGNMENT,
+    GUARD_BYTES,
+    GUARD_VALUE,
+    POISON_VALUE,
+    Layout,
+    dtype_name,
+    dtype_of,
+    extent,
+)
+from fastkernels.harness.control import ANSWER_BYTES, Word
+from fastkernels.harness.vary import PERIOD, Variation, vary_floats, vary_tokens
+from fastkernels.harness.verdict import Rejection, Verdict
+from fastkernels.harness.workers import Worker
+from fastkernels.op import Op
+from fastkernels.registry import OpEntry
+from fastkernels.sets import ImplementationSet
+from fastkernels.spec import Role
+
+_VARIED = frozenset({Role.ACTIVATION, Role.LOGITS})
+
+
+@dataclass(frozen=True)
+class Part:
+    """One returned value as the worker described it and as its bytes are."""
+
+    kind: str
+    description: Mapping[str, Any]
+    tensor: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call gave. claim_ns: GO to DONE by the judge's clock. settle_ns: DONE to the answer lying
+    in shared memory. device_ns: the worker's own events (GPU), believed only when the judge's clock agrees."""
+
+    claim_ns: int
+    settle_ns: int
+    device_ns: int
+    enqueue_ns: int
+    parts: tuple[Part, ...] | None
+    is_sequence: bool = False
+    sequence: int = 0
+    is_sealed: bool = False
+    after: Mapping[str, Tensor] = field(default_factory=dict)
+    echo: tuple[int, tuple[Part, ...]] | None = None
+
+
+def flatten(case: Case) -> dict[str, Tensor]:
+    """Every tensor that a call reads, under one flat name each."""
+    tensors = {f"in:{n}": v for n, v in case.inputs.items() if isinstance(v, Tensor)}
+    if case.context:
+        tensors |= {f"ctx:{n}": t for n, t in case.context.tensors().items()}
+    tensors |= {f"cache:{i}": t for i, t in enumerate(case.caches)}
+    return tensors
+
+
+def params_bytes(params: Mapping[str, Tensor]) -> int:
+    return Layout.of(params).num_bytes if params else ALIGNMENT
+
+
+class Pool:
+    """Cases of one shape that a side takes its inputs from, and how they may be varied."""
+
+    def __init__(self, op: Op, cases: Sequence[Case], answer_bytes: int) -> None:
+        self.cases = list(cases)
+        self.flat = [flatten(case) for case in cases]
+        self.layout = Layout.of(self.flat[0])
+        self.mutable = {f"in:{n}" for n in op.spec.mutates if n != "kv_cache"}
+        if "kv_cache" in op.spec.mutates:
+            self.mutable |= {name for name in self.flat[0] if name.startswith("cache:")}
+        self.vary_floats = [
+            f"in:{n}" for n, s in op.spec.inputs.items() if s.role in _VARIED and f"in:{n}" in self.flat[0]
+        ]
+        self.vary_tokens = {
+            f"in:{n}": int(getattr(op, s.bound))
+            for n, s in op.spec.inputs.items()
+            if s.role is Role.TOKEN_ID and s.bound and f"in:{n}" in self.flat[0]
+        }
+        self.answer_bytes = 2 * answer_bytes + self.layout.num_bytes + (1 << 16)
+        self.poison_bytes = min(answer_bytes, 64 << 20)
+
+    @property
+    def num_cases(self) -> int:
+        return len(self.cases)
+
+    @property
+    def num_varied(self) -> int:
+        """Elements of the smallest varied argument."""
+        return min((self.flat[0][name].numel() for name in self.vary_floats), default=1)
+
+    @property
+    def arena_bytes(self) -> int:
+        return len(self.cases) * self.layout.num_bytes + PERIOD * 4 + ANSWER_BYTES + self.answer_bytes + 16 * ALIGNMENT
+
+    def values(self, index: int, variation: Variation | None) -> dict[str, Tensor]:
+        """The flat tensors of one call, as the worker will see them."""
+        flat = dict(self.flat[index])
+        if variation is not None:
+            flat |= {name: vary_floats(flat[name], variation) for name in self.vary_floats}
+            flat |= {name: vary_tokens(flat[name], variation, bound) for name, bound in self.vary_tokens.items()}
+        return flat
+
+    def case(self, index: int, variation: Variation | None) -> Case:
+        """The case of one call, for the definition."""
+        base, flat = self.cases[index], self.values(index, variation)
+        inputs = {n: flat.get(f"in:{n}", v) for n, v in base.inputs.items()}
+        return Case(
+            op=base.op,
+            init=base.init,
+            inputs=inputs,
+            params=base.params,
+            dtype=base.dtype,
+            context=base.context,
+            caches=base.caches,
+            phase=base.phase,
+            family=base.family,
+        )
+
+
+class Side:
+    """A worker that holds one implementation of one op."""
+
+    def __init__(self, worker: Worker, entry: OpEntry, implementations: ImplementationSet | None) -> None:
+        self.worker, self.entry, self.implementations = worker, entry, implementations
+        self.is_remote = False
+        self.pool: Pool | None = None
+        self.setup_seconds = 0.0
+        self.memory_bytes = 0
+        self.hold_cycles = 200_000
+        self._starts: list[int] = []
+        self._answer_start = 0
+        self._multiplier_start = 0
+
+    def load(self, init: Mapping[str, Any], dtype: torch.dtype) -> None:
+        """Errors: Rejection IMPORT_ERROR or RUNTIME_ERROR."""
+        implementations = self.implementations
+        self.worker.request(
+            {
+                "cmd": "load",
+                "op": self.entry.name,
+                "set": None if implementations is None else _set_argument(implementations),
+                "is_sealed": implementations is not None and implementations.adapt is None,
+                "init": encode_value(dict(init)),
+                "dtype": dtype_name(dtype),
+            }
+        )
+
+    def put_params(self, params: Mapping[str, Tensor]) -> None:
+        """Load weights in place; what the implementation prepared from older ones must follow."""
+        dense = {name: value.contiguous() for name, value in params.items()}
+        layout = Layout.of(dense) if dense else Layout((), ALIGNMENT)
+        layout.write(self.worker.arena.region(0, layout.num_bytes), dense)
+        reply = self.worker.request(
+            {"cmd": "params", "slots": [s.to_json() for s in layout.slots], "num_bytes": layout.num_bytes, "start": 0}
+        )
+        self.setup_seconds = float(reply.get("setup_seconds", 0.0))
+        self.memory_bytes = max(self.memory_bytes, int(reply.get("memory_bytes", 0)))
+
+    def lay_out(self, pool: Pool, is_remote: bool, flush_bytes: int) -> None:
+        """Tell the worker where the inputs of `pool` lie; upload them now when it runs on a GPU."""
+        self.pool, self.is_remote = pool, is_remote
+        size, case = pool.layout.num_bytes, pool.cases[0]
+        self._starts = [index * size for index in range(len(pool.cases))]
+        cursor = len(pool.cases) * size
+        self._multiplier_start = cursor
+        cursor = _aligned(cursor + PERIOD * 4) + ANSWER_BYTES
+        self._answer_start = cursor
+        for start, flat in zip(self._starts, pool.flat, strict=True):
+            pool.layout.write(self.worker.arena.region(start, size), flat)
+        context = None
+        if case.context:
+            scalars = {
+                "max_query_len": case.context.max_query_len,
+                "max_seq_len": case.context.max_seq_len,
+                "phase": case.context.phase.value,
+            }
+            context = {"tensors": list(case.context.tensors()), "scalars": scalars}
+        self.worker.request(
+            {
+                "cmd": "case",
+                "slots": [s.to_json() for s in pool.layout.slots],
+                "num_bytes": size,
+                "pool_starts": self._starts,
+                "arguments": list(case.inputs),
+                "scalars": {n: v for n, v in case.inputs.items() if not isinstance(v, Tensor)},
+                "context": context,
+                "num_caches": len(case.caches),
+                "vary_floats": pool.vary_floats,
+                "vary_tokens": pool.vary_tokens,
+                "answer_start": self._answer_start,
+                "answer_bytes": pool.answer_bytes,
+                "flush_bytes": flush_bytes,
+                "poison_bytes": pool.poison_bytes,
+                "multiplier_start": self._multiplier_start,
+            }
+        )
+
+    def calls(self, plan: Sequence[PlannedCall], *, is_cold: bool = True) -> list[Call]:
+        """Make the calls of one block.
+
+        Errors: Rejection of whatever went wrong, RUNTIME_ERROR for an exception in the implementation.
+        """
+        worker = self.worker
+        worker.send({"cmd": "calls", "first": worker.sequence + 1, "count": len(plan)})
+        results = [self._call(planned, is_cold) for planned in plan]
+        reply = worker.reply(worker.limits.call_seconds)
+        self.memory_bytes = max(self.memory_bytes, int(reply.get("memory_bytes", 0)))
+        return results
+
+    def graph_us(self, count: int) -> float:
+        """Median time of one call inside a CUDA graph, warm, by device events; 0 when it cannot be captured."""
+        worker = self.worker
+        worker.bell.write(Word.VARIES, 0)
+        worker.bell.write(Word.POOL, 0)
+        try:
+            reply = worker.request({"cmd": "graph", "count": count})
+        except Rejection as rejection:
+            if rejection.verdict is Verdict.RUNTIME_ERROR and worker.is_alive():
+                return 0.0
+            raise
+        return float(median(float(n) for n in reply["nanoseconds"])) / 1e3
+
+    def _call(self, planned: PlannedCall, is_cold: bool) -> Call:
+        pool, worker = self.pool, self.worker
+        assert pool is not None
+        bell, watch = worker.bell, worker.watcher(worker.limits.call_seconds)
+        worker.sequence += 1
+        sequence = worker.sequence
+        start, size = self._starts[planned.index], pool.layout.num_bytes
+        region = worker.arena.region(start, size)
+        variation = planned.variation
+        if self.is_remote:
+            if variation is not None:
+                vector = worker.arena.region(self._multiplier_start, PERIOD * 4).view(torch.float32)
+                vector.copy_(variation.multiplier)
+                bell.write(Word.ROLL, variation.roll)
+                bell.write(Word.SHIFT, variation.shift)
+        else:
+            pool.layout.write(region, pool.values(planned.index, variation))
+        bell.write(Word.VARIES, int(variation is not None and self.is_remote))
+        bell.write(Word.POOL, planned.index)
+        bell.write(Word.FLUSH, int(is_cold))
+        worker.arena.region(self._answer_start, pool.poison_bytes).fill_(POISON_VALUE)
+        bell.write(Word.SEAL, int(planned.is_sealed))
+        bell.write(Word.HOLD_CYCLES, self.hold_cycles)
+        bell.write(Word.PREPARE, sequence)
+        bell.wait(Word.READY, sequence, watch)
+        bell.write(Word.GO, sequence)
+        started = time.perf_counter_ns()
+        bell.wait(Word.DONE, sequence, watch)
+        claimed = time.perf_counter_ns()
+        failed = bool(bell.read(Word.FAILED))
+        bell.write(Word.FETCH, int(planned.is_fetched or failed))
+        bell.write(Word.VERDICT, sequence)
+        bell.wait(Word.IDLE, sequence, watch)
+        settled = time.perf_counter_ns()
+        timing = (claimed - started, settled - claimed, bell.read(Word.DEVICE_NS), bell.read(Word.ENQUEUE_NS))
+        if not (planned.is_fetched or failed):
+            if not self.is_remote:
+                region.fill_(POISON_VALUE)
+            return Call(*timing, parts=None)
+        record = self._answer_record()
+        if "error" in record:
+            raise Rejection(Verdict.RUNTIME_ERROR, str(record["error"])[-6000:])
+        call = self._read_answer(record, timing, region, planned)
+        if not self.is_remote:
+            region.fill_(POISON_VALUE)  # an answer that shares memory with an argument changes now
+        return call
+
+    def _answer_record(self) -> dict[str, Any]:
+        length = min(self.worker.bell.read(Word.ANSWER_LENGTH), ANSWER_BYTES)
+        raw = bytes(self.worker.arena.region(self._answer_start - ANSWER_BYTES, length).tolist())
+        try:
+            record = json.loads(raw)
+        except ValueError as error:
+            raise Rejection(Verdict.RUNTIME_ERROR, f"The answer's description is malformed: {error}.") from None
+        if not isinstance(record, dict):
+            raise Rejection(Verdict.RUNTIME_ERROR, "The answer's description is malformed.")
+        return record
+
+    def _read_answer(
+        self, record: dict[str, Any], timing: tuple[int, int, int, int], region: Tensor, planned: PlannedCall
+    ) -> Call:
+        pool = self.pool
+        assert pool is not None
+        try:
+            parts = tuple(self._read_part(part) for part in record["answers"])
+            inputs = region
+            if self.is_remote:
+                inputs = self.worker.arena.region(int(record["inputs_start"]), pool.layout.num_bytes)
+            after = self._check_inputs(inputs, pool.values(planned.index, planned.variation))
+            echo = None
+            if "echo" in record:
+                parts_then = tuple(self._read_part(part) for part in record["echo"]["answers"])
+                echo = (int(record["echo"]["sequence"]), parts_then)
+            return Call(
+                *timing,
+                parts=parts,
+                is_sequence=bool(record["is_sequence"]),
+                sequence=self.worker.sequence,
+                is_sealed=planned.is_sealed,
+                after=after,
+                echo=echo,
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise Rejection(Verdict.RUNTIME_ERROR, f"The answer's description is malformed: {error}.") from None
+
+    def _read_part(self, part: Mapping[str, Any]) -> Part:
+        kind = str(part["kind"])
+        if kind != "tensor" or part.get("problem"):
+            return Part(kind, part)
+        shape, stride = [int(n) for n in part["shape"]], [int(n) for n in part["stride"]]
+        dtype = dtype_of(str(part["dtype"]))
+        num_bytes = extent(shape, stride) * dtype.itemsize
+        raw = self.worker.arena.region(int(part["start"]), num_bytes).clone()
+        return Part(
+            kind, part, raw.view(dtype).as_strided(shape, stride) if num_bytes else torch.empty(shape, dtype=dtype)
+        )
+
+    def _check_inputs(self, region: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Mutable tensors as they are now; everything else must be as it was given, guard bands included.
+
+        Errors: Rejection UNDECLARED_MUTATION.
+        """
+        pool = self.pool
+        assert pool is not None
+        untouched = region.clone()
+        after = {}
+        views, expected = pool.layout.views(region), pool.layout.views(untouched)
+        for name in pool.mutable:
+            after[name] = views[name].clone()
+        pool.layout.write(untouched, given)
+        for name in pool.mutable:
+            expected[name].copy_(after[name])
+        same = region == untouched
+        if not bool(same.all()):
+            offset = int((~same).nonzero()[0])
+            raise Rejection(Verdict.UNDECLARED_MUTATION, _what_lies_at(pool.layout, offset))
+        return after
+
+
+@dataclass(frozen=True)
+class PlannedCall:
+    index: int
+    variation: Variation | None
+    is_fetched: bool
+    is_sealed: bool = False
+
+
+def _what_lies_at(layout: Layout, offset: int) -> str:
+    for slot in layout.slots:
+        if slot.offset <= offset < slot.offset + slot.num_bytes:
+            name = slot.name.removeprefix("in:")
+            return f"{name} was written to (byte {offset - slot.offset}); the contract does not let the op write to it."
+    before = [slot for slot in layout.slots if slot.offset <= offset]
+    name = before[-1].name.removeprefix("in:") if before else "the first argument"
+    return f"Memory beyond {name} was written to: an out-of-bounds write into the guard band of {GUARD_BYTES} bytes ({GUARD_VALUE:#x})."
+
+
+def _set_argument(implementations: ImplementationSet) -> str:
+    return str(implementations.path)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT

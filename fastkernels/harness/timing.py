@@ -1,0 +1,205 @@
+"""Speed of a candidate beside the baseline: interleaved, on inputs that change, answers checked.
+
+Each restart has fresh processes: the baseline, the baseline again (for the noise floor) and the
+candidate. A block visits them in a random ABBA or BAAB order; a visit is a few calls, and its time
+the median of those. The ratio is taken per pair of neighbouring visits.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+
+from fastkernels.harness.records import Samples
+from fastkernels.harness.side import Call, PlannedCall, Pool, Side
+from fastkernels.harness.telemetry import Telemetry
+from fastkernels.harness.vary import draw_variation, touch
+from fastkernels.harness.verdict import Rejection, Verdict
+
+BASELINE, BASELINE_AGAIN, CANDIDATE = "baseline", "baseline again", "candidate"
+FETCH_SHARE = 0.25
+WARM_UP_VISITS = 2
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How much is measured; fixed before anything is seen."""
+
+    num_restarts: int = 3
+    num_blocks: int = 20
+    calls_per_visit: int = 4
+
+    @classmethod
+    def quick(cls) -> Protocol:
+        return cls(num_restarts=1, num_blocks=8, calls_per_visit=3)
+
+
+@dataclass
+class Timed:
+    """All visits of one case."""
+
+    samples: list[Samples] = field(default_factory=list)
+    num_checked: int = 0
+
+    def pairs(self, first: str, second: str, clock: str) -> list[list[float]]:
+        """log(first / second) of neighbouring visits, one list a restart; cold visits only."""
+        by_block: dict[tuple[int, int], dict[str, list[float]]] = {}
+        for sample in self.samples:
+            if sample.is_cold and sample.block >= 0:
+                visits = by_block.setdefault((sample.restart, sample.block), {})
+                visits.setdefault(sample.side, []).append(visit_ns(sample, clock))
+        restarts: dict[int, list[float]] = {}
+        for (restart, _), visits in sorted(by_block.items()):
+            for a, b in zip(visits.get(first, []), visits.get(second, []), strict=False):
+                restarts.setdefault(restart, []).append(math.log(a / b))
+        return list(restarts.values())
+
+    def median_us(self, side: str, clock: str, *, is_cold: bool = True) -> float | None:
+        times = [visit_ns(s, clock) for s in self.samples if s.side == side and s.is_cold == is_cold and s.block >= 0]
+        return median(times) / 1e3 if times else None
+
+
+def visit_ns(sample: Samples, clock: str) -> float:
+    return max(1.0, float(median(sample.device_ns if clock == "device" else sample.claim_ns)))
+
+
+Checker = Callable[[Side, PlannedCall, Call], None]
+
+
+def run_restart(
+    restart: int, sides: dict[str, Side], protocol: Protocol, check: Checker, timed: Timed, *, is_remote: bool
+) -> None:
+    """One restart's visits, appended to `timed`.
+
+    Errors: Rejection from a candidate's call or a failed check.
+    """
+    telemetry = Telemetry(is_remote)
+    if is_remote:
+        _calibrate_hold(sides, protocol, check)
+    for side in sides.values():
+        for _ in range(WARM_UP_VISITS):
+            _visit(side, protocol, check, timed, telemetry, (restart, -1, ""), is_cold=True)
+    for block in range(protocol.num_blocks):
+        order = [BASELINE, CANDIDATE, CANDIDATE, BASELINE]
+        if secrets.randbelow(2):
+            order = [CANDIDATE, BASELINE, BASELINE, CANDIDATE]
+        order.insert(secrets.randbelow(5), BASELINE_AGAIN)
+        for name in order:
+            _visit(sides[name], protocol, check, timed, telemetry, (restart, block, name), is_cold=True)
+        if is_remote and block % 4 == 0:
+            for name in (BASELINE, CANDIDATE):
+                _visit(sides[name], protocol, check, timed, telemetry, (restart, block, name), is_cold=False)
+
+
+def _visit(
+    side: Side,
+    protocol: Protocol,
+    check: Checker,
+    timed: Timed,
+    telemetry: Telemetry,
+    place: tuple[int, int, str],
+    *,
+    is_cold: bool,
+) -> None:
+    assert side.pool is not None
+    before = telemetry.read()
+    plan = draw_plan(side.pool, protocol.calls_per_visit)
+    calls = side.calls(plan, is_cold=is_cold)
+    for planned, call in zip(plan, calls, strict=True):
+        if call.parts is not None:
+            check(side, planned, call)
+            timed.num_checked += 1
+    kept = [c for c, p in zip(calls, plan, strict=True) if not p.is_sealed]
+    restart, block, name = place
+    timed.samples.append(
+        Samples(
+            restart=restart,
+            block=block,
+            side=name,
+            is_cold=is_cold,
+            claim_ns=[c.claim_ns for c in kept],
+            device_ns=[c.device_ns for c in kept],
+            settle_ns=[c.settle_ns for c in kept if c.parts is not None],
+            enqueue_ns=[c.enqueue_ns for c in kept],
+            clocks=before,
+        )
+    )
+
+
+def draw_plan(pool: Pool, count: int) -> list[PlannedCall]:
+    """Calls on random cases with fresh values, some but for a few elements those of the call before; a secret
+    share is fetched, and half of that is sealed as well.
+
+    At least one call of a plan is not sealed, so that it can be timed.
+    """
+    generator = torch.Generator().manual_seed(secrets.randbits(62))
+    plan: list[PlannedCall] = []
+    for index in range(count):
+        is_fetched = secrets.randbelow(1000) < 1000 * FETCH_SHARE
+        is_sealed = is_fetched and index > 0 and secrets.randbelow(2) == 0
+        entry, variation = secrets.randbelow(pool.num_cases), draw_variation(generator)
+        if plan and secrets.randbelow(3) == 0:
+            entry, before = plan[-1].index, plan[-1].variation
+            assert before is not None
+            variation, is_fetched = touch(before, pool.num_varied, generator), True
+        plan.append(PlannedCall(entry, variation, is_fetched, is_sealed))
+    return plan
+
+
+def _calibrate_hold(sides: dict[str, Side], protocol: Protocol, check: Checker) -> None:
+    """Hold the stream 2.5 times as long as the slower side takes to enqueue a call, at most 4 ms."""
+    enqueue = 0.0
+    for side in sides.values():
+        assert side.pool is not None
+        for _ in range(2):
+            calls = side.calls(draw_plan(side.pool, protocol.calls_per_visit))
+        enqueue = max(enqueue, median(c.enqueue_ns for c in calls))
+    cycles = int(min(4e6, max(5e4, 2.5 * enqueue)) * 1.98)
+    for side in sides.values():
+        side.hold_cycles = cycles
+
+
+def check_clocks(timed: Timed, *, is_remote: bool) -> None:
+    """The times must be all that was spent: what came after DONE, and on a GPU what the events did not see,
+    may not exceed the baseline's by more than noise.
+
+    Errors: Rejection CHEATING with the figures.
+    """
+    _check_excess(
+        "the answer came {excess:.0f} us later after the call had claimed to be done than the baseline's",
+        [median(s.settle_ns) for s in timed.samples if s.side == BASELINE and s.settle_ns],
+        [median(s.settle_ns) for s in timed.samples if s.side == CANDIDATE and s.settle_ns],
+        _allowance_ns(timed, "device" if is_remote else "claim", least=150e3),
+    )
+    if is_remote:
+        _check_excess(
+            "the judge's clock saw {excess:.0f} us more than the device events reported, beyond the baseline's",
+            [median(_hidden(s)) for s in timed.samples if s.side == BASELINE],
+            [median(_hidden(s)) for s in timed.samples if s.side == CANDIDATE],
+            _allowance_ns(timed, "device", least=40e3),
+        )
+
+
+def _hidden(sample: Samples) -> list[int]:
+    return [claim - device for claim, device in zip(sample.claim_ns, sample.device_ns, strict=True)]
+
+
+def _allowance_ns(timed: Timed, clock: str, least: float) -> float:
+    baseline = timed.median_us(BASELINE, clock) or 0.0
+    return max(least, 0.25 * baseline * 1e3)
+
+
+def _check_excess(text: str, baseline: Sequence[float], candidate: Sequence[float], allowance_ns: float) -> None:
+    if not baseline or not candidate:
+        return
+    excess = median(candidate) - median(baseline)
+    if excess > allowance_ns:
+        raise Rejection(
+            Verdict.CHEATING,
+            f"Unpaid work: {text.format(excess=excess / 1e3)} (allowance {allowance_ns / 1e3:.0f} us).",
+        )

@@ -1,0 +1,74 @@
+"""Messages between judge and worker: a length, then JSON. Never pickle: parsing runs no code.
+
+Descriptors travel beside a message (SCM_RIGHTS).
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+MAX_MESSAGE_BYTES = 8 << 20
+_HEADER = struct.Struct("<I")
+
+
+class WireClosed(Exception):
+    """The other side is gone."""
+
+
+def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    """Errors: WireClosed; ValueError when the message is too long."""
+    payload = json.dumps(message, allow_nan=False).encode()
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise ValueError(f"A message of {len(payload)} bytes is longer than {MAX_MESSAGE_BYTES}.")
+    try:
+        if fds:
+            socket.send_fds(sock, [_HEADER.pack(len(payload))], list(fds))
+            sock.sendall(payload)
+        else:
+            sock.sendall(_HEADER.pack(len(payload)) + payload)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise WireClosed(str(error)) from error
+
+
+def receive(sock: socket.socket, max_fds: int = 0) -> tuple[dict[str, Any], list[int]]:
+    """The next message and its descriptors.
+
+    Errors: WireClosed; TimeoutError as the socket is set; ValueError when it is not a JSON object.
+    """
+    header, fds = _receive_header(sock, max_fds)
+    (length,) = _HEADER.unpack(header)
+    if length > MAX_MESSAGE_BYTES:
+        raise ValueError(f"A message of {length} bytes is longer than {MAX_MESSAGE_BYTES}.")
+    message = json.loads(_receive_exactly(sock, length))
+    if not isinstance(message, dict):
+        raise ValueError("A message must be a JSON object.")
+    return message, fds
+
+
+def _receive_header(sock: socket.socket, max_fds: int) -> tuple[bytes, list[int]]:
+    if not max_fds:
+        return _receive_exactly(sock, _HEADER.size), []
+    data, fds, _, _ = socket.recv_fds(sock, _HEADER.size, max_fds)
+    if not data:
+        raise WireClosed("closed")
+    if len(data) < _HEADER.size:
+        data += _receive_exactly(sock, _HEADER.size - len(data))
+    return data, list(fds)
+
+
+def _receive_exactly(sock: socket.socket, length: int) -> bytes:
+    parts = []
+    while length:
+        try:
+            part = sock.recv(min(length, 1 << 20))
+        except ConnectionResetError as error:
+            raise WireClosed(str(error)) from error
+        if not part:
+            raise WireClosed("closed")
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,280 @@
+"""The judge's hold on its workers: start them, talk to them within time and memory, end them for certain."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from fastkernels.errors import EnvironmentProblem
+from fastkernels.harness import wire
+from fastkernels.harness.arena import Arena
+from fastkernels.harness.control import Bell
+from fastkernels.harness.verdict import Rejection, Verdict
+
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME")
+_CACHE_VARIABLES = {
+    "HOME": "home",
+    "TMPDIR": "tmp",
+    "XDG_CACHE_HOME": "cache",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCH_EXTENSIONS_DIR": "torch_extensions",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "CUDA_CACHE_PATH": "cuda",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Wall seconds for loading and for one call; bytes of memory and of one written file."""
+
+    load_seconds: float = 180.0
+    call_seconds: float = 30.0
+    memory_bytes: int = 16 << 30
+    file_bytes: int = 4 << 30
+
+
+class Nursery:
+    """Starts confined workers by forking a prepared process; use as a context manager."""
+
+    def __init__(self, device: str = "cpu", limits: Limits | None = None, preload: tuple[str, ...] = ()) -> None:
+        self.device, self.limits = device, limits or Limits()
+        self._folder = Path(tempfile.mkdtemp(prefix="fastkernels-"))
+        self._sock, theirs = socket.socketpair()
+        environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        package = Path(__file__).resolve().parents[2]
+        settings = {
+            "socket": theirs.fileno(),
+            "sys_path": [str(package), *(p for p in sys.path if p and p != str(package))],
+            "environment": environment,
+            "preload": list(preload),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(Path(__file__).with_name("nursery.py")), json.dumps(settings)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+        theirs.close()
+        self._sock.settimeout(self.limits.load_seconds)
+        self._is_ready = False
+        self._num_workers = 0
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def start(self, name: str, arena_bytes: int, readable: tuple[Path, ...] = ()) -> Worker:
+        """A fresh worker that can read `readable` beside the system; its folder and caches are its own.
+
+        Errors: EnvironmentProblem when the nursery is gone or the worker does not come up.
+        """
+        self._num_workers += 1
+        private = self._folder / f"{self._num_workers}-{name}"
+        environment = {}
+        for variable, folder in _CACHE_VARIABLES.items():
+            (private / folder).mkdir(parents=True)
+            environment[variable] = str(private / folder)
+        arena = Arena(arena_bytes)
+        ours, theirs = socket.socketpair()
+        log_path = private.with_suffix(".log")
+        message = {
+            "private_dir": str(private),
+            "environment": environment,
+            "readable": [str(path) for path in readable],
+            "device": self.device,
+            "arena_bytes": arena_bytes,
+            "max_file_bytes": self.limits.file_bytes,
+        }
+        with log_path.open("wb") as log:
+            try:
+                if not self._is_ready:
+                    wire.receive(self._sock)
+                    self._is_ready = True
+                wire.send(self._sock, message, [theirs.fileno(), arena.fd, log.fileno()])
+                reply, _ = wire.receive(self._sock)
+            except (wire.WireClosed, TimeoutError) as error:
+                raise EnvironmentProblem(
+                    f"The process that starts workers ended (exit code {self._process.poll()}); its message is above."
+                ) from error
+            finally:
+                theirs.close()
+        return Worker(name, reply["pid"], ours, arena, private, log_path, self.limits)
+
+    def close(self) -> None:
+        self._sock.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Worker:
+    """One confined process. Silence, death or too much memory is a Rejection, never an exception of ours."""
+
+    def __init__(
+        self, name: str, pid: int, sock: socket.socket, arena: Arena, private: Path, log_path: Path, limits: Limits
+    ) -> None:
+        self.name, self.pid, self.arena, self.limits = name, pid, arena, limits
+        self.bell = Bell(arena.bell)
+        self.sequence = 0
+        self._sock, self._private, self._log_path = sock, private, log_path
+        self._next_memory_check = 0.0
+        self.peak_memory_bytes = 0
+        self.confinement: dict[str, Any] = {}
+
+    def __enter__(self) -> Worker:
+        self.confinement = self._receive(self.limits.load_seconds)["confinement"]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.end()
+
+    def request(self, message: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
+        """Send and await the reply.
+
+        Errors: Rejection TIMEOUT or RUNTIME_ERROR; IMPORT_ERROR for a reply that says so.
+        """
+        self.send(message)
+        return self.reply(seconds)
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        try:
+            wire.send(self._sock, dict(message))
+        except wire.WireClosed as error:
+            raise self.death() from error
+
+    def reply(self, seconds: float | None = None) -> dict[str, Any]:
+        reply = self._receive(seconds or self.limits.load_seconds)
+        if "error" in reply:
+            problem = reply["error"]
+            if not isinstance(problem, dict):
+                raise Rejection(Verdict.RUNTIME_ERROR, "The worker sent a malformed reply.")
+            verdict = Verdict.IMPORT_ERROR if problem.get("kind") == "import" else Verdict.RUNTIME_ERROR
+            raise Rejection(verdict, str(problem.get("text", ""))[-6000:])
+        return reply
+
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        self._sock.settimeout(seconds)
+        try:
+            message, _ = wire.receive(self._sock)
+        except TimeoutError:
+            raise Rejection(Verdict.TIMEOUT, f"No answer within {seconds:.0f} s; the worker was ended.") from None
+        except wire.WireClosed:
+            raise self.death() from None
+        except ValueError as error:
+            raise Rejection(Verdict.RUNTIME_ERROR, f"The worker sent a malformed message: {error}.") from None
+        return message
+
+    def watcher(self, seconds: float) -> Watcher:
+        return Watcher(self, seconds)
+
+    def is_alive(self) -> bool:
+        return psutil.pid_exists(self.pid) and _runs(psutil.Process(self.pid))
+
+    def death(self) -> Rejection:
+        """What to say of a worker that is gone: its last words."""
+        time.sleep(0.05)
+        tail = self.log()[-1500:].strip()
+        return Rejection(
+            Verdict.RUNTIME_ERROR,
+            f"The worker process ended during the call.{' Its output ended: ' + tail if tail else ''}",
+        )
+
+    def log(self) -> str:
+        with contextlib.suppress(OSError):
+            return self._log_path.read_text(errors="replace")
+        return ""
+
+    def memory_bytes(self) -> int:
+        total = 0
+        for process in self._tree():
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total
+
+    def _tree(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(self.pid)
+            return [root, *root.children(recursive=True)]
+        return []
+
+    def end(self) -> None:
+        """SIGKILL to every descendant and to the process group, then free the arena.
+
+        The first process of a namespace takes all the others with it; its parent reaps it and leaves by itself.
+        """
+        processes = self._tree()
+        for process in reversed(processes[1:]):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        if not _are_gone(processes, seconds=0.5):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            _are_gone(processes, seconds=5)
+        self._sock.close()
+        self.arena.close()
+        shutil.rmtree(self._private, ignore_errors=True)
+
+
+def _are_gone(processes: list[psutil.Process], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(_runs(process) for process in processes):
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+class Watcher:
+    """Called between looks at the bell: enforces time, life and memory."""
+
+    def __init__(self, worker: Worker, seconds: float) -> None:
+        self.worker, self.seconds = worker, seconds
+        self._deadline = time.monotonic() + seconds
+        self._next_look = time.monotonic() + 0.01
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + 0.05
+        if now > self._deadline:
+            raise Rejection(
+                Verdict.TIMEOUT, f"A call gave no answer within {self.seconds:.0f} s; the worker was ended."
+            )
+        worker = self.worker
+        if not worker.is_alive():
+            raise worker.death()
+        used = worker.memory_bytes()
+        worker.peak_memory_bytes = max(worker.peak_memory_bytes, used)
+        if used > worker.limits.memory_bytes:
+            limit = worker.limits.memory_bytes
+            raise Rejection(
+                Verdict.RUNTIME_ERROR,
+                f"The worker used {used >> 20} MiB, over the limit of {limit >> 20} MiB; it was ended.",
+            )
