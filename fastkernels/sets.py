@@ -66,7 +66,8 @@ def _offered(level: int, stem: str, path: Path) -> list[OpEntry]:
         module = read_module(path, level)
     except UsageError:
         return entries
-    return [e for e in entries if e.class_name in {*module.definitions, *module.imports}] or entries
+    taken = {name for name, (origin, _) in module.imports.items() if origin != module.name}  # not the baseline's own
+    return [e for e in entries if e.class_name in {*module.definitions, *taken}] or entries
 
 
 def adapt_levels(path: Path) -> tuple[int, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
 from fastkernels import env
 from fastkernels.errors import UsageError
-from fastkernels.registry import OpEntry
+from fastkernels.registry import OpEntry, ops_of_module
 from fastkernels.sets import TASKS_DIR
 from fastkernels.signatures import method_definition
 from fastkernels.source import SourceModule, find_base, modules
@@ -43,33 +44,37 @@ def stub_text(entries: list[OpEntry]) -> str:
 
 
 class _Stub:
-    """Copies what the contract needs from one baseline file."""
+    """Copies what the contract needs from one baseline file.
+
+    Other ops of the file stay what they are: one that the constructor builds is imported from there, so that it
+    can be replaced too; one that a wanted op derives from is copied under a private name, for under its own it
+    would count as a replacement of that op.
+    """
 
     def __init__(self, module: SourceModule, entries: list[OpEntry]) -> None:
         self.module = module
         self.entries = {e.class_name: e for e in entries}
-        self.source = module.path.read_text(encoding="utf-8")
-        self.lines = self.source.splitlines()
-        self.tree = ast.parse(self.source)
+        self.lines = module.path.read_text(encoding="utf-8").splitlines()
+        self.tree = ast.parse("\n".join(self.lines))
+        self.other_ops = {e.class_name for e in ops_of_module(module.name)} - self.entries.keys()
+        self.copied_bases = self._bases() & self.other_ops
+        self.parts: set[str] = set()
 
     def text(self) -> str:
-        blocks = self._blocks()
-        body = "\n\n\n".join(blocks.values())
-        renamed = [name for name in blocks if name in self._op_bases()]
-        for name in renamed:  # under its own name, a base that is an op would count as a replacement of that op
+        body = "\n\n\n".join(self._blocks().values())
+        for name in self.copied_bases:
             body = re.sub(rf"\b{name}\b", f"_{name}", body)
-        parts = [self._docstring(), self._imports(body)]
-        return "\n\n".join(p for p in parts if p) + _gap(body) + body + "\n"
+        return f"{self._docstring()}\n\n{self._imports(body)}{_gap(body)}{body}\n"
 
-    def _op_bases(self) -> set[str]:
-        """Classes of this file that are copied only because a wanted op derives from them."""
+    def _bases(self) -> set[str]:
+        """Classes of this file that a wanted op derives from."""
         found: set[str] = set()
         for class_name in self.entries:
             place = find_base(self.module, self._class(class_name))
             while place is not None and place[0] == self.module.name:
                 found.add(place[1])
                 place = find_base(self.module, self._class(place[1]))
-        return {name for name in found - self.entries.keys() if not name.startswith("_")}
+        return found
 
     def _class(self, name: str) -> ast.ClassDef:
         node = self.module.definitions[name]
@@ -82,6 +87,9 @@ class _Stub:
         waiting = list(self.entries)
         while waiting:
             name = waiting.pop()
+            if name in self.other_ops - self.copied_bases:
+                self.parts.add(name)
+                continue
             if name in blocks:
                 continue
             node = self.module.definitions[name]
@@ -120,24 +128,26 @@ class _Stub:
         has_docstring = ast.get_docstring(node) is not None
         last = node.body[0].end_lineno if has_docstring else node.body[0].lineno - 1
         header = "\n".join(lines[node.lineno - 1 : last]).rstrip()
-        message = f"{entry.class_name}.forward has no kernel yet: write it here, or delete this file."
-        return f'\n\n{header}\n        raise NotImplementedError("{message}")'
+        message = f'"{entry.class_name}.forward has no kernel yet: write it here, or delete this file."'
+        line = f"        raise NotImplementedError({message})"
+        if len(line) > _LINE_LENGTH:
+            line = f"        raise NotImplementedError(\n            {message}\n        )"
+        return f"\n\n{header}\n{line}"
 
     def _docstring(self) -> str:
         first = (ast.get_docstring(self.tree) or self.module.path.stem).splitlines()[0]
-        names = " and ".join(self.entries)
+        level, file = f"L{self.module.level}", self.module.path.name
         target = next(iter(self.entries.values())).name if len(self.entries) == 1 else self.module.path.stem
-        return (
-            f'"""{first}\n\n'
-            f"A candidate: {names} here takes the place of L{self.module.level}/{self.module.path.name}'s wherever a\n"
-            "model uses it. Names, signatures and spec are the contract; the rest is yours. To judge it:\n\n"
-            f"    fastkernels kernels --target {target} --candidates <the folder that holds L{self.module.level}/>\n"
-            '"""'
+        about = (
+            f"A candidate: wherever a model uses {' or '.join(self.entries)} of {level}/{file}, this file's is used "
+            "instead. Names, signatures and spec are the contract; the rest is yours. To judge it:"
         )
+        command = f"    fastkernels kernels --target {target} --candidates <the folder that holds {level}/>"
+        return f'"""{first}\n\n{textwrap.fill(about, 112)}\n\n{command}\n"""'
 
     def _imports(self, body: str) -> str:
         """The file's imports, in its order and groups, reduced to the names that `body` reads."""
-        used = set(_names(body))
+        used = set(_names(body)) | self.parts
         groups: list[list[str]] = [[]]
         end = None
         for node in self.tree.body:
@@ -151,6 +161,9 @@ class _Stub:
             if kept:
                 node.names = kept
                 groups[-1].append(_wrapped(node))
+        if self.parts:
+            own = ast.ImportFrom(self.module.name, [ast.alias(name) for name in sorted(self.parts)], 0)
+            groups[-1] = sorted([*groups[-1], _wrapped(own)], key=lambda line: line.split()[1])
         return "\n\n".join("\n".join(group) for group in groups if group)
 
 

@@ -1,0 +1,164 @@
+"""The command line as a user meets it: output, messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import rich.console
+
+from fastkernels import cli
+from fastkernels.cli import common
+from fastkernels.errors import EnvironmentProblem, UsageError
+
+
+def fastkernels(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "fastkernels", *arguments], capture_output=True, text=True)
+
+
+def raising(error: BaseException) -> None:
+    raise error
+
+
+def test_list_shows_every_op_of_a_level() -> None:
+    done = fastkernels("list", "--level", "1")
+    assert done.returncode == 0
+    assert "RMSNorm" in done.stdout
+    assert "LlamaMLP" not in done.stdout
+
+
+def test_list_json_is_json_and_nothing_else() -> None:
+    found = {op["op"]: op for op in json.loads(fastkernels("list", "--json").stdout)}
+    assert found["rms_norm"]["file"] == "L1/rms_norm.py"
+    assert "silu_and_mul" in found["llama_mlp"]["uses"]
+    assert "llama_for_causal_lm" in found["rms_norm"]["used_by"]
+
+
+def test_list_map_is_the_tree_of_a_model() -> None:
+    done = fastkernels("list", "--map", "llama")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("LlamaForCausalLM")
+    depth = {name: next(line.index(name) for line in lines if name in line) for name in ("LlamaMLP", "SiluAndMul")}
+    assert depth["SiluAndMul"] == depth["LlamaMLP"] + 4
+
+
+def test_list_map_json_nests_down_to_level_one() -> None:
+    (root,) = json.loads(fastkernels("list", "--map", "llama_mlp", "--json").stdout)
+    assert {part["class"] for part in root["uses"]} >= {"SiluAndMul", "RowParallelLinear"}
+
+
+def test_list_uses_reaches_the_model() -> None:
+    (found,) = json.loads(fastkernels("list", "--uses", "rms_norm", "--json").stdout)
+    assert found["changes"][-1]["level"] == 4
+    assert found["architectures"] == ["llama"]
+
+
+def test_list_sets_says_what_each_is() -> None:
+    found = {s["name"]: s for s in json.loads(fastkernels("list", "--sets", "--json").stdout)}
+    assert found["liger"]["ops"] == ["rms_norm", "silu_and_mul"]
+    assert "Liger Kernel" in fastkernels("list", "--sets").stdout
+
+
+def test_help_lists_commands_and_exit_codes() -> None:
+    done = fastkernels("--help")
+    assert done.returncode == 0
+    assert "stubs" in done.stdout
+    assert "130 interrupted" in done.stdout
+    assert not [line for line in done.stdout.splitlines() if line.strip(" │").startswith("bench")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lst"], "No such command 'lst'"),
+        (["list", "--bogus"], "No such option"),
+        (["list", "--uses", "rmsnorm"], "Did you mean rms_norm?"),
+        (["list", "--map", "lama"], "Did you mean llama"),
+        (["list", "--level", "9"], "There is no level 9"),
+        (["list", "--sets", "--uses", "rms_norm"], "give one"),
+        (["stubs", "--target", "rms_nrm"], "Did you mean rms_norm?"),
+        (["stubs", "--target", "rms_norm", "--level", "2"], "No op is all of this: rms_norm, level 2"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_exit_code_two(arguments: list[str], message: str) -> None:
+    done = fastkernels(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_stubs_writes_and_then_refuses(tmp_path: Path) -> None:
+    command = ["stubs", "--target", "rms_norm", "--out", str(tmp_path)]
+    done = fastkernels(*command)
+    assert done.stdout.split() == [str(tmp_path / "L1" / "rms_norm.py")]
+    again = fastkernels(*command)
+    assert again.returncode == 2
+    assert "never overwrite" in again.stderr
+
+
+def test_listing_imports_neither_torch_nor_other_commands() -> None:
+    script = (
+        "import sys\nfrom fastkernels.cli import main\n"
+        "try:\n    main(['list', '--level', '4'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print([m for m in sys.modules if m == 'torch' or m == 'fastkernels.cli.stubs'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_command_of_the_table_that_exists_loads() -> None:
+    missing = [
+        c.name for c in cli.COMMANDS if not (Path(cli.__file__).parent / f"{c.function.split(':')[0]}.py").exists()
+    ]
+    for command in cli.COMMANDS:
+        if command.name not in missing:
+            assert callable(command.load())
+
+
+def test_bench_is_kernels_and_kb_nano_is_the_same_program() -> None:
+    functions = {command.name: command.function for command in cli.COMMANDS}
+    assert functions["bench"] == functions["kernels"]
+    text = (Path(cli.__file__).parents[2] / "pyproject.toml").read_text()
+    assert 'fastkernels = "fastkernels.cli:main"' in text
+    assert 'kb_nano = "fastkernels.cli:main"' in text
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "message"),
+    [
+        (UsageError("Two words [bold]and[/] more."), 2, "error: Two words [bold]and[/] more."),
+        (EnvironmentProblem("No GPU."), 5, "error: No GPU."),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/a"), 5, "The disk is full: /runs/a"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/b"), 5, "No permission to write or read: /root/b"),
+    ],
+)
+def test_an_error_ends_a_command_with_its_code(
+    error: BaseException,
+    exit_code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(common, "error_console", rich.console.Console(stderr=True))
+    with pytest.raises(SystemExit) as ended:
+        common.reports_errors(raising)(error)
+    assert ended.value.code == exit_code
+    assert message in capsys.readouterr().err
+
+
+def test_an_unforeseen_error_keeps_its_traceback() -> None:
+    with pytest.raises(FileNotFoundError):
+        common.reports_errors(raising)(FileNotFoundError(errno.ENOENT, "x", "y"))
+
+
+def test_a_command_may_return_its_exit_code() -> None:
+    with pytest.raises(SystemExit) as ended:
+        common.reports_errors(lambda: 1)()
+    assert ended.value.code == 1
+    assert common.reports_errors(lambda: 0)() == 0
