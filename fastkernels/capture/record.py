@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastkernels.cache import cached_layers
 from fastkernels.capture.case import Case, encode_value
-from fastkernels.capture.replay import as_outputs, build_op, call_op
+from fastkernels.capture.replay import as_outputs, build_op, call_op, case_inputs
 from fastkernels.capture.snapshot import Budget, activation_dtype, content_key, take
 from fastkernels.context import Phase, forward_context_or_none
 from fastkernels.errors import UnsupportedError, UsageError
@@ -216,6 +216,6 @@ def recapture(case: Case, device: torch.device | str = "cpu") -> Case:
     """Replay a case while recording it: by-value cases come back identical (their labels are carried over)."""
     with Recorder([case.op], phase=case.phase, budget_bytes=1 << 62) as recorder:
         module = build_op(case, device)
-        call_op(module, case)
+        call_op(module, case, case_inputs(case, device))
     again = next(c for c in recorder.cases if c.op == case.op)
     return replace(again, family=case.family, count=case.count, callers=case.callers)

@@ -96,16 +96,18 @@ def case_inputs(case: Case, device: torch.device | str = "cpu") -> dict[str, Any
 
 
 def device_of(module: nn.Module, inputs: Mapping[str, Any]) -> torch.device:
-    """Where a call happens: its first tensor input, else the first parameter, buffer or cache, else the CPU."""
+    """Where a call happens: its first tensor input, else the first parameter, cache or buffer, else the CPU."""
     tensors = [v for v in inputs.values() if isinstance(v, Tensor)]
-    tensors = tensors or [*module.parameters(), *module.buffers()]
+    caches = [layer.kv_cache for layer in cached_layers(module) if layer.kv_cache is not None]
+    tensors = tensors or [*module.parameters(), *caches, *module.buffers()]
     return tensors[0].device if tensors else torch.device("cpu")
 
 
 def call_op(module: nn.Module, case: Case, inputs: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
     """One call in the case's context; the outputs in order, as the module returned them (None included).
 
-    inputs: already on the device, and written to where the spec says so; None: fresh copies of the case's.
+    inputs: already on the device, and written to where the spec says so; None: fresh copies of the case's, on the
+        device of the module's parameters or caches (the CPU when it has none: then give `case_inputs(case, device)`).
     """
     if inputs is None:
         inputs = case_inputs(case, device_of(module, {}))

@@ -23,6 +23,9 @@ from fastkernels.spec import OpSpec, Role
 _PARAMS_SHARE = 0.5
 """Parameters take at most this share of the budget, so that activations, which cannot be drawn again, find room."""
 
+_MOST_OF_ROOM = 0.25
+"""One tensor takes at most this share of what is left: a few large prefill inputs leave room for decode's."""
+
 
 class Budget:
     """Bytes of float values that a recording may keep; equal tensors count once."""
@@ -35,21 +38,23 @@ class Budget:
 
     def keep(self, name: str, tensor: Tensor, *, is_param: bool = False) -> Tensor | Moments:
         """A CPU copy while there is room, otherwise moments. Integers and booleans are always kept."""
-        limit = self.num_bytes * (_PARAMS_SHARE if is_param else 1)
         used = self._used_by_params if is_param else self._used
+        room = min(self.num_bytes * (_PARAMS_SHARE if is_param else 1) - used, self.num_bytes - self._used)
         size = tensor.numel() * tensor.element_size()
-        # Without room for a new one it may still be one that is kept; only small ones are worth the look.
-        if tensor.is_floating_point() and used + size > limit and size > self.num_bytes // 100:
+        may_go = tensor.is_floating_point()
+        # Without room for a new tensor it may still equal a kept one; only small ones are worth the look.
+        if may_go and size > room * _MOST_OF_ROOM and size > self.num_bytes // 100:
             return measure(name, tensor)
         copied = copy_to(tensor, "cpu")
         key = f"{tensor_digest(copied)} {kept_stride(copied)}"
         if key in self._kept:
             return self._kept[key]
-        if tensor.is_floating_point() and (used + size > limit or self._used + size > self.num_bytes):
+        if may_go and size > room * _MOST_OF_ROOM:
             return measure(name, copied)
         self._kept[key] = copied
-        self._used += size
-        self._used_by_params += size if is_param else 0
+        if may_go:
+            self._used += size
+            self._used_by_params += size if is_param else 0
         return copied
 
     def keep_param(self, name: str, tensor: Tensor) -> Tensor | Moments:

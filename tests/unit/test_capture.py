@@ -268,6 +268,14 @@ def test_floats_over_the_budget_become_moments_and_integers_stay() -> None:
     assert outputs[0].isfinite().all()
 
 
+def test_large_values_leave_room_for_small_ones() -> None:
+    with Recorder(["rms_norm"], budget_bytes=100_000) as recorder:
+        op = RMSNorm(8)
+        for num_rows in (3000, 600, 750, 5, 7):
+            op(torch.randn(num_rows, 8))
+    assert [bool(case.moments) for case in recorder.cases] == [True, False, True, False, False]
+
+
 def test_positions_and_pages_are_kept_by_value_without_any_budget() -> None:
     cases, _, _ = capture("tiny-llama", WORKLOAD, device="cpu", budget_mb=0, max_num_batched_tokens=64)
     assert all(
