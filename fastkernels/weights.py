@@ -24,7 +24,7 @@ from fastkernels.noise import random_normal, seed_of
 
 _INDEX = "model.safetensors.index.json"
 _NAMES_SHOWN = 8
-_RANDOM_BLOCK = 1 << 22  # numbers at once: their int64 temporaries stay small
+_RANDOM_BLOCK = {"cpu": 1 << 14, "cuda": 1 << 24}  # numbers at once: temporaries in cache; few launches
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class RandomSource:
         axes[dim] = axes[dim][start : start + length]
         out = torch.empty([len(axis) for axis in axes], device=self.device)
         seed = torch.tensor(self.seed, device=self.device)
-        rows_at_once = max(1, _RANDOM_BLOCK // max(1, out[:1].numel()))
+        rows_at_once = max(1, _RANDOM_BLOCK.get(self.device.type, 1 << 20) // max(1, out[:1].numel()))
         for block, rows in zip(out.split(rows_at_once), axes[0].split(rows_at_once), strict=True):
             place = rows
             for extent, axis in zip(self.shape[1:], axes[1:], strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from paged_batches import PAGE_SIZE, scattered_pages
+from plain_noise import gumbel
 from torch import Tensor
 from torch.nn import functional
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -189,6 +190,15 @@ def test_a_seed_gives_the_same_token_in_any_batch() -> None:
     assert torch.equal(torch.cat([TopKTopPSample()(logits[i : i + 1], *(a[i : i + 1] for a in arguments))
                                   for i in range(64)]), ids)  # fmt: skip
     assert not torch.equal(TopKTopPSample()(logits, *arguments[:3], seeds + 1), ids)
+
+
+def test_the_draw_is_the_gumbel_max_of_the_seed_and_the_token_id() -> None:
+    logits = randn(40, 17).float()
+    seeds = [row * 77_777_777_777 - 10**12 for row in range(40)]
+    ids = TopKTopPSample()(logits, torch.full((40,), 0.5), torch.zeros(40).int(), torch.ones(40), torch.tensor(seeds))
+    for row, seed in enumerate(seeds):
+        scores = [2 * logit + gumbel(seed, token) for token, logit in enumerate(logits[row].tolist())]
+        assert int(ids[row]) == scores.index(max(scores))
 
 
 def context_of(phase: Phase) -> ForwardContext:

@@ -31,7 +31,7 @@ CONFIGS = {
     "split": LlamaConfig.tiny(vocab_size=301, attention_bias=True, mlp_bias=True),
     "repeated": LlamaConfig.tiny(num_key_value_heads=1, tie_word_embeddings=True),
 }
-PROMPTS = [list(range(3, 40)), [5], list(range(290, 200, -7))]
+PROMPTS = [list(range(3, 40)), [5], [159, 160, 161, 300, *range(290, 200, -7)]]  # 160: rank 1's first token
 
 
 def logits_of(config: LlamaConfig) -> list[torch.Tensor]:

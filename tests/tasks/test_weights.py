@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_noise import splitmix64
 from safetensors.torch import load_file, save_file
 
 from fastkernels.distributed.tensor_parallel import simulated_rank
@@ -179,18 +180,6 @@ def test_random_weights_depend_on_seed_and_name_alone() -> None:
     matrix = one.model.embed_tokens.weight.detach().double()
     assert abs(float(matrix.mean())) < 0.125 * 0.03
     assert float(matrix.std()) == pytest.approx(0.125, rel=0.02)
-
-
-def splitmix64(seed: int, counter: int) -> int:
-    """The bits of fastkernels.noise in plain integers."""
-    mask, gamma = (1 << 64) - 1, 0x9E3779B97F4A7C15
-
-    def mix(x: int) -> int:
-        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
-        return x ^ (x >> 31)
-
-    return mix((mix((seed + gamma) & mask) + counter * gamma) & mask)
 
 
 def test_random_weights_are_the_same_for_every_version_device_and_oracle() -> None:
