@@ -88,7 +88,7 @@ def _split_kernel(
     if IS_SPLIT:
         part = ((seq * num_kv_heads + kv_head) * num_splits + split) * BLOCK_M + rows
         tl.store(partial_ptr + part[:, None] * HEAD_SIZE + dims[None, :], acc, mask=mask)
-        tl.store(lse_ptr + part, top + tl.log2(total), mask=is_row)
+        tl.store(lse_ptr + part, top + tl.log2(tl.where(total == 0.0, 1.0, total)), mask=is_row)
     else:
         num_heads = num_kv_heads * GROUP
         out_offsets = ((first_token + token)[:, None] * num_heads + head[:, None]) * HEAD_SIZE + dims[None, :]

@@ -115,7 +115,7 @@ def _threshold(
     for _ in range(KEY_BITS):
         reached = tl.full([], 0.0, dtype=tl.float64)
         for start in range(0, count, BLOCK):
-            _, x, is_there = _candidates(row_ptr, list_ptr, start, count, is_listed, BLOCK)
+            _ids, x, is_there = _candidates(row_ptr, list_ptr, start, count, is_listed, BLOCK)
             weight = tl.exp((x - top) / temperature) if BY_MASS else tl.full([BLOCK], 1.0, dtype=tl.float32)
             is_in = is_there & (_ordered_key(x) >= (found | bit))
             reached += tl.sum(tl.where(is_in, weight, 0.0), axis=0).to(tl.float64)
@@ -125,7 +125,7 @@ def _threshold(
     mass = tl.full([], 0.0, dtype=tl.float64)
     weight_at = tl.full([], 0.0, dtype=tl.float32)
     for start in range(0, count, BLOCK):
-        _, x, is_there = _candidates(row_ptr, list_ptr, start, count, is_listed, BLOCK)
+        _ids, x, is_there = _candidates(row_ptr, list_ptr, start, count, is_listed, BLOCK)
         key = _ordered_key(x)
         weight = tl.exp((x - top) / temperature)
         number += tl.sum((is_there & (key > found)).to(tl.int32), axis=0)

@@ -1,0 +1,54 @@
+"""Runs test_kernels_*.py of this folder under Triton's interpreter, in a process that imports Triton for that alone."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastkernels.env import triton_interpreted
+
+FILES = ["test_kernels_rows.py", "test_kernels_attention.py", "test_kernels_sampling.py"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(triton_interpreted(), reason="this process is the interpreted one")
+def test_kernels_pass_under_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    folder = Path(__file__).parent
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:xdist", "-rs", *(str(folder / name) for name in FILES)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=folder.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert run.returncode == 0, run.stdout[-6000:]
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 150, run.stdout[-2000:]
+    assert "skipped" not in run.stdout, run.stdout[-2000:]
+
+
+def test_kernel_modules_without_triton_import_and_say_how_to_install_it() -> None:
+    program = """
+import sys
+sys.modules["triton"] = None
+import torch
+from fastkernels.errors import EnvironmentProblem
+from fastkernels.kernels import (
+    flash_attn_decode, flash_attn_prefill, flash_attn_varlen, rms_norm, rotary_emb, silu_and_mul, store_kvcache,
+    top_k_top_p_sample,
+)
+try:
+    rms_norm.rms_norm(torch.ones(2, 8), torch.ones(8), 1e-6)
+except EnvironmentProblem as problem:
+    print(problem)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "pip install" in run.stdout
+    assert "Triton" in run.stdout

@@ -1,0 +1,204 @@
+"""Row-wise kernels against float64 definitions: run by test_kernels_interpreter.py, or with TRITON_INTERPRET=1."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastkernels.env import triton_interpreted
+from fastkernels.errors import UnsupportedError
+
+if not triton_interpreted():
+    pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
+
+from fastkernels.kernels.rms_norm import add_rms_norm, rms_norm
+from fastkernels.kernels.rotary_emb import rotary_embedding
+from fastkernels.kernels.silu_and_mul import silu_and_mul
+from fastkernels.kernels.store_kvcache import store_kvcache
+
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
+DTYPES = [torch.float32, torch.float16]
+# One rounding to the output's dtype, and a few of float32 before it.
+RELATIVE = {torch.float32: 2e-6, torch.float16: 2.0**-11 * 1.01}
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every torch.empty is filled with NaN, so that an element no kernel wrote shows."""
+    torch.manual_seed(0)
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def fill(x: Tensor) -> Tensor:
+        return x.fill_(float("nan")) if x.is_floating_point() else x.fill_(2**30)
+
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: fill(empty(*args, **kwargs)))
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: fill(empty_like(*args, **kwargs)))
+
+
+def assert_near(got: Tensor, expected: Tensor, least: float = 1e-30) -> None:
+    assert got.shape == expected.shape
+    error = (got.double() - expected).abs()
+    bound = expected.abs() * RELATIVE[got.dtype] + (6.1e-8 if got.dtype == torch.float16 else least)
+    assert (error <= bound).all(), f"worst ratio to the bound: {(error / bound).max()}"
+
+
+def strided_rows(num_rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Rows inside a wider, NaN-filled buffer."""
+    buffer = torch.full((num_rows, width + 11), float("nan"), dtype=dtype)
+    buffer[:, 3 : 3 + width] = torch.randn(num_rows, width).to(dtype)
+    return buffer[:, 3 : 3 + width]
+
+
+def norm(h: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return h / (h.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden_size", [1, 2, 64, 257, 1021, 4096, 16384, 16411])
+def test_rms_norm_equals_its_definition(hidden_size: int, dtype: torch.dtype) -> None:
+    weight = torch.randn(hidden_size).to(dtype)
+    for x in (torch.randn(2, 3, hidden_size).to(dtype), strided_rows(5, hidden_size, dtype)):
+        before = x.clone()
+        assert_near(rms_norm(x, weight, 1e-5), norm(x.double(), weight, 1e-5))
+        assert x.equal(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden_size", [1, 64, 257, 16411])
+def test_add_rms_norm_norms_the_unrounded_sum(hidden_size: int, dtype: torch.dtype) -> None:
+    x, residual = strided_rows(7, hidden_size, dtype), strided_rows(7, hidden_size, dtype)
+    weight = torch.randn(hidden_size).to(dtype)
+    before = x.clone(), residual.clone()
+    y, new_residual = add_rms_norm(x, residual, weight, 1e-6)
+    h = x.double() + residual.double()
+    assert_near(y, norm(h, weight, 1e-6), least=1e-6)
+    assert new_residual.equal((x.float() + residual.float()).to(dtype))
+    assert x.equal(before[0])
+    assert residual.equal(before[1])
+
+
+def test_rms_norm_takes_a_transposed_input_and_float32_weights() -> None:
+    x = torch.randn(33, 4).half().t()
+    weight = torch.randn(33)
+    assert_near(rms_norm(x, weight, 1e-6), norm(x.double(), weight, 1e-6))
+
+
+def test_rms_norm_of_a_zero_row_is_zero() -> None:
+    assert rms_norm(torch.zeros(3, 40), torch.ones(40), 1e-6).equal(torch.zeros(3, 40))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [1, 7, 64, 257, 1024, 1031])
+def test_silu_and_mul_equals_its_definition(d: int, dtype: torch.dtype) -> None:
+    for x in (torch.randn(2, 3, 2 * d).mul(4).to(dtype), strided_rows(5, 2 * d, dtype)):
+        gate, up = x.double().chunk(2, dim=-1)
+        assert_near(silu_and_mul(x), gate / (1 + (-gate).exp()) * up)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
+def test_silu_and_mul_saturates_without_nan() -> None:
+    y = silu_and_mul(torch.tensor([[-3e38, 3e38, -200.0, 1.0, 1.0, 3.0]]))
+    assert torch.equal(y, torch.tensor([[0.0, 3e38, 0.0]]))
+
+
+def rotated(x: Tensor, positions: Tensor, table: Tensor, head_size: int, is_neox: bool) -> Tensor:
+    out = x.double().reshape(len(positions), -1, head_size).clone()
+    half = table.shape[1] // 2
+    for token, position in enumerate(positions.tolist()):
+        cos, sin = table[position, :half].double(), table[position, half:].double()
+        first = slice(0, half) if is_neox else slice(0, 2 * half, 2)
+        second = slice(half, 2 * half) if is_neox else slice(1, 2 * half, 2)
+        a, b = out[token, :, first].clone(), out[token, :, second].clone()
+        out[token, :, first] = a * cos - b * sin
+        out[token, :, second] = a * sin + b * cos
+    return out.reshape(x.shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_neox", [True, False])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_size", "rotary_dim"),
+    [(8, 2, 64, 64), (3, 1, 80, 80), (5, 5, 96, 32), (1, 1, 2, 2), (71, 1, 64, 22), (40, 8, 128, 128)],
+)
+def test_rotary_embedding_equals_its_definition(
+    num_heads: int, num_kv_heads: int, head_size: int, rotary_dim: int, is_neox: bool, dtype: torch.dtype
+) -> None:
+    angles = torch.rand(50, rotary_dim // 2) * 6
+    table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    positions = torch.randint(0, 50, (6,))
+    qkv = torch.randn(6, (num_heads + 2 * num_kv_heads) * head_size).to(dtype)
+    query, key, _ = qkv.split((num_heads * head_size, num_kv_heads * head_size, num_kv_heads * head_size), dim=-1)
+    before = qkv.clone()
+    forms = ((query, key), (query.unflatten(1, (-1, head_size)), key.unflatten(1, (-1, head_size))), (query, None))
+    for q, k in forms:
+        got = rotary_embedding(positions, q, k, table, head_size, rotary_dim, is_neox)
+        for x, y in zip((q, k), got, strict=True):
+            assert (x is None) == (y is None)
+            if x is not None and y is not None:
+                # a * cos - b * sin may cancel: its error is that of the two products.
+                expected = rotated(x, positions, table, head_size, is_neox)
+                error = (y.double() - expected).abs()
+                assert (error <= expected.abs() * RELATIVE[dtype] + 1e-6).all()
+                assert y.is_contiguous()
+    assert qkv.equal(before)
+
+
+def pages(num_pages: int, page_size: int, num_heads: int, head_size: int, layout: str, dtype: torch.dtype) -> Tensor:
+    """[2, num_pages, page_size, num_heads, head_size] of NaN, with heads or pages outermost, or padded heads."""
+    if layout == "heads_first":
+        return torch.full((2, num_pages, num_heads, page_size, head_size), torch.nan, dtype=dtype).transpose(2, 3)
+    if layout == "padded":
+        return torch.full((2, num_pages, page_size, num_heads, head_size + 8), torch.nan, dtype=dtype)[..., :head_size]
+    return torch.full((2, num_pages, page_size, num_heads, head_size), torch.nan, dtype=dtype)
+
+
+@pytest.mark.parametrize("layout", ["dense", "heads_first", "padded"])
+@pytest.mark.parametrize(
+    ("page_size", "num_heads", "head_size"), [(16, 2, 64), (1, 1, 80), (7, 3, 33), (256, 8, 128), (16, 1, 1)]
+)
+def test_store_kvcache_writes_its_slots_alone(page_size: int, num_heads: int, head_size: int, layout: str) -> None:
+    num_tokens, num_pages = 37, max(4, 80 // page_size)
+    cache = pages(num_pages, page_size, num_heads, head_size, layout, torch.float16)
+    qkv = torch.randn(num_tokens, 3 * num_heads * head_size).half()
+    key, value = (x.unflatten(1, (num_heads, head_size)) for x in qkv.chunk(3, dim=-1)[1:])
+    slots = torch.randperm(num_pages * page_size)[:num_tokens]
+    slots[::5] = -1
+    expected = cache.clone().reshape(2, num_pages * page_size, num_heads, head_size)
+    expected[0, slots[slots >= 0]] = key[slots >= 0]
+    expected[1, slots[slots >= 0]] = value[slots >= 0]
+    store_kvcache(key, value, cache[0], cache[1], slots)
+    assert torch.equal(cache.contiguous().view(torch.int16), expected.reshape(cache.shape).view(torch.int16))
+
+
+def test_store_kvcache_with_many_tokens_fills_blocks_of_tokens() -> None:
+    cache = torch.zeros(2, 100, 16, 1, 64)
+    key, value = torch.randn(2, 1500, 1, 64)
+    slots = torch.randperm(1600)[:1500]
+    store_kvcache(key, value, cache[0], cache[1], slots)
+    assert cache[0].flatten(0, 1)[slots].equal(key)
+    assert cache[1].flatten(0, 1)[slots].equal(value)
+
+
+def test_kernels_of_no_rows_return_empty_tensors() -> None:
+    assert rms_norm(torch.randn(0, 64), torch.ones(64), 1e-6).shape == (0, 64)
+    assert [x.shape for x in add_rms_norm(*torch.randn(2, 0, 3, 64), torch.ones(64), 1e-6)] == [(0, 3, 64)] * 2
+    assert silu_and_mul(torch.randn(0, 14)).shape == (0, 7)
+    assert silu_and_mul(torch.randn(4, 0)).shape == (4, 0)
+    query, key = rotary_embedding(
+        torch.zeros(0, dtype=torch.int64), torch.randn(0, 64), torch.randn(0, 32), torch.randn(9, 16), 16, 16, True
+    )
+    assert query.shape == (0, 64)
+    assert key is not None
+    assert key.shape == (0, 32)
+    empty = torch.randn(0, 2, 16)
+    store_kvcache(empty, empty, *torch.zeros(2, 3, 4, 2, 16), torch.zeros(0, dtype=torch.int64))
+
+
+def test_kernels_refuse_what_they_lack_and_name_it() -> None:
+    with pytest.raises(UnsupportedError, match="float64"):
+        rms_norm(torch.randn(2, 4).double(), torch.ones(4), 1e-6)
+    with pytest.raises(UnsupportedError, match="odd size: 7"):
+        silu_and_mul(torch.randn(2, 7))
+    with pytest.raises(UnsupportedError, match="got 15"):
+        rotary_embedding(torch.zeros(2).long(), torch.randn(2, 64), None, torch.randn(9, 15), 16, 15, True)
+    with pytest.raises(UnsupportedError, match="one dtype"):
+        store_kvcache(*torch.randn(2, 2, 1, 8), *torch.zeros(2, 3, 4, 1, 8).half(), torch.zeros(2).long())
