@@ -55,7 +55,9 @@ class PagedRun:
         self.pages, num_pages = scattered_pages([max_len] * len(sequences), seed)
         # NaN where nothing was stored: a read of a page that is not the sequence's own shows in the logits.
         shapes = [layer.cache_spec.shape(num_pages, PAGE_SIZE) for layer in cached_layers(model)]
-        bind_caches(model, [torch.full(shape, float("nan")) for shape in shapes])
+        some = next(model.parameters())
+        self.device = some.device
+        bind_caches(model, [torch.full(s, float("nan"), dtype=some.dtype, device=some.device) for s in shapes])
 
     def step(self, new: dict[int, int]) -> dict[int, Tensor]:
         """Compute the next new[i] tokens of each sequence i in one batch; logits of those tokens by sequence."""
@@ -68,8 +70,8 @@ class PagedRun:
         spans = list(zip(rows, starts, ends, strict=True))
         ids = torch.tensor([t for i, start, end in spans for t in self.tokens[i][start:end]])
         positions = torch.cat([torch.arange(start, end) for _, start, end in spans])
-        with torch.no_grad(), set_forward_context(context):
-            logits = self.model.compute_logits(self.model(ids, positions))
+        with torch.no_grad(), set_forward_context(context.to(self.device)):
+            logits = self.model.compute_logits(self.model(ids.to(self.device), positions.to(self.device)))
         for i, end in zip(rows, ends, strict=True):
             self.num_computed[i] = end
         return dict(zip(rows, logits.split(list(new.values())), strict=True))
