@@ -21,7 +21,7 @@ MAX_SPLITS = 64
 LOG2_E = 1.4426950408889634
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "num_kv_heads", "num_splits"])
 def _split_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, lse_ptr, query_start_ptr, seq_lens_ptr, table_ptr, scale_log2,
     q_stride_token, q_stride_head, k_stride_page, k_stride_slot, k_stride_head,
@@ -95,7 +95,7 @@ def _split_kernel(
         tl.store(out_ptr + out_offsets, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_kv_heads", "num_splits", "num_rows"])
 def _merge_kernel(
     out_ptr, partial_ptr, lse_ptr, query_start_ptr, seq_lens_ptr, num_kv_heads, num_splits, num_rows,
     GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr,

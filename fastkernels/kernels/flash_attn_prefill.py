@@ -46,7 +46,7 @@ def _attend(
     return acc, total, top
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "num_kv_heads", "num_seqs", "num_tiles", "min_query_len"])
 def _flash_attn_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, query_start_ptr, seq_lens_ptr, table_ptr, scale_log2,
     q_stride_token, q_stride_head, k_stride_page, k_stride_slot, k_stride_head,

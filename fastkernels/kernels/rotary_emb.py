@@ -41,7 +41,7 @@ def _rotate_heads(
         tl.store(y_row + rest, tl.load(x_row + rest, mask=mask), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_q_heads", "num_k_heads", "num_blocks"])
 def _rotary_embedding_kernel(
     position_ptr, q_ptr, k_ptr, cos_sin_ptr, q_out_ptr, k_out_ptr,
     q_stride_token, q_stride_head, k_stride_token, k_stride_head, cos_sin_stride,

@@ -9,7 +9,7 @@ from fastkernels.errors import UnsupportedError
 from fastkernels.kernels.backend import check_dtypes, tl, triton
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"])
 def _silu_and_mul_kernel(x_ptr, y_ptr, x_stride, d, num_blocks, BLOCK: tl.constexpr):
     pid = tl.program_id(0)
     row = (pid // num_blocks).to(tl.int64)

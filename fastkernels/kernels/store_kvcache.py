@@ -8,7 +8,7 @@ from fastkernels.errors import UnsupportedError
 from fastkernels.kernels.backend import tl, triton
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_heads"])
 def _store_kvcache_kernel(
     k_ptr, v_ptr, k_cache_ptr, v_cache_ptr, slot_ptr,
     k_stride_token, k_stride_head, v_stride_token, v_stride_head,

@@ -58,7 +58,7 @@ def _is_filtered(temperature, top_k, top_p, vocab_size):
     return (temperature > 0.0) & (((top_k > 0) & (top_k < vocab_size)) | (top_p < 1.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"])
 def _reduce_blocks_kernel(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, best_ptr, best_id_ptr, strip_max_ptr, strip_mass_ptr,
     logits_stride, vocab_size, num_blocks, BLOCK: tl.constexpr, STRIP: tl.constexpr,
@@ -147,8 +147,8 @@ def _kth_strip_key(keys, k):
 
 @triton.jit
 def _list_candidates(row_ptr, list_ptr, vocab_size, least_key, least_mass, top, temperature,
-                     MAX_LISTED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Write the ids of the tokens over both bounds, ascending; their number, which may pass MAX_LISTED."""
+                     max_listed, BLOCK: tl.constexpr):  # fmt: skip
+    """Write the ids of the tokens over both bounds, ascending; their number, which may pass max_listed."""
     count = tl.full([], 0, dtype=tl.int32)
     for start in range(0, vocab_size, BLOCK):
         ids = start + tl.arange(0, BLOCK)
@@ -157,7 +157,7 @@ def _list_candidates(row_ptr, list_ptr, vocab_size, least_key, least_mass, top, 
         number = tl.sum(is_in.to(tl.int32), axis=0)
         if number > 0:
             places = count + tl.cumsum(is_in.to(tl.int32), axis=0) - 1
-            tl.store(list_ptr + places, ids, mask=is_in & (places < MAX_LISTED))
+            tl.store(list_ptr + places, ids, mask=is_in & (places < max_listed))
         count += number
     return count
 
@@ -182,11 +182,11 @@ def _draw(row_ptr, list_ptr, count, is_listed, key_at, num_tied, temperature, st
     return best_id
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks", "num_strips", "max_listed"])
 def _sample_rows_kernel(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, best_ptr, best_id_ptr, strip_max_ptr, strip_mass_ptr,
-    list_ptr, out_ptr, logits_stride, vocab_size, num_blocks, num_strips,
-    KEY_BITS: tl.constexpr, MAX_LISTED: tl.constexpr,
+    list_ptr, out_ptr, logits_stride, vocab_size, num_blocks, num_strips, max_listed,
+    KEY_BITS: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_BLOCKS: tl.constexpr, BLOCK_STRIPS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -219,12 +219,12 @@ def _sample_rows_kernel(
         least_mass = (0.5 * (1.0 - p) * (total / vocab_size)).to(tl.float32)
 
     row_ptr = logits_ptr + row * logits_stride
-    list_ptr += row * MAX_LISTED
+    list_ptr += row * max_listed
     count = _list_candidates(
-        row_ptr, list_ptr, vocab_size, least_key, least_mass, top, temperature, MAX_LISTED, BLOCK
+        row_ptr, list_ptr, vocab_size, least_key, least_mass, top, temperature, max_listed, BLOCK
     )  # fmt: skip
     tl.debug_barrier()
-    is_listed = count <= MAX_LISTED
+    is_listed = count <= max_listed
     count = tl.where(is_listed, count, vocab_size)
     key_at = tl.full([], 0, dtype=tl.uint32)
     num_tied = tl.full([], 0x7FFFFFFF, dtype=tl.int32)
@@ -277,7 +277,7 @@ def top_k_top_p_sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p
     best_id = torch.empty((num_rows, num_blocks), dtype=torch.int32, device=device)
     strip_max = torch.empty((num_rows, num_strips), dtype=torch.float32, device=device)
     strip_mass = torch.empty_like(strip_max)
-    listed = torch.empty((num_rows, MAX_LISTED), dtype=torch.int32, device=device)
+    listed = torch.empty((num_rows, min(MAX_LISTED, vocab_size)), dtype=torch.int32, device=device)
     rows = (temperature.float(), top_k, top_p.float(), seeds)
     partial = (best, best_id, strip_max, strip_mass)
     _reduce_blocks_kernel[(num_rows * num_blocks,)](
@@ -285,7 +285,7 @@ def top_k_top_p_sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p
     )
     _sample_rows_kernel[(num_rows,)](
         logits, *rows, *partial, listed, ids, logits.stride(0), vocab_size, num_blocks, num_strips,
-        KEY_BITS=_KEY_BITS[logits.dtype], MAX_LISTED=MAX_LISTED, BLOCK=block,
+        listed.shape[1], KEY_BITS=_KEY_BITS[logits.dtype], BLOCK=block,
         BLOCK_BLOCKS=triton.next_power_of_2(num_blocks), BLOCK_STRIPS=triton.next_power_of_2(num_strips), num_warps=16,
     )  # fmt: skip
     return ids
