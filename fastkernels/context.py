@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,11 +45,15 @@ class ForwardContext:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
 
     def to(self, device: torch.device | str) -> ForwardContext:
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)
 
 
-_context: ContextVar[ForwardContext | None] = ContextVar("fastkernels_forward_context", default=None)
-_reference: ContextVar[bool] = ContextVar("fastkernels_reference", default=False)
+class _State:
+    """Of this process: one step runs at a time. Plain attributes, because torch.compile cannot trace a ContextVar."""
+
+    context: ForwardContext | None = None
+    is_reference: bool = False
 
 
 def forward_context() -> ForwardContext:
@@ -57,38 +61,38 @@ def forward_context() -> ForwardContext:
 
     Errors: RuntimeError outside of one.
     """
-    context = _context.get()
+    context = _State.context
     if context is None:
         raise RuntimeError("This layer reads the paged cache: call it inside set_forward_context(...).")
     return context
 
 
 def forward_context_or_none() -> ForwardContext | None:
-    return _context.get()
+    return _State.context
 
 
 @contextmanager
 def set_forward_context(context: ForwardContext | None) -> Iterator[None]:
     """Nested contexts are refused: a step inside a step has no meaning."""
-    if context is not None and _context.get() is not None:
+    if context is not None and _State.context is not None:
         raise RuntimeError("A forward context is already set; steps do not nest.")
-    token = _context.set(context)
+    before, _State.context = _State.context, context
     try:
         yield
     finally:
-        _context.reset(token)
+        _State.context = before
 
 
 @contextmanager
 def reference_mode() -> Iterator[None]:
     """Inside, every op computes its definition instead of its production path."""
-    token = _reference.set(True)
+    before, _State.is_reference = _State.is_reference, True
     try:
         yield
     finally:
-        _reference.reset(token)
+        _State.is_reference = before
 
 
 def uses_reference(*tensors: Tensor | None) -> bool:
     """Whether an op should compute its definition: asked for, or no tensor is on a GPU."""
-    return _reference.get() or not any(t is not None and t.is_cuda for t in tensors)
+    return _State.is_reference or not any(t is not None and t.is_cuda for t in tensors)

@@ -94,7 +94,7 @@ def decode_value(value: Any) -> Any:
         if not module.startswith("fastkernels.tasks.configs."):
             raise CaseFileError(f"A case may only name configurations of fastkernels.tasks.configs, not {module!r}.")
         cls = getattr(importlib.import_module(module), name, None)
-        if not dataclasses.is_dataclass(cls):
+        if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
             raise CaseFileError(f"{value['$config']!r} is not a configuration.")
         return cls(**{k: decode_value(v) for k, v in value["values"].items()})
     return {k: decode_value(v) for k, v in value.items()}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -21,6 +24,9 @@ class Ceilings:
     flush_bytes: int = 0
     least_noise: float = 0.03
     least_us: float = 0.2
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
     @classmethod
     def measured(cls, device: str) -> Ceilings:
@@ -41,10 +47,9 @@ def _measure_cpu() -> Ceilings:
     source = torch.ones(16 << 20)
     target = torch.empty_like(source)
     seconds = _best(lambda: target.copy_(source))
-    rates = {}
-    for dtype in (torch.float32,):
-        a = torch.randn(512, 512, dtype=dtype)
-        rates[str(dtype).removeprefix("torch.")] = 2 * 512**3 / _best(lambda a=a: torch.mm(a, a)) * 2
+    rates: dict[str, float] = {}
+    a = torch.randn(512, 512)
+    rates["float32"] = 2 * 2 * 512**3 / _best(lambda: torch.mm(a, a))
     return Ceilings("cpu", 2 * source.numel() * 4 / seconds, rates, least_noise=0.03, least_us=0.2)
 
 
@@ -52,31 +57,31 @@ def _measure_cuda(device: str) -> Ceilings:
     source = torch.ones(1 << 30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = _best_cuda(lambda: target.copy_(source))
-    rates = {}
+    rates: dict[str, float] = {}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         n = 8192 if dtype.itemsize == 2 else 4096
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        rates[str(dtype).removeprefix("torch.")] = 2 * n**3 / _best_cuda(lambda a=a, b=b: torch.mm(a, b))
+        rates[str(dtype).removeprefix("torch.")] = 2 * n**3 / _best_cuda(partial(torch.mm, a, b))
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
     torch.cuda.empty_cache()
     return Ceilings(device, 2 * source.numel() / seconds, rates, flush_bytes=2 * l2, least_noise=0.01, least_us=0.8)
 
 
-def _best(call: object, rounds: int = 5) -> float:
+def _best(call: Callable[[], object], rounds: int = 5) -> float:
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
-        call()  # type: ignore[operator]
+        call()
         times.append(time.perf_counter() - started)
     return min(times)
 
 
-def _best_cuda(call: object, rounds: int = 10) -> float:
+def _best_cuda(call: Callable[[], object], rounds: int = 10) -> float:
     times = []
     for _ in range(rounds):
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        call()  # type: ignore[operator]
+        call()
         stop.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(stop) / 1e3)

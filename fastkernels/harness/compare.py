@@ -16,6 +16,7 @@ from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.spec import Compare, TensorSpec
 
 _TINY = 1e-30
+_LEAST_ROW = 16
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _check_floats(expected: Expected, answer: Tensor, tolerance: Tolerance) -> E
     given = torch.where(finite, given, 0.0)
     if wanted.numel() == 0:
         return Error()
-    rows, answers = _as_rows(wanted), _as_rows(given)
+    rows, answers = as_rows(wanted), as_rows(given)
     difference = answers - rows
     row_rms = rows.square().mean(-1).sqrt()
     scale = row_rms.clamp_min(1e-6 * float(rows.square().mean().sqrt()) + _TINY)
@@ -181,9 +182,9 @@ def _check_pattern(expected: Expected, wanted: Tensor, given: Tensor, dtype: tor
         )
 
 
-def _as_rows(x: Tensor) -> Tensor:
-    """[rows, last axis]; a vector is one row."""
-    return x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(1, -1)
+def as_rows(x: Tensor) -> Tensor:
+    """[rows, elements]: the last axis, or everything when that is too short for a relative error to mean much."""
+    return x.reshape(-1, x.shape[-1]) if x.ndim > 1 and x.shape[-1] >= _LEAST_ROW else x.reshape(1, -1)
 
 
 def _first(mask: Tensor) -> list[int]:
@@ -192,11 +193,3 @@ def _first(mask: Tensor) -> list[int]:
 
 def _at(x: Tensor, index: Sequence[int]) -> float:
     return float(x[tuple(index)])
-
-
-def baseline_widening(errors: Mapping[str, Error], k: float) -> Error:
-    """K times the largest error of the baseline's answers in this run."""
-    worst = Error()
-    for error in errors.values():
-        worst = worst.worst(error)
-    return Error(*(k * value for value in worst.values()))

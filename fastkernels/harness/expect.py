@@ -61,7 +61,7 @@ def expectation(op: Op, case: Case, device: torch.device) -> Expectation:
     context = case.context.to(device) if case.context else None
     with torch.no_grad(), set_forward_context(context):
         result = op.reference(**inputs)
-    outputs = as_outputs(result)
+    outputs = [value.detach() if isinstance(value, Tensor) else value for value in as_outputs(result)]
     expected = tuple(
         _expected(name, spec.outputs[name], value, case, inputs)
         for name, value in zip(spec.outputs, outputs, strict=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastkernels.capture.case import Case
 from fastkernels.capture.replay import default_dtype
 from fastkernels.capture.tensors import filled
+from fastkernels.context import set_forward_context
 from fastkernels.harness.expect import Expectation, baseline_class, build_reference, expectation
 from fastkernels.harness.inputs import FAMILIES, draw_case, draw_params, hidden_shapes
 from fastkernels.op import Op
@@ -103,4 +104,5 @@ def case_cost(group: Group, case: Case) -> Cost:
     outputs = {
         e.name: torch.empty(e.value.shape, dtype=e.dtype, device="meta") for e in expected.outputs if e is not None
     }
-    return group.op.cost(dict(case.inputs), outputs)
+    with set_forward_context(case.context):
+        return group.op.cost(dict(case.inputs), outputs)

@@ -55,13 +55,16 @@ def rows_permuted(n: NullInput) -> Tensor | None:
 
 
 def last_tile_dropped(n: NullInput) -> Tensor | None:
-    """The last columns (at most 16, at most half of them) of the last row are zero."""
+    """The last columns (at most 16, at most half of them) of the last row that holds anything are zero."""
     if n.right.numel() < 2:
         return None
     answer = n.right.clone()
-    tile = max(1, min(16, answer.shape[-1] // 2)) if answer.ndim > 1 else max(1, min(16, answer.numel() // 2))
-    last_row = answer.reshape(-1, answer.shape[-1])[-1]
-    last_row[-tile:] = 0
+    rows = answer.reshape(-1, answer.shape[-1]) if answer.ndim > 1 else answer.reshape(1, -1)
+    tile = max(1, min(16, rows.shape[-1] // 2))
+    held = torch.nan_to_num(rows[:, -tile:].double()).abs().amax(-1).nonzero()
+    if not len(held):
+        return None
+    rows[held[-1, 0], -tile:] = 0
     return answer
 
 

@@ -6,6 +6,7 @@ Forking from it makes a fresh process in milliseconds; it never touches a GPU or
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -32,6 +33,8 @@ def boot() -> None:
 
     for module in settings["preload"]:
         __import__(module)
+    gc.collect()
+    gc.freeze()  # what is here now is never looked at again: a collection in a worker takes microseconds
     sock = socket.socket(fileno=settings["socket"])
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     _serve(sock, fastkernels.harness.worker)

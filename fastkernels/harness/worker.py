@@ -38,6 +38,7 @@ from fastkernels.registry import ops
 _data_ptr = torch._C.TensorBase.data_ptr
 _get_type = type
 _dumps = json.dumps
+_EXACT_TYPES = (torch.Tensor, nn.Parameter)
 _HELD_ANSWERS = 3
 
 
@@ -242,7 +243,7 @@ class Worker:
     def _copy_out(self, part: Any, offset: int, end: int) -> tuple[dict[str, Any], int]:
         if part is None:
             return {"kind": "none"}, offset
-        if _get_type(part) is not torch.Tensor:
+        if _get_type(part) not in _EXACT_TYPES:
             return {"kind": "other", "type": _get_type(part).__name__}, offset
         description = self.device.describe(part)
         if description.get("problem"):

@@ -1,0 +1,107 @@
+"""A run on disk: what was asked, each judgement as soon as it is made, and the whole at the end.
+
+run.json             what was asked for, on what machine
+ops/<set>--<op>.json one judgement each, written whole or not at all
+results.json         everything, every sample
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fastkernels import env
+from fastkernels.errors import RunFolderError
+from fastkernels.harness.records import SCHEMA_VERSION, OpRecord
+
+
+class RunFolder:
+    """Errors: RunFolderError when a file is missing, cut off or of another version."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(
+        cls, kind: str, request: dict[str, Any], environment: dict[str, Any], out: Path | None = None
+    ) -> RunFolder:
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        path = out or _free(env.home() / f"{stamp}-{kind}")
+        (path / "ops").mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": kind,
+            "run_id": path.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "request": request,
+            "environment": environment,
+        }
+        folder._write(path / "run.json", header)
+        return folder
+
+    def header(self) -> dict[str, Any]:
+        header = self._read(self.path / "run.json")
+        if header.get("schema_version") != SCHEMA_VERSION:
+            raise RunFolderError(
+                f"{self.path} has schema version {header.get('schema_version')}; this program reads {SCHEMA_VERSION}."
+            )
+        return header
+
+    def add(self, record: OpRecord) -> None:
+        self._write(self.path / "ops" / f"{record.implementation}--{record.op}.json", record.to_json())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The judgements made so far, lowest level first."""
+        records = [self._read(path) for path in sorted((self.path / "ops").glob("*.json"))]
+        return sorted(records, key=lambda r: (r["level"], r["op"], r["implementation"]))
+
+    def finish(self, **extra: Any) -> dict[str, Any]:
+        """Write results.json; extra: more top-level entries ("status", "seconds", ...)."""
+        results = {**self.header(), **extra, "ops": self.records()}
+        self._write(self.path / "results.json", results)
+        return results
+
+    def results(self) -> dict[str, Any]:
+        """results.json, or what there is of an unfinished run."""
+        if (self.path / "results.json").exists():
+            results = self._read(self.path / "results.json")
+            if results.get("schema_version") != SCHEMA_VERSION:
+                found = results.get("schema_version")
+                raise RunFolderError(f"{self.path} has schema version {found}; this program reads {SCHEMA_VERSION}.")
+            return results
+        return {**self.header(), "status": "unfinished", "ops": self.records()}
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            data = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path} is not a run folder: {path.name} is missing.") from None
+        except ValueError as error:
+            raise RunFolderError(f"{path} is cut off or altered: {error}.") from None
+        if not isinstance(data, dict):
+            raise RunFolderError(f"{path} does not hold a JSON object.")
+        return data
+
+    def _write(self, path: Path, data: dict[str, Any]) -> None:
+        """Under a temporary name first: a full disk or a signal leaves the old file or none."""
+        temporary = path.with_name(f".{path.name}.partial")
+        try:
+            with temporary.open("w") as file:
+                json.dump(data, file, allow_nan=True)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _free(path: Path) -> Path:
+    for number in range(1, 1000):
+        candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        if not candidate.exists():
+            return candidate
+    raise RunFolderError(f"{path} and 999 names after it are taken.")

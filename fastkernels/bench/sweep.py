@@ -1,0 +1,120 @@
+"""Tier 1: implementations of ops judged one by one, each result kept the moment it is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastkernels.bench.environment import environment
+from fastkernels.bench.run_folder import RunFolder
+from fastkernels.capture.case import Case
+from fastkernels.capture.digest import case_digest
+from fastkernels.capture.store import CaseSet
+from fastkernels.capture.tensors import filled
+from fastkernels.errors import EnvironmentProblem, UsageError
+from fastkernels.harness.ceilings import Ceilings
+from fastkernels.harness.judge import Judge, JudgeConfig
+from fastkernels.harness.records import OpRecord
+from fastkernels.harness.workers import Limits, Nursery
+from fastkernels.registry import OpEntry
+from fastkernels.sets import ImplementationSet
+
+Item = tuple[OpEntry, ImplementationSet]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a sweep tells while it runs: each is called with what it is about."""
+
+    begins: Callable[[Item, int, int], None] = lambda item, number, total: None
+    stage: Callable[[str], None] = lambda text: None
+    ends: Callable[[OpRecord], None] = lambda record: None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is judged. items: (op, set) pairs; cases: captured ones, or None; request: the words of the command."""
+
+    items: Sequence[Item]
+    config: JudgeConfig
+    cases: CaseSet | None = None
+    limits: Limits = field(default_factory=Limits)
+    request: dict[str, Any] = field(default_factory=dict)
+
+
+def plan_items(entries: Sequence[OpEntry], sets: Sequence[ImplementationSet]) -> list[Item]:
+    """Every op of `entries` that a set offers, lowest level first.
+
+    Errors: UsageError when no set offers any.
+    """
+    items = [(entry, s) for s in sets for entry in s.ops() if entry in entries]
+    if not items:
+        names = ", ".join(str(s.path) for s in sets)
+        raise UsageError(
+            f"No implementation of the chosen ops in {names}. Write one with `fastkernels stubs --target OP`, "
+            "or name a set with --candidates (see `fastkernels list --sets`)."
+        )
+    return sorted(items, key=lambda item: (item[0].level, item[0].name, item[1].name))
+
+
+def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, Any]:
+    """Judge every item that `folder` does not hold yet; results.json is written even when this is cut short.
+
+    Errors: EnvironmentProblem when the device is missing.
+    """
+    _require_device(sweep.config.device)
+    started = time.monotonic()
+    done = {(r["implementation"], r["op"], r["source_sha256"]) for r in folder.records()}
+    status = "interrupted"
+    ceilings: Ceilings | None = None
+    try:
+        with Nursery(sweep.config.device, sweep.limits, _preload(sweep.config.device)) as nursery:
+            judge = Judge(sweep.config, nursery, progress.stage)
+            ceilings = judge.ceilings
+            for number, item in enumerate(sweep.items):
+                entry, implementations = item
+                progress.begins(item, number, len(sweep.items))
+                if (implementations.name, entry.name, judge.source_sha256(item[0], item[1])) in done:
+                    continue
+                record = judge.judge(entry, implementations, cases_of(sweep.cases, entry))
+                folder.add(record)
+                progress.ends(record)
+        status = "finished"
+    finally:
+        extra: dict[str, Any] = {"status": status, "seconds": time.monotonic() - started}
+        if ceilings is not None:
+            extra["ceilings"] = ceilings.to_json()
+        if sweep.cases is not None:
+            extra["case_hashes"] = case_hashes(sweep.cases)
+        results = folder.finish(**extra)
+    return results
+
+
+def cases_of(cases: CaseSet | None, entry: OpEntry) -> list[Case]:
+    return [] if cases is None else [case for case in cases.records if case.op == entry.name]
+
+
+def case_hashes(cases: CaseSet) -> dict[str, list[str]]:
+    """SHA-256 of every case, by op."""
+    hashes: dict[str, list[str]] = {}
+    for case in cases.records:
+        hashes.setdefault(case.op, []).append(case_digest(filled(case)))
+    return hashes
+
+
+def start_run(sweep: Sweep, out: Path | None) -> RunFolder:
+    return RunFolder.create("kernels", sweep.request, environment(sweep.config.device), out)
+
+
+def _require_device(device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EnvironmentProblem(f"--device {device}: no GPU is visible to torch here. Use --device cpu.")
+
+
+def _preload(device: str) -> tuple[str, ...]:
+    return ("fastkernels.kernels.backend",) if device.startswith("cuda") else ()

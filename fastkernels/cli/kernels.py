@@ -1,0 +1,122 @@
+"""`fastkernels kernels` (alias `bench`): judge candidate kernels, correctness first, then speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer import Option
+
+from fastkernels.bench.run_folder import RunFolder
+from fastkernels.bench.sweep import Item, Sweep, plan_items, run_sweep, start_run
+from fastkernels.bench.sweep import Progress as SweepProgress
+from fastkernels.capture.store import CaseSet
+from fastkernels.cli.common import console, error_console, print_json
+from fastkernels.cli.select import select_ops
+from fastkernels.cli.table import verdict_table
+from fastkernels.errors import EXIT_NOT_PASSED, EXIT_OK, UsageError
+from fastkernels.harness.judge import JudgeConfig
+from fastkernels.harness.records import OpRecord
+from fastkernels.harness.timing import Protocol
+from fastkernels.harness.verdict import Verdict
+from fastkernels.harness.workers import Limits
+from fastkernels.report.publish import publish
+from fastkernels.sets import CANDIDATE, resolve_set
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def kernels(
+    target: Annotated[list[str] | None, Option(help="An op by name, class or file; repeatable.")] = None,
+    level: Annotated[int | None, Option(help="Ops of this level, 1 to 4.")] = None,
+    architecture: Annotated[str | None, Option(help="Ops of this architecture.")] = None,
+    candidates: Annotated[list[str] | None, Option(help="A set by name or a directory; repeatable.")] = None,
+    cases: Annotated[Path | None, Option(help="A case set written by `fastkernels capture`.")] = None,
+    device: Annotated[str | None, Option(help="cpu or cuda; the GPU when there is one.")] = None,
+    dtype: Annotated[list[str] | None, Option(help="Activation dtypes of drawn inputs; repeatable.")] = None,
+    quick: Annotated[bool, Option(help="A first look: one restart, few blocks, fewer hidden shapes.")] = False,
+    check_only: Annotated[bool, Option(help="Correctness alone, no timing.")] = False,
+    timeout: Annotated[float, Option(help="Seconds one call may take.")] = 30.0,
+    memory_gb: Annotated[float, Option(help="Gigabytes one worker may use.")] = 16.0,
+    out: Annotated[Path | None, Option(help="The run folder; a new one under ./runs when left out.")] = None,
+    resume: Annotated[Path | None, Option(help="A run folder to go on with.")] = None,
+    self_test: Annotated[bool, Option("--self-test", help="Judge the adversarial suite instead.")] = False,
+    mlflow_uri: Annotated[str | None, Option(help="An MLflow server; a local sqlite file when left out.")] = None,
+    no_track: Annotated[bool, Option(help="Log nothing to MLflow.")] = False,
+    as_json: Annotated[bool, Option("--json", help="results.json on stdout.")] = False,
+) -> int:
+    """Judge candidate kernels, correctness first, then speed. Exit code 1 when any verdict is not PASSED."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if self_test:
+        from fastkernels.cli.self_test import self_test as run_self_test
+
+        return run_self_test(device, out)
+    sweep = Sweep(
+        items=plan_items(select_ops(target, level, architecture), [resolve_set(c) for c in candidates or [CANDIDATE]]),
+        config=_config(device, dtype, quick=quick, is_timed=not check_only),
+        cases=CaseSet.load(cases) if cases else None,
+        limits=Limits(call_seconds=timeout, memory_bytes=int(memory_gb * (1 << 30))),
+        request={
+            "target": target,
+            "level": level,
+            "architecture": architecture,
+            "candidates": candidates or [CANDIDATE],
+            "cases": str(cases) if cases else None,
+            "device": device,
+            "quick": quick,
+        },
+    )
+    folder = _folder(sweep, out, resume)
+    results = _run(sweep, folder)
+    report = publish(folder.path, mlflow_uri=mlflow_uri, is_tracked=not no_track)
+    if as_json:
+        print_json(results)
+    else:
+        console.print(verdict_table(results))
+        console.print(f"report: {report}\nrun:    {folder.path}", soft_wrap=True)
+    verdicts = {record["verdict"] for record in results["ops"]}
+    return EXIT_OK if verdicts <= {Verdict.PASSED.value} else EXIT_NOT_PASSED
+
+
+def _config(device: str, dtypes: list[str] | None, *, quick: bool, is_timed: bool) -> JudgeConfig:
+    names = dtypes or (["bfloat16"] if device.startswith("cuda") else ["float32"])
+    for name in names:
+        if name not in _DTYPES:
+            raise UsageError(f"--dtype {name} is not one of {', '.join(_DTYPES)}.")
+    return JudgeConfig(
+        device=device,
+        dtypes=tuple(_DTYPES[name] for name in names),
+        num_shapes=3 if quick else 6,
+        num_timed=1 if quick else 3,
+        protocol=Protocol.quick() if quick else Protocol(),
+        is_timed=is_timed,
+    )
+
+
+def _folder(sweep: Sweep, out: Path | None, resume: Path | None) -> RunFolder:
+    if resume is None:
+        return start_run(sweep, out)
+    folder = RunFolder(resume)
+    before = folder.header()["request"].get("device")
+    if before != sweep.config.device:
+        raise UsageError(f"{resume} ran on {before}; it cannot go on with --device {sweep.config.device}.")
+    return folder
+
+
+def _run(sweep: Sweep, folder: RunFolder) -> dict[str, object]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=error_console, transient=True) as bar:
+        task = bar.add_task("starting", total=len(sweep.items))
+        now = {"item": ""}
+
+        def begins(item: Item, number: int, total: int) -> None:
+            now["item"] = f"{item[0].name} ({item[1].name})"
+            bar.update(task, description=now["item"], completed=number)
+
+        def ends(record: OpRecord) -> None:
+            bar.advance(task)
+
+        stage = lambda text: bar.update(task, description=f"{now['item']}: {text}")  # noqa: E731
+        return run_sweep(sweep, folder, SweepProgress(begins, stage, ends))

@@ -1,0 +1,52 @@
+"""The verdicts of a run as a terminal table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from fastkernels.harness.verdict import Speed, Verdict
+
+_COLOURS = {Speed.WIN: "green", Speed.LOSS: "red", Speed.TIE: "yellow"}
+
+
+def verdict_table(results: dict[str, Any]) -> Table:
+    """One row a judgement and timed case: verdict, speed with its interval, share of the roofline."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("op", "set", "verdict", "case"):
+        table.add_column(name)
+    for name in ("baseline us", "candidate us", "speedup", "95 % interval", "", "roofline"):
+        table.add_column(name, justify="right")
+    for record in results["ops"]:
+        is_passed = record["verdict"] == Verdict.PASSED
+        verdict = f"[{'green' if is_passed else 'bold red'}]{record['verdict']}[/]"
+        if not record["timings"] or not is_passed:
+            table.add_row(record["op"], record["implementation"], verdict, escape(first_line(record["message"])))
+            continue
+        for index, timing in enumerate(record["timings"]):
+            head = (record["op"], record["implementation"], verdict) if index == 0 else ("", "", "")
+            table.add_row(*head, escape(timing["shapes"]), *_figures(timing))
+    return table
+
+
+def _figures(timing: dict[str, Any]) -> tuple[str, ...]:
+    speed = timing["speed"]
+    return (
+        f"{timing['baseline_us']:.1f}",
+        f"{timing['candidate_us']:.1f}",
+        f"{timing['ratio']:.3f}",
+        f"{timing['low']:.3f} .. {timing['high']:.3f}",
+        f"[{_COLOURS[Speed(speed)]}]{speed}[/]",
+        f"{100 * timing['candidate_roofline_share']:.0f} %",
+    )
+
+
+def first_line(message: str, width: int = 100) -> str:
+    """What a cell has room for: of a traceback its last line, of anything else its first."""
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    if not lines:
+        return ""
+    line = lines[-1] if lines[0].startswith("Traceback") or "does not import" in lines[0] else lines[0]
+    return line if len(line) <= width else line[: width - 1] + "…"
