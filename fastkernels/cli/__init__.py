@@ -33,6 +33,7 @@ class Command:
 
 
 COMMANDS = (
+    Command("demo", "demo:demo", "The whole job on a tiny model: serve, capture, judge three kernels, report."),
     Command("list", "list:list_ops", "What there is: ops by level, a model's tree, what an op's replacement changes."),
     Command("stubs", "stubs:stubs", "Write candidate files to fill in."),
     Command("capture", "capture:capture", "Run a model on a workload and keep its ops' calls as cases."),

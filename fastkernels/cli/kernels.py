@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -69,7 +69,7 @@ def kernels(
         },
     )
     folder = _folder(sweep, out, resume)
-    results = _run(sweep, folder)
+    results = judge_items(sweep, folder)
     report = publish(folder.path, mlflow_uri=mlflow_uri, is_tracked=not no_track)
     if as_json:
         print_json(results)
@@ -105,7 +105,8 @@ def _folder(sweep: Sweep, out: Path | None, resume: Path | None) -> RunFolder:
     return folder
 
 
-def _run(sweep: Sweep, folder: RunFolder) -> dict[str, object]:
+def judge_items(sweep: Sweep, folder: RunFolder) -> dict[str, Any]:
+    """Run a sweep under a progress bar: the op, the stage and the time left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=error_console, transient=True) as bar:
         task = bar.add_task("starting", total=len(sweep.items))

@@ -48,9 +48,10 @@ def check_call(
         if expected.compare is Compare.SAMPLE:
             check_samples(expected, answer, inputs)
         else:
-            error = error.worst(check_values(_on(expected, answer), answer, tolerance))
+            error = error.worst(check_values(expected, answer.to(expected.value.device), tolerance))
     for name, expected_after in expectation.mutated.items():
-        error = error.worst(check_values(_on(expected_after, call.after[name]), call.after[name], tolerance))
+        after = call.after[name].to(expected_after.value.device)
+        error = error.worst(check_values(expected_after, after, tolerance))
     return error
 
 
@@ -74,12 +75,6 @@ def _tensor_of(expected: Expected | None, part: Part) -> Tensor | None:
         raise Rejection(Verdict.CHEATING, f"{name} {part.description['problem']}.")
     assert part.tensor is not None
     return part.tensor
-
-
-def _on(expected: Expected, answer: Tensor) -> Expected:
-    """The expectation on the answer's device."""
-    of = None if expected.of is None else expected.of.to(answer.device)
-    return Expected(expected.name, expected.value.to(answer.device), expected.dtype, expected.compare, of)
 
 
 def check_echo(call: Call, earlier: Mapping[int, tuple[Part, ...]]) -> None:

@@ -113,7 +113,7 @@ class CudaDevice:
     is_remote = True
 
     def __init__(self, name: str) -> None:
-        self.torch_device = torch.device(name)
+        self.torch_device = torch.device("cuda", torch.device(name).index or 0)
         torch.cuda.set_device(self.torch_device)
         torch.cuda.init()
         self._stream = torch.cuda.Stream()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -101,12 +102,18 @@ def _outputs(
 ) -> list[tuple[Expected, Expected, Expected | None]]:
     rows = []
     for index, expected in enumerate(right.outputs):
-        was = previous.outputs[index]
+        was, low = previous.outputs[index], None if lower is None else lower.outputs[index]
         if expected is not None and was is not None:
-            rows.append((expected, was, None if lower is None else lower.outputs[index]))
-    for name, expected in right.mutated.items():
-        rows.append((expected, previous.mutated[name], None if lower is None else lower.mutated[name]))
+            rows.append((_on_cpu(expected), _on_cpu(was), None if low is None else _on_cpu(low)))
+    for name, after in right.mutated.items():
+        low = None if lower is None else lower.mutated[name]
+        rows.append((_on_cpu(after), _on_cpu(previous.mutated[name]), None if low is None else _on_cpu(low)))
     return rows
+
+
+def _on_cpu(expected: Expected) -> Expected:
+    of = None if expected.of is None else expected.of.cpu()
+    return replace(expected, value=expected.value.cpu(), of=of)
 
 
 def _lower_dtype(dtype: torch.dtype) -> torch.dtype:

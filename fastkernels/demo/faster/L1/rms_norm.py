@@ -1,0 +1,21 @@
+"""RMSNorm by torch's fused operator: right, and faster than the definition that the CPU runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        if residual is None:
+            return rms_norm(x, (self.hidden_size,), self.weight, self.eps)
+        h = x + residual
+        return rms_norm(h, (self.hidden_size,), self.weight, self.eps), h
