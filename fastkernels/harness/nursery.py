@@ -80,6 +80,7 @@ def _become_worker(message: dict[str, Any], fds: list[int], worker: Any) -> None
                 _, raw = os.waitpid(child, 0)
                 os._exit(os.waitstatus_to_exitcode(raw) & 0xFF)
             sandbox.die_with_parent()
+            sandbox.mount_own_processes()
         private = Path(message["private_dir"])
         for name, path in message["environment"].items():
             os.environ[name] = path
@@ -88,7 +89,10 @@ def _become_worker(message: dict[str, Any], fds: list[int], worker: Any) -> None
         readable = [*sandbox.system_paths(), *sandbox.package_paths(package), private]
         readable += [Path(p) for p in message["readable"]]
         listable = [package, package.parent, *(Path(p).parent for p in message["readable"])]
-        has_landlock = sandbox.restrict_files(readable, listable, [private, Path("/dev")])
+        writable = [private, Path("/dev")]
+        if message["device"].startswith("cuda"):
+            writable.append(Path("/proc"))  # CUDA opens files of its own process there for writing
+        has_landlock = sandbox.restrict_files(readable, listable, writable)
         has_no_capabilities = sandbox.drop_capabilities()
         confinement = sandbox.Confinement(
             has_network_namespace, has_process_namespace, has_landlock, has_no_capabilities, os.getuid()

@@ -18,7 +18,8 @@ from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+_CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x20000, 0x10000000, 0x20000000, 0x40000000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_TIMERSLACK, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 29, 38
 _SIGKILL = 9
 _LAST_CAPABILITY = 63
@@ -26,8 +27,8 @@ _LAST_CAPABILITY = 63
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _FS_EXECUTE, _FS_WRITE_FILE, _FS_READ_FILE, _FS_READ_DIR = 1, 2, 4, 8
 _FS_READ = _FS_EXECUTE | _FS_READ_FILE | _FS_READ_DIR
-_FS_ALL_V1 = (1 << 13) - 1
-_FILE_RIGHTS = _FS_EXECUTE | _FS_WRITE_FILE | _FS_READ_FILE
+_FS_ALL_V1, _FS_REFER, _FS_TRUNCATE = (1 << 13) - 1, 1 << 13, 1 << 14
+_FILE_RIGHTS = _FS_EXECUTE | _FS_WRITE_FILE | _FS_READ_FILE | _FS_TRUNCATE
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,14 @@ def enter_namespaces() -> tuple[bool, bool]:
             Path("/proc/self/setgroups").write_text("deny")
             Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
             Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-    return _libc.unshare(_CLONE_NEWNET) == 0, _libc.unshare(_CLONE_NEWPID) == 0
+    has_network = _libc.unshare(_CLONE_NEWNET) == 0
+    return has_network, _libc.unshare(_CLONE_NEWPID | _CLONE_NEWNS) == 0
+
+
+def mount_own_processes() -> None:
+    """A /proc of this process namespace: CUDA looks itself up there, and no other process is seen."""
+    _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+    _libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None)
 
 
 def limit_resources(max_file_bytes: int) -> None:
@@ -94,11 +102,15 @@ def restrict_files(readable: Sequence[Path], listable: Sequence[Path], writable:
 
     Of `listable` folders (and those below) the names can be seen, which imports need.
     """
-    handled = ctypes.c_uint64(_FS_ALL_V1)
+    abi = _libc.syscall(_LANDLOCK_CREATE, None, 0, 1)
+    if abi < 1:
+        return False
+    everything = _FS_ALL_V1 | (_FS_REFER if abi >= 2 else 0) | (_FS_TRUNCATE if abi >= 3 else 0)
+    handled = ctypes.c_uint64(everything)
     ruleset = _libc.syscall(_LANDLOCK_CREATE, ctypes.byref(handled), ctypes.sizeof(handled), 0)
     if ruleset < 0:
         return False
-    for paths, rights in ((readable, _FS_READ), (listable, _FS_READ_DIR), (writable, _FS_ALL_V1)):
+    for paths, rights in ((readable, _FS_READ), (listable, _FS_READ_DIR), (writable, everything)):
         for path in paths:
             _allow(ruleset, path, rights)
     held = _libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0) == 0

@@ -33,7 +33,7 @@ from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.workers import Worker
 from fastkernels.op import Op
 from fastkernels.registry import OpEntry
-from fastkernels.sets import ImplementationSet
+from fastkernels.sets import ALTERNATIVES_DIR, ImplementationSet
 from fastkernels.spec import Role
 
 _VARIED = frozenset({Role.ACTIVATION, Role.LOGITS})
@@ -159,7 +159,7 @@ class Side:
                 "cmd": "load",
                 "op": self.entry.name,
                 "set": None if implementations is None else _set_argument(implementations),
-                "is_sealed": implementations is not None and implementations.adapt is None,
+                "is_sealed": implementations is not None and ALTERNATIVES_DIR not in implementations.path.parents,
                 "init": encode_value(dict(init)),
                 "dtype": dtype_name(dtype),
             }
