@@ -1,0 +1,302 @@
+"""The report's plots as Plotly figures: plain data, at most a few thousand drawn points each.
+
+Colours are those of the light theme; report.js exchanges them by PALETTE for the dark one. They are of
+the Okabe-Ito set, told apart without colour by symbol as well.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from fastkernels.harness.verdict import Speed, Verdict
+from fastkernels.report.view import Row, View, error_groups, samples_us
+from fastkernels.scoring.statistics import percentile
+
+PALETTE = {
+    "win": ("#0067a3", "#56b4e9"),
+    "loss": ("#c24e00", "#ff8f4d"),
+    "tie": ("#5f6670", "#a7adb8"),
+    "baseline": ("#6b7078", "#9aa1ad"),
+    "candidate": ("#00795a", "#2fc79a"),
+    "text": ("#1c2024", "#e6e8eb"),
+    "muted": ("#5c6269", "#9ea4ac"),
+    "grid": ("#e3e6ea", "#31363d"),
+    "band": ("#d9dde3", "#3a4049"),
+    "line": ("#3d434a", "#c3c8cf"),
+}
+"""name: (light, dark)"""
+
+TIMES = "\u00d7"
+
+MAX_POINTS = 3000
+"""Drawn samples of the latency plot, over all boxes; quartiles are of every sample."""
+
+LEAST_SHARE = 1e-4
+"""Smaller shares of a tolerance are drawn here."""
+
+_ROW = 44
+_EDGE = 74
+_SPEED_STYLE = {
+    Speed.WIN: ("win", "triangle-right", "WIN"),
+    Speed.TIE: ("tie", "circle", "TIE"),
+    Speed.LOSS: ("loss", "triangle-left", "LOSS"),
+}
+
+
+def light(name: str) -> str:
+    return PALETTE[name][0]
+
+
+def forest(view: View) -> dict[str, Any] | None:
+    """Speedups with their intervals, one row a timed case; the noise floor as a band. None without timings."""
+    rows = view.timed
+    if not rows:
+        return None
+    figure = go.Figure()
+    for speed, (colour, symbol, name) in _SPEED_STYLE.items():
+        chosen = [(i, row.timing) for i, row in enumerate(rows) if row.timing and row.timing["speed"] == speed]
+        if chosen:
+            figure.add_trace(_intervals(chosen, light(colour), symbol, name))
+    for i, row in enumerate(rows):
+        assert row.timing is not None
+        floor = 1 + row.timing["noise_floor"]
+        figure.add_shape(
+            type="rect", x0=1 / floor, x1=floor, y0=i - 0.36, y1=i + 0.36, fillcolor=light("band"), line_width=0,
+            layer="below",
+        )  # fmt: skip
+    figure.add_vline(x=1, line_color=light("line"), line_width=1.5)
+    values = [v for row in rows if row.timing for v in (row.timing["low"], row.timing["high"], row.timing["ratio"])]
+    axis = _log_axis([*values, 0.92, 1.08], RATIO_LADDERS, TIMES)
+    figure.update_xaxes(title="speedup over the baseline (log)", **axis)
+    return _finished(figure, [label(row) for row in rows], [_figures(row) for row in rows], _ROW)
+
+
+def _intervals(chosen: Sequence[tuple[int, Any]], colour: str, symbol: str, name: str) -> go.Scatter:
+    timings = [timing for _, timing in chosen]
+    return go.Scatter(
+        x=[_short(t["ratio"]) for t in timings],
+        y=[i for i, _ in chosen],
+        error_x={
+            "type": "data",
+            "array": [_short(max(0.0, t["high"] - t["ratio"])) for t in timings],
+            "arrayminus": [_short(max(0.0, t["ratio"] - t["low"])) for t in timings],
+            "color": colour,
+            "thickness": 2,
+            "width": 5,
+        },
+        customdata=[[_short(t["low"]), _short(t["high"]), f"{t['noise_floor']:.1%}", t["num_pairs"]] for t in timings],
+        hovertemplate="%{x:.3f}"
+        + TIMES
+        + " [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>noise floor %{customdata[2]}, "
+        "%{customdata[3]} pairs<extra>" + name + "</extra>",
+        mode="markers",
+        marker={"color": colour, "symbol": symbol, "size": 12},
+        name=name,
+    )
+
+
+def _figures(row: Row) -> str:
+    assert row.timing is not None
+    return f"{row.timing['ratio']:.2f}{TIMES} [{row.timing['low']:.2f}, {row.timing['high']:.2f}]"
+
+
+def latency(view: View) -> dict[str, Any] | None:
+    """The distribution of every raw sample, baseline and candidate, one pair of boxes a timed case."""
+    rows = view.timed
+    samples = {side: [samples_us(row.timing, side) for row in rows if row.timing] for side in ("baseline", "candidate")}
+    if not rows or not any(map(any, samples.values())):
+        return None
+    figure = go.Figure()
+    room = max(8, MAX_POINTS // (2 * len(rows)))
+    for side, offset in (("baseline", -0.19), ("candidate", 0.19)):
+        boxes = [(i + offset, values) for i, values in enumerate(samples[side]) if values]
+        figure.add_trace(_points(boxes, side, room))
+        figure.add_trace(_boxes(boxes, side))
+    everything = [v for side in samples.values() for values in side for v in values]
+    figure.update_xaxes(title="microseconds per call (log)", **_log_axis(everything, TIME_LADDERS))
+    medians = [
+        " → ".join(f"{percentile(samples[s][i], 0.5):.4g}" for s in ("baseline", "candidate") if samples[s][i]) + " µs"
+        for i in range(len(rows))
+    ]
+    return _finished(figure, [label(row) for row in rows], medians, 54)
+
+
+def _boxes(boxes: Sequence[tuple[float, list[float]]], side: str) -> go.Box:
+    def quantiles(share: float) -> list[float]:
+        return [_short(percentile(values, share)) for _, values in boxes]
+
+    return go.Box(
+        y=[y for y, _ in boxes],
+        lowerfence=quantiles(0.05),
+        q1=quantiles(0.25),
+        median=quantiles(0.5),
+        q3=quantiles(0.75),
+        upperfence=quantiles(0.95),
+        orientation="h",
+        width=0.3,
+        line={"color": light(side), "width": 2},
+        fillcolor="rgba(0,0,0,0)",
+        name=side,
+        legendgroup=side,
+        hoverinfo="x",
+    )
+
+
+def _points(boxes: Sequence[tuple[float, list[float]]], side: str, room: int) -> go.Scatter:
+    """Up to `room` samples a box, spread across its width by a fixed pattern."""
+    x: list[float] = []
+    y: list[float] = []
+    for place, values in boxes:
+        for number, value in enumerate(thinned(values, room)):
+            x.append(_short(value))
+            y.append(round(place + 0.13 * (2 * ((number * 0.618034) % 1) - 1), 3))
+    marker = {"color": light(side), "size": 4, "opacity": 0.45, "symbol": "circle" if side == "candidate" else "x-thin"}
+    marker["line"] = {"color": light(side), "width": 0 if side == "candidate" else 1}
+    return go.Scatter(x=x, y=y, mode="markers", marker=marker, legendgroup=side, showlegend=False, hoverinfo="skip")
+
+
+def errors(view: View) -> dict[str, Any] | None:
+    """Error over what was allowed, by input family; a failed call stands at the right edge."""
+    records = [(anchor, r) for anchor, r in view.anchors if r["cases"]]
+    groups = [(i, group) for i, (_, record) in enumerate(records) for group in error_groups(record)]
+    shares = [s for _, g in groups for s in (g.row_share, g.bias_share) if s]
+    failed = [(i, g) for i, g in groups if g.verdict != Verdict.PASSED]
+    if not shares and not failed:
+        return None
+    lowest = max(min(shares, default=LEAST_SHARE), LEAST_SHARE)
+    edge = max(3.0, 1.6 * max(shares, default=1.0))
+    figure = go.Figure()
+    for kind, name, colour, symbol, offset in (
+        ("row_share", "worst row", "candidate", "circle-open", -0.14),
+        ("bias_share", "bias", "win", "diamond-open", 0.14),
+    ):
+        chosen = [(i + offset, g, max(share, lowest)) for i, g in groups if (share := getattr(g, kind)) is not None]
+        figure.add_trace(_dots([(y, x, _about(g)) for y, g, x in chosen], name, light(colour), symbol))
+    figure.add_trace(_dots([(i, edge, f"{g.verdict}<br>{_about(g)}") for i, g in failed], "failed", light("loss"), "x"))
+    figure.add_vline(x=1, line_color=light("line"), line_width=1.5)
+    axis = _log_axis([0.8 * lowest, 1.4 * edge], SHARE_LADDERS)
+    figure.update_xaxes(title="error ÷ tolerance (log; right of 1 fails)", **axis)
+    names = [f"<b>{_plain(r['op'])}</b> · {_plain(r['implementation'])}" for _, r in records]
+    return _finished(figure, names, [], _ROW)
+
+
+def _dots(points: Sequence[tuple[float, float, str]], name: str, colour: str, symbol: str) -> go.Scatter:
+    return go.Scatter(
+        x=[_short(x) for _, x, _ in points],
+        y=[round(y, 2) for y, _, _ in points],
+        text=[text for _, _, text in points],
+        hovertemplate="%{text}<br>%{x:.3g} of the tolerance<extra>" + name + "</extra>",
+        mode="markers",
+        marker={"color": colour, "symbol": symbol, "size": 9, "line": {"width": 0 if symbol == "x" else 2}},
+        name=name,
+        visible=bool(points),
+    )
+
+
+def _about(group: Any) -> str:
+    return _plain(" ".join(filter(None, (group.family, group.phase, group.dtype, group.shapes))))
+
+
+def label(row: Row) -> str:
+    """Two lines: op and set; shapes."""
+    assert row.timing is not None
+    shapes = " ".join(filter(None, (row.timing["phase"], row.timing["dtype"], row.timing["shapes"])))
+    shapes = shapes if len(shapes) <= 40 else shapes[:39] + "…"
+    small = f'<span style="font-size:11px">{_plain(shapes)}</span>'
+    return f"<b>{_plain(row.record['op'])}</b> · {_plain(row.record['implementation'])}<br>{small}"
+
+
+def _plain(text: str) -> str:
+    """Plotly reads a few HTML tags in text: none may come from a name."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _log_axis(values: Iterable[float], ladders: Sequence[Sequence[float]], unit: str = "") -> dict[str, Any]:
+    """A logarithmic axis a little wider than `values`, with round ticks inside."""
+    known = [v for v in values if math.isfinite(v) and v > 0]
+    low, high = 0.93 * min(known), 1.07 * max(known)
+    ticks = ticks_inside(low, high, ladders)
+    return {
+        "type": "log",
+        "range": [math.log10(low), math.log10(high)],
+        "tickvals": ticks,
+        "ticktext": [tick_text(tick) + unit for tick in ticks],
+    }
+
+
+def ticks_inside(low: float, high: float, ladders: Sequence[Sequence[float]]) -> list[float]:
+    """Of the coarsest ladder that has four steps in [low, high]; else of the finest."""
+    found: list[float] = []
+    for ladder in ladders:
+        found = [tick for tick in ladder if low <= tick <= high]
+        if len(found) >= 4:
+            break
+    return found
+
+
+def _decades(*multiples: float) -> list[float]:
+    return [float(f"{m}e{e}") for e in range(-9, 10) for m in multiples]
+
+
+TIME_LADDERS = (_decades(1), _decades(1, 3), _decades(1, 2, 5), _decades(1, 1.5, 2, 3, 4, 5, 6, 8))
+SHARE_LADDERS = (_decades(1),)
+RATIO_LADDERS = (
+    [4.0**e for e in range(-10, 11)],
+    [2.0**e for e in range(-10, 11)],
+    [0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8],
+    [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.35, 1.5, 1.75, 2],
+    [0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15],
+)
+
+
+def tick_text(value: float) -> str:
+    if value < 0.001:
+        return f"10<sup>\u2212{-round(math.log10(value))}</sup>"
+    return f"{value:,.6g}" if value >= 1000 else f"{value:.4g}"
+
+
+def thinned(values: Sequence[float], count: int) -> list[float]:
+    """Evenly spaced ranks of `values`, ends kept; all when they are few."""
+    ordered = sorted(values)
+    if len(ordered) <= count:
+        return ordered
+    return [ordered[round(i * (len(ordered) - 1) / (count - 1))] for i in range(count)]
+
+
+def _short(value: float) -> float:
+    """Five digits are enough to draw; Plotly writes NaN and infinity as null."""
+    return float(f"{value:.5g}")
+
+
+def _finished(figure: go.Figure, labels: list[str], notes: list[str], row: int) -> dict[str, Any]:
+    """Rows from the top; `notes` are figures that stand at the right of each. report.js fits both to narrow screens."""
+    figure.update_yaxes(
+        tickvals=list(range(len(labels))),
+        ticktext=labels,
+        range=[len(labels) - 0.5, -0.5],
+        automargin=True,
+        zeroline=False,
+        fixedrange=True,
+        tickfont_size=13,
+    )
+    figure.update_xaxes(zeroline=False, gridcolor=light("grid"), fixedrange=True, title_font_size=13)
+    figure.update_yaxes(gridcolor=light("grid"))
+    figure.update_layout(
+        template="none",
+        height=_EDGE + 34 + row * len(labels),
+        margin={"l": 8, "r": 8, "t": 34, "b": _EDGE - 8, "pad": 6},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": light("text")},
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left", "yref": "paper"},
+        hoverlabel={"font_size": 13},
+        dragmode=False,
+        showlegend=True,
+    )
+    spec: dict[str, Any] = json.loads(figure.to_json())
+    return {"data": spec["data"], "layout": spec["layout"], "labels": labels, "notes": notes}
