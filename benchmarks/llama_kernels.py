@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 import triton
 from torch import Tensor
@@ -348,6 +349,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    torch._dynamo.config.recompile_limit = 64
     rows = all_rows()
     arguments.out.write_text(json.dumps({"environment": environment(), "rows": [asdict(r) for r in rows]}, indent=1))
     print_table(rows)

@@ -58,7 +58,28 @@ except ModuleNotFoundError:
     triton = _MissingTriton()
     tl = _MissingLanguage()
 
-__all__ = ["HAS_TRITON", "check_dtypes", "num_sms", "shared_memory_limit", "tl", "triton"]
+try:
+    from triton.experimental import gluon
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.language.nvidia import hopper
+
+    HAS_GLUON = True
+except ImportError:
+    HAS_GLUON = False
+    gluon, gl, hopper = triton, tl, tl
+
+__all__ = [
+    "HAS_GLUON",
+    "HAS_TRITON",
+    "check_dtypes",
+    "gl",
+    "gluon",
+    "hopper",
+    "num_sms",
+    "shared_memory_limit",
+    "tl",
+    "triton",
+]
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastkernels.kernels import flash_attn_hopper
 from fastkernels.kernels.backend import shared_memory_limit, tl, triton
 from fastkernels.kernels.flash_attn_decode import LOG2_E, check_attention, dense_heads
 
@@ -114,13 +115,17 @@ class PrefillTile(NamedTuple):
     num_stages: int
 
 
-def prefill_tile(query: Tensor, block_d: int, group: int) -> PrefillTile:
+def prefill_tile(query: Tensor, block_d: int, group: int, max_query_len: int, is_paged: bool) -> PrefillTile:
+    """Large tiles for long prompts, small ones where few tiles would each wait alone; chosen on an H200."""
     if query.dtype == torch.float32:
         return PrefillTile(max(32, triton.next_power_of_2(group)), 32, 4, 1)
-    block_m, block_n = (128, 128) if block_d <= 64 else (128, 64)
+    if block_d <= 128 and max_query_len > (2048 if is_paged else 512):
+        tile = PrefillTile(128, 128, 8, 3)
+    else:
+        tile = PrefillTile(64, 64, 4, 2) if is_paged or block_d > 128 else PrefillTile(64, 32, 4, 3)
     row_bytes = 2 * block_d * query.element_size()
-    room = shared_memory_limit(query.device) - block_m * block_d * query.element_size()
-    return PrefillTile(block_m, block_n, 8, max(1, min(3, room // (block_n * row_bytes))))
+    room = shared_memory_limit(query.device) - 2048 - tile.block_m * row_bytes // 2
+    return tile._replace(num_stages=max(1, min(tile.num_stages, room // (tile.block_n * row_bytes))))
 
 
 def launch_tiles(
@@ -146,9 +151,9 @@ def launch_tiles(
     num_kv_heads, head_size = key.shape[-2:]
     query = dense_heads(query)
     block_d = max(16, triton.next_power_of_2(head_size))
-    tile = prefill_tile(query, block_d, group)
-    num_tiles = triton.cdiv(max_query_len, tile.block_m // group)
     is_paged = block_table is not None
+    tile = prefill_tile(query, block_d, group, max_query_len, is_paged)
+    num_tiles = triton.cdiv(max_query_len, tile.block_m // group)
     k_strides, v_strides = (x.stride()[:3] if is_paged else (0, *x.stride()[:2]) for x in (key, value))
     _flash_attn_kernel[(num_tiles * num_seqs * num_kv_heads,)](
         query, key, value, out, query_start_loc, query_start_loc if seq_lens is None else seq_lens,
@@ -171,7 +176,13 @@ def flash_attn_prefill(
     Dtypes:  bf16, fp16 or fp32; the softmax and both sums are taken in fp32.
     Errors:  UnsupportedError for dtypes, head sizes or head counts that the kernel lacks.
     """
+    check_attention("flash_attn_prefill", query, key, value, scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    key, value = dense_heads(key), dense_heads(value)
+    if query.shape[0] == 0 or query_start_loc.shape[0] < 2:
+        return out
+    query, key, value = (dense_heads(x) for x in (query, key, value))
+    if flash_attn_hopper.supports(query, key, value):
+        flash_attn_hopper.launch(query, key, value, query_start_loc, max_query_len, scale, out)
+        return out
     launch_tiles(query, key, value, query_start_loc, None, None, 1, max_query_len, scale, out)
     return out

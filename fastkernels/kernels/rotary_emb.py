@@ -10,35 +10,59 @@ from fastkernels.kernels.backend import check_dtypes, tl, triton
 
 
 @triton.jit
-def _rotate_heads(
-    x_ptr, y_ptr, cos, sin, first_head, num_heads, x_stride_head,
+def _load_pairs(
+    x_ptr, first_head, num_heads, stride_head,
+    ROTARY_DIM: tl.constexpr, IS_NEOX: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_HALF: tl.constexpr,
+):  # fmt: skip
+    """Both members of each pair, float32 [BLOCK_H, BLOCK_HALF]."""
+    HALF: tl.constexpr = ROTARY_DIM // 2
+    heads = first_head + tl.arange(0, BLOCK_H)[:, None]
+    row = x_ptr + heads * stride_head
+    if IS_NEOX:
+        half = tl.arange(0, BLOCK_HALF)[None, :]
+        mask = (heads < num_heads) & (half < HALF)
+        first = tl.load(row + half, mask=mask, other=0.0)
+        second = tl.load(row + HALF + half, mask=mask, other=0.0)
+    else:
+        cols = tl.arange(0, 2 * BLOCK_HALF)[None, :]
+        mask = (heads < num_heads) & (cols < ROTARY_DIM)
+        pairs = tl.load(row + cols, mask=mask, other=0.0)
+        first, second = tl.split(tl.reshape(pairs, [BLOCK_H, BLOCK_HALF, 2]))
+    return first.to(tl.float32), second.to(tl.float32)
+
+
+@triton.jit
+def _store_turned(
+    y_ptr, first, second, cos, sin, first_head, num_heads,
     HEAD_SIZE: tl.constexpr, ROTARY_DIM: tl.constexpr, IS_NEOX: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = ROTARY_DIM // 2
     heads = first_head + tl.arange(0, BLOCK_H)[:, None]
-    is_head = heads < num_heads
-    x_row = x_ptr + heads * x_stride_head
-    y_row = y_ptr + heads * HEAD_SIZE
+    row = y_ptr + heads * HEAD_SIZE
+    turned_first = (first * cos - second * sin).to(y_ptr.dtype.element_ty)
+    turned_second = (second * cos + first * sin).to(y_ptr.dtype.element_ty)
     if IS_NEOX:
         half = tl.arange(0, BLOCK_HALF)[None, :]
-        mask = is_head & (half < HALF)
-        first = tl.load(x_row + half, mask=mask, other=0.0).to(tl.float32)
-        second = tl.load(x_row + HALF + half, mask=mask, other=0.0).to(tl.float32)
-        tl.store(y_row + half, (first * cos - second * sin).to(y_ptr.dtype.element_ty), mask=mask)
-        tl.store(y_row + HALF + half, (second * cos + first * sin).to(y_ptr.dtype.element_ty), mask=mask)
+        mask = (heads < num_heads) & (half < HALF)
+        tl.store(row + half, turned_first, mask=mask)
+        tl.store(row + HALF + half, turned_second, mask=mask)
     else:
         cols = tl.arange(0, 2 * BLOCK_HALF)[None, :]
-        mask = is_head & (cols < ROTARY_DIM)
-        pairs = tl.load(x_row + cols, mask=mask, other=0.0).to(tl.float32)
-        first, second = tl.split(tl.reshape(pairs, [BLOCK_H, BLOCK_HALF, 2]))
-        turned = tl.join(first * cos - second * sin, second * cos + first * sin)
-        turned = tl.reshape(turned, [BLOCK_H, 2 * BLOCK_HALF])
-        tl.store(y_row + cols, turned.to(y_ptr.dtype.element_ty), mask=mask)
-    if BLOCK_REST > 0:
-        rest = ROTARY_DIM + tl.arange(0, BLOCK_REST)[None, :]
-        mask = is_head & (rest < HEAD_SIZE)
-        tl.store(y_row + rest, tl.load(x_row + rest, mask=mask), mask=mask)
+        mask = (heads < num_heads) & (cols < ROTARY_DIM)
+        pairs = tl.reshape(tl.join(turned_first, turned_second), [BLOCK_H, 2 * BLOCK_HALF])
+        tl.store(row + cols, pairs, mask=mask)
+
+
+@triton.jit
+def _copy_rest(
+    x_ptr, y_ptr, first_head, num_heads, stride_head,
+    HEAD_SIZE: tl.constexpr, ROTARY_DIM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_REST: tl.constexpr,
+):  # fmt: skip
+    heads = first_head + tl.arange(0, BLOCK_H)[:, None]
+    rest = ROTARY_DIM + tl.arange(0, BLOCK_REST)[None, :]
+    mask = (heads < num_heads) & (rest < HEAD_SIZE)
+    tl.store(y_ptr + heads * HEAD_SIZE + rest, tl.load(x_ptr + heads * stride_head + rest, mask=mask), mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_q_heads", "num_k_heads", "num_blocks"])
@@ -52,30 +76,47 @@ def _rotary_embedding_kernel(
     HALF: tl.constexpr = ROTARY_DIM // 2
     pid = tl.program_id(0)
     token = (pid // num_blocks).to(tl.int64)
-    block = pid % num_blocks
-    position = tl.load(position_ptr + token).to(tl.int64)
-    half = tl.arange(0, BLOCK_HALF)[None, :]
-    row = cos_sin_ptr + position * cos_sin_stride
-    cos = tl.load(row + half, mask=half < HALF, other=0.0).to(tl.float32)
-    sin = tl.load(row + HALF + half, mask=half < HALF, other=0.0).to(tl.float32)
-    _rotate_heads(
-        q_ptr + token * q_stride_token, q_out_ptr + token * num_q_heads * HEAD_SIZE, cos, sin,
-        block * BLOCK_Q, num_q_heads, q_stride_head,
-        HEAD_SIZE, ROTARY_DIM, IS_NEOX, BLOCK_Q, BLOCK_HALF, BLOCK_REST,
+    q_head = pid % num_blocks * BLOCK_Q
+    k_head = pid % num_blocks * BLOCK_K
+    q_ptr += token * q_stride_token
+    q_out_ptr += token * num_q_heads * HEAD_SIZE
+    # Heads are asked for before the position: the angles wait for it, and loads are issued in order.
+    q_first, q_second = _load_pairs(
+        q_ptr, q_head, num_q_heads, q_stride_head, ROTARY_DIM, IS_NEOX, BLOCK_Q, BLOCK_HALF
     )  # fmt: skip
     if HAS_KEY:
-        _rotate_heads(
-            k_ptr + token * k_stride_token, k_out_ptr + token * num_k_heads * HEAD_SIZE, cos, sin,
-            block * BLOCK_K, num_k_heads, k_stride_head,
-            HEAD_SIZE, ROTARY_DIM, IS_NEOX, BLOCK_K, BLOCK_HALF, BLOCK_REST,
+        k_ptr += token * k_stride_token
+        k_out_ptr += token * num_k_heads * HEAD_SIZE
+        k_first, k_second = _load_pairs(
+            k_ptr, k_head, num_k_heads, k_stride_head, ROTARY_DIM, IS_NEOX, BLOCK_K, BLOCK_HALF
         )  # fmt: skip
+    angles = cos_sin_ptr + tl.load(position_ptr + token).to(tl.int64) * cos_sin_stride
+    half = tl.arange(0, BLOCK_HALF)[None, :]
+    cos = tl.load(angles + half, mask=half < HALF, other=0.0).to(tl.float32)
+    sin = tl.load(angles + HALF + half, mask=half < HALF, other=0.0).to(tl.float32)
+    _store_turned(
+        q_out_ptr, q_first, q_second, cos, sin, q_head, num_q_heads, HEAD_SIZE, ROTARY_DIM, IS_NEOX, BLOCK_Q, BLOCK_HALF
+    )
+    if BLOCK_REST > 0:
+        _copy_rest(
+            q_ptr, q_out_ptr, q_head, num_q_heads, q_stride_head, HEAD_SIZE, ROTARY_DIM, BLOCK_Q, BLOCK_REST
+        )  # fmt: skip
+    if HAS_KEY:
+        _store_turned(
+            k_out_ptr, k_first, k_second, cos, sin, k_head, num_k_heads,
+            HEAD_SIZE, ROTARY_DIM, IS_NEOX, BLOCK_K, BLOCK_HALF,
+        )  # fmt: skip
+        if BLOCK_REST > 0:
+            _copy_rest(
+                k_ptr, k_out_ptr, k_head, num_k_heads, k_stride_head, HEAD_SIZE, ROTARY_DIM, BLOCK_K, BLOCK_REST
+            )  # fmt: skip
 
 
-def blocks_and_warps(num_q_heads: int, head_size: int) -> tuple[int, int]:
-    """Into how many programs a token's heads are split, and the warps of each."""
+def blocks_and_warps(num_tokens: int, num_q_heads: int, head_size: int) -> tuple[int, int]:
+    """Into how many programs a token's heads are split, and the warps of each; few tokens: more of both."""
     elements = triton.next_power_of_2(num_q_heads) * triton.next_power_of_2(head_size)
-    num_blocks = max(1, elements // 4096)
-    return num_blocks, max(1, min(4, elements // num_blocks // 512))
+    num_blocks = max(1, elements // (2048 if num_tokens >= 1024 else 512))
+    return num_blocks, max(1, min(4, elements // num_blocks // (1024 if num_tokens >= 1024 else 128)))
 
 
 def rotary_embedding(
@@ -107,7 +148,7 @@ def rotary_embedding(
         return q_out, k_out
     q = _heads(query, num_tokens, head_size)
     k = q if key is None else _heads(key, num_tokens, head_size)
-    num_blocks, warps = blocks_and_warps(q.shape[1], head_size)
+    num_blocks, warps = blocks_and_warps(num_tokens, q.shape[1], head_size)
     rest = head_size - rotary_dim
     _rotary_embedding_kernel[(num_tokens * num_blocks,)](
         positions.reshape(-1), q, k, cos_sin_cache, q_out, q_out if k_out is None else k_out,

@@ -19,15 +19,18 @@ def _store_kvcache_kernel(
     pid = tl.program_id(0)
     head = pid % num_heads
     tokens = (pid // num_heads).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    slots = tl.load(slot_ptr + tokens, mask=tokens < num_tokens, other=-1).to(tl.int64)
+    is_token = tokens < num_tokens
+    slots = tl.load(slot_ptr + tokens, mask=is_token, other=-1).to(tl.int64)
     is_stored = (slots >= 0)[:, None]
     page = (slots // PAGE_SIZE)[:, None]
     offset = (slots % PAGE_SIZE)[:, None]
     for start in range(0, width, BLOCK_W):
         cols = start + tl.arange(0, BLOCK_W)[None, :]
+        # Rows that are not stored are read as well: then no load waits for the slots.
+        is_read = is_token[:, None] & (cols < width)
+        key = tl.load(k_ptr + tokens[:, None] * k_stride_token + head * k_stride_head + cols, mask=is_read)
+        value = tl.load(v_ptr + tokens[:, None] * v_stride_token + head * v_stride_head + cols, mask=is_read)
         mask = is_stored & (cols < width)
-        key = tl.load(k_ptr + tokens[:, None] * k_stride_token + head * k_stride_head + cols, mask=mask)
-        value = tl.load(v_ptr + tokens[:, None] * v_stride_token + head * v_stride_head + cols, mask=mask)
         k_out = k_cache_ptr + page * k_stride_page + offset * k_stride_slot + head * k_cache_stride_head
         v_out = v_cache_ptr + page * v_stride_page + offset * v_stride_slot + head * v_cache_stride_head
         tl.store(k_out + cols, key, mask=mask)
