@@ -20,6 +20,7 @@ from fastkernels.errors import EnvironmentProblem, UsageError
 from fastkernels.harness.ceilings import Ceilings
 from fastkernels.harness.judge import Judge, JudgeConfig
 from fastkernels.harness.records import OpRecord
+from fastkernels.harness.verdict import Verdict
 from fastkernels.harness.workers import Limits, Nursery
 from fastkernels.registry import OpEntry
 from fastkernels.sets import ImplementationSet
@@ -81,7 +82,10 @@ def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, 
                 progress.begins(item, number, len(sweep.items))
                 if (implementations.name, entry.name, judge.source_sha256(item[0], item[1])) in done:
                     continue
-                record = judge.judge(entry, implementations, cases_of(sweep.cases, entry))
+                chosen = cases_of(sweep.cases, entry)
+                record = judge.judge(entry, implementations, chosen)
+                if sweep.cases is not None and not chosen:
+                    _mark_never_called(record, sweep.cases)
                 folder.add(record)
                 progress.ends(record)
         status = "finished"
@@ -93,6 +97,13 @@ def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, 
             extra["case_hashes"] = case_hashes(sweep.cases)
         results = folder.finish(**extra)
     return results
+
+
+def _mark_never_called(record: OpRecord, cases: CaseSet) -> None:
+    """Right on drawn inputs is not enough when the workload that was captured never reaches the op."""
+    if record.verdict == Verdict.PASSED:
+        record.verdict = Verdict.NEVER_CALLED.value
+        record.message = f"Right on drawn inputs, but {cases.model} on {cases.workload} never calls {record.op}."
 
 
 def cases_of(cases: CaseSet | None, entry: OpEntry) -> list[Case]:

@@ -89,6 +89,7 @@ def _config(device: str, dtypes: list[str] | None, *, quick: bool, is_timed: boo
         device=device,
         dtypes=tuple(_DTYPES[name] for name in names),
         num_shapes=3 if quick else 6,
+        num_captured=8 if quick else 24,
         num_timed=1 if quick else 3,
         protocol=Protocol.quick() if quick else Protocol(),
         is_timed=is_timed,

@@ -46,10 +46,11 @@ def make_groups(
     num_shapes: int,
     oracle_device: torch.device,
     generator: torch.Generator,
+    num_captured: int = 1000,
 ) -> list[Group]:
     """Captured constructions first, then the contract's examples in each of `dtypes` it accepts."""
     groups: dict[str, Group] = {}
-    for case in map(filled, cases):
+    for case in map(filled, choose_cases(cases, num_captured)):
         key = f"{sorted(case.init.items(), key=str)} {case.dtype}"
         if key not in groups:
             params = {name: value.detach().clone() for name, value in case.params.items()}
@@ -67,6 +68,21 @@ def make_groups(
             drawn = [draw_case(group.op, group.init, group.dtype, shape, f, group.params, generator) for f in FAMILIES]
             group.pools.append(drawn)
     return list(groups.values())
+
+
+def choose_cases(cases: Sequence[Case], limit: int) -> list[Case]:
+    """At most `limit` of them, one a phase in turn: the largest first, then the smallest, then the next largest."""
+    by_phase: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=case_bytes):
+        by_phase.setdefault(str(case.phase), []).append(case)
+    chosen: list[Case] = []
+    takes_largest = True
+    while len(chosen) < min(limit, len(cases)):
+        for queue in by_phase.values():
+            if queue and len(chosen) < limit:
+                chosen.append(queue.pop(-1 if takes_largest else 0))
+        takes_largest = not takes_largest
+    return chosen
 
 
 def _group(

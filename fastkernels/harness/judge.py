@@ -49,11 +49,13 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class JudgeConfig:
     """device: "cpu" or "cuda". dtypes: activation dtypes that are judged beside those of captured cases.
-    num_shapes: hidden shapes per way of building the op. num_timed: captured cases that are timed."""
+    num_shapes: hidden shapes per way of building the op. num_captured, num_timed: captured cases that are
+    checked and that are timed."""
 
     device: str = "cpu"
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     num_shapes: int = 4
+    num_captured: int = 24
     num_timed: int = 3
     protocol: Protocol = field(default_factory=Protocol)
     is_timed: bool = True
@@ -111,7 +113,10 @@ class Judge:
         record: OpRecord,
         generator: torch.Generator,
     ) -> None:
-        groups = make_groups(entry, cases, self.config.dtypes, self.config.num_shapes, self.oracle_device, generator)
+        config = self.config
+        groups = make_groups(
+            entry, cases, config.dtypes, config.num_shapes, self.oracle_device, generator, config.num_captured
+        )
         if groups[0].op.spec.num_ranks > 1:
             num_ranks = groups[0].op.spec.num_ranks
             raise Rejection(Verdict.UNTESTABLE, f"{entry.name} needs {num_ranks} ranks; one process was given.")
