@@ -66,11 +66,10 @@ def draw_params(op: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
 
     Persistent buffers keep their values.
     """
-    parameters = dict(op.named_parameters())
     state = {}
-    for name, tensor in op.state_dict().items():
-        if name not in parameters:
-            state[name] = tensor.clone()
+    for name, tensor in op.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, nn.Parameter):
+            state[name] = tensor.detach().clone()
             continue
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.ndim >= 2:
