@@ -88,8 +88,8 @@ def _become_worker(message: dict[str, Any], fds: list[int], worker: Any) -> None
         package = Path(worker.__file__).resolve().parents[1]
         readable = [*sandbox.system_paths(), *sandbox.package_paths(package), private]
         readable += [Path(p) for p in message["readable"]]
-        listable = [package, package.parent, *(Path(p).parent for p in message["readable"])]
-        writable = [private, Path("/dev")]
+        listable = [package, package.parent, Path("/dev"), *(Path(p).parent for p in message["readable"])]
+        writable = [private, *sandbox.device_paths()]
         if message["device"].startswith("cuda"):
             writable.append(Path("/proc"))  # CUDA opens files of its own process there for writing
         has_landlock = sandbox.restrict_files(readable, listable, writable)

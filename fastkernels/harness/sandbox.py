@@ -132,10 +132,16 @@ def _allow(ruleset: int, path: Path, rights: int) -> None:
 
 def system_paths() -> list[Path]:
     """What a worker must read to run Python, torch, a compiler and the GPU's driver."""
-    fixed = ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/proc", "/sys", "/dev", "/run/nvidia"]
+    fixed = ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/proc", "/sys", "/run/nvidia"]
     python = [sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parent)]
     sites = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages", "site")]
     return [Path(p) for p in (*fixed, *python, *sites)]
+
+
+def device_paths() -> list[Path]:
+    """The devices that a worker may open; no disk, terminal or shared memory, which others see."""
+    harmless = [Path("/dev") / name for name in ("null", "zero", "full", "random", "urandom")]
+    return [*harmless, *sorted(Path("/dev").glob("nvidia*"))]
 
 
 def package_paths(package: Path) -> list[Path]:
