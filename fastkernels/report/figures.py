@@ -7,13 +7,14 @@ the Okabe-Ito set, told apart without colour by symbol as well.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
 from fastkernels.harness.verdict import Speed, Verdict
+from fastkernels.report.axes import RATIO_LADDERS, SHARE_LADDERS, TIME_LADDERS, log_axis, short, thinned
 from fastkernels.report.view import Row, View, error_groups, samples_us
 from fastkernels.scoring.statistics import percentile
 
@@ -71,25 +72,25 @@ def forest(view: View) -> dict[str, Any] | None:
         )  # fmt: skip
     figure.add_vline(x=1, line_color=light("line"), line_width=1.5)
     values = [v for row in rows if row.timing for v in (row.timing["low"], row.timing["high"], row.timing["ratio"])]
-    axis = _log_axis([*values, 0.92, 1.08], RATIO_LADDERS, TIMES)
+    axis = log_axis([*values, 0.92, 1.08], RATIO_LADDERS, TIMES)
     figure.update_xaxes(title="speedup over the baseline (log)", **axis)
-    return _finished(figure, [label(row) for row in rows], [_figures(row) for row in rows], _ROW)
+    return _finished(figure, Rows(*labels(rows), [_figures(row) for row in rows], _ROW, 0.37))
 
 
 def _intervals(chosen: Sequence[tuple[int, Any]], colour: str, symbol: str, name: str) -> go.Scatter:
     timings = [timing for _, timing in chosen]
     return go.Scatter(
-        x=[_short(t["ratio"]) for t in timings],
+        x=[short(t["ratio"]) for t in timings],
         y=[i for i, _ in chosen],
         error_x={
             "type": "data",
-            "array": [_short(max(0.0, t["high"] - t["ratio"])) for t in timings],
-            "arrayminus": [_short(max(0.0, t["ratio"] - t["low"])) for t in timings],
+            "array": [short(max(0.0, t["high"] - t["ratio"])) for t in timings],
+            "arrayminus": [short(max(0.0, t["ratio"] - t["low"])) for t in timings],
             "color": colour,
             "thickness": 2,
             "width": 5,
         },
-        customdata=[[_short(t["low"]), _short(t["high"]), f"{t['noise_floor']:.1%}", t["num_pairs"]] for t in timings],
+        customdata=[[short(t["low"]), short(t["high"]), f"{t['noise_floor']:.1%}", t["num_pairs"]] for t in timings],
         hovertemplate="%{x:.3f}"
         + TIMES
         + " [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>noise floor %{customdata[2]}, "
@@ -100,9 +101,10 @@ def _intervals(chosen: Sequence[tuple[int, Any]], colour: str, symbol: str, name
     )
 
 
-def _figures(row: Row) -> str:
+def _figures(row: Row) -> tuple[str, str]:
     assert row.timing is not None
-    return f"{row.timing['ratio']:.2f}{TIMES} [{row.timing['low']:.2f}, {row.timing['high']:.2f}]"
+    ratio = f"{row.timing['ratio']:.2f}{TIMES}"
+    return f"{ratio} [{row.timing['low']:.2f}, {row.timing['high']:.2f}]", ratio
 
 
 def latency(view: View) -> dict[str, Any] | None:
@@ -118,17 +120,17 @@ def latency(view: View) -> dict[str, Any] | None:
         figure.add_trace(_points(boxes, side, room))
         figure.add_trace(_boxes(boxes, side))
     everything = [v for side in samples.values() for values in side for v in values]
-    figure.update_xaxes(title="microseconds per call (log)", **_log_axis(everything, TIME_LADDERS))
+    figure.update_xaxes(title="microseconds per call (log)", **log_axis(everything, TIME_LADDERS))
     medians = [
         " → ".join(f"{percentile(samples[s][i], 0.5):.4g}" for s in ("baseline", "candidate") if samples[s][i]) + " µs"
         for i in range(len(rows))
     ]
-    return _finished(figure, [label(row) for row in rows], medians, 54)
+    return _finished(figure, Rows(*labels(rows), [(text, text) for text in medians], 54, 0.36))
 
 
 def _boxes(boxes: Sequence[tuple[float, list[float]]], side: str) -> go.Box:
     def quantiles(share: float) -> list[float]:
-        return [_short(percentile(values, share)) for _, values in boxes]
+        return [short(percentile(values, share)) for _, values in boxes]
 
     return go.Box(
         y=[y for y, _ in boxes],
@@ -153,7 +155,7 @@ def _points(boxes: Sequence[tuple[float, list[float]]], side: str, room: int) ->
     y: list[float] = []
     for place, values in boxes:
         for number, value in enumerate(thinned(values, room)):
-            x.append(_short(value))
+            x.append(short(value))
             y.append(round(place + 0.13 * (2 * ((number * 0.618034) % 1) - 1), 3))
     marker = {"color": light(side), "size": 4, "opacity": 0.45, "symbol": "circle" if side == "candidate" else "x-thin"}
     marker["line"] = {"color": light(side), "width": 0 if side == "candidate" else 1}
@@ -179,15 +181,16 @@ def errors(view: View) -> dict[str, Any] | None:
         figure.add_trace(_dots([(y, x, _about(g)) for y, g, x in chosen], name, light(colour), symbol))
     figure.add_trace(_dots([(i, edge, f"{g.verdict}<br>{_about(g)}") for i, g in failed], "failed", light("loss"), "x"))
     figure.add_vline(x=1, line_color=light("line"), line_width=1.5)
-    axis = _log_axis([0.8 * lowest, 1.4 * edge], SHARE_LADDERS)
+    axis = log_axis([0.8 * lowest, 1.4 * edge], SHARE_LADDERS)
     figure.update_xaxes(title="error ÷ tolerance (log; right of 1 fails)", **axis)
     names = [f"<b>{_plain(r['op'])}</b> · {_plain(r['implementation'])}" for _, r in records]
-    return _finished(figure, names, [], _ROW)
+    short = [_plain(_cut(f"{r['op']} · {r['implementation']}", 40)) for _, r in records]
+    return _finished(figure, Rows(names, short, [], _ROW, 0.31))
 
 
 def _dots(points: Sequence[tuple[float, float, str]], name: str, colour: str, symbol: str) -> go.Scatter:
     return go.Scatter(
-        x=[_short(x) for _, x, _ in points],
+        x=[short(x) for _, x, _ in points],
         y=[round(y, 2) for y, _, _ in points],
         text=[text for _, _, text in points],
         hovertemplate="%{text}<br>%{x:.3g} of the tolerance<extra>" + name + "</extra>",
@@ -202,13 +205,34 @@ def _about(group: Any) -> str:
     return _plain(" ".join(filter(None, (group.family, group.phase, group.dtype, group.shapes))))
 
 
-def label(row: Row) -> str:
-    """Two lines: op and set; shapes."""
-    assert row.timing is not None
-    shapes = " ".join(filter(None, (row.timing["phase"], row.timing["dtype"], row.timing["shapes"])))
-    shapes = shapes if len(shapes) <= 40 else shapes[:39] + "…"
-    small = f'<span style="font-size:11px">{_plain(shapes)}</span>'
-    return f"<b>{_plain(row.record['op'])}</b> · {_plain(row.record['implementation'])}<br>{small}"
+@dataclass(frozen=True)
+class Rows:
+    """How rows are named. labels: beside them; short: above them, on a narrow screen; notes: figures at the right,
+    long and short; height: pixels of a row; reach: how far marks extend from a row's middle, in rows."""
+
+    labels: Sequence[str]
+    short: Sequence[str]
+    notes: Sequence[tuple[str, str]]
+    height: int
+    reach: float
+
+
+def labels(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Two lines, op and set over shapes; and one: op and set, or shapes where the row before has the same."""
+    long, short, before = [], [], ""
+    for row in rows:
+        assert row.timing is not None
+        name = f"{row.record['op']} · {row.record['implementation']}"
+        shapes = " ".join(filter(None, (row.timing["phase"], row.timing["dtype"], row.timing["shapes"])))
+        small = f'<span style="font-size:11px">{_plain(_cut(shapes, 40))}</span>'
+        long.append(f"<b>{_plain(row.record['op'])}</b> · {_plain(row.record['implementation'])}<br>{small}")
+        short.append(_plain(_cut(shapes if name == before else name, 30)))
+        before = name
+    return long, short
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _plain(text: str) -> str:
@@ -216,69 +240,13 @@ def _plain(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _log_axis(values: Iterable[float], ladders: Sequence[Sequence[float]], unit: str = "") -> dict[str, Any]:
-    """A logarithmic axis a little wider than `values`, with round ticks inside."""
-    known = [v for v in values if math.isfinite(v) and v > 0]
-    low, high = 0.93 * min(known), 1.07 * max(known)
-    ticks = ticks_inside(low, high, ladders)
-    return {
-        "type": "log",
-        "range": [math.log10(low), math.log10(high)],
-        "tickvals": ticks,
-        "ticktext": [tick_text(tick) + unit for tick in ticks],
-    }
-
-
-def ticks_inside(low: float, high: float, ladders: Sequence[Sequence[float]]) -> list[float]:
-    """Of the coarsest ladder that has four steps in [low, high]; else of the finest."""
-    found: list[float] = []
-    for ladder in ladders:
-        found = [tick for tick in ladder if low <= tick <= high]
-        if len(found) >= 4:
-            break
-    return found
-
-
-def _decades(*multiples: float) -> list[float]:
-    return [float(f"{m}e{e}") for e in range(-9, 10) for m in multiples]
-
-
-TIME_LADDERS = (_decades(1), _decades(1, 3), _decades(1, 2, 5), _decades(1, 1.5, 2, 3, 4, 5, 6, 8))
-SHARE_LADDERS = (_decades(1),)
-RATIO_LADDERS = (
-    [4.0**e for e in range(-10, 11)],
-    [2.0**e for e in range(-10, 11)],
-    [0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8],
-    [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.35, 1.5, 1.75, 2],
-    [0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15],
-)
-
-
-def tick_text(value: float) -> str:
-    if value < 0.001:
-        return f"10<sup>\u2212{-round(math.log10(value))}</sup>"
-    return f"{value:,.6g}" if value >= 1000 else f"{value:.4g}"
-
-
-def thinned(values: Sequence[float], count: int) -> list[float]:
-    """Evenly spaced ranks of `values`, ends kept; all when they are few."""
-    ordered = sorted(values)
-    if len(ordered) <= count:
-        return ordered
-    return [ordered[round(i * (len(ordered) - 1) / (count - 1))] for i in range(count)]
-
-
-def _short(value: float) -> float:
-    """Five digits are enough to draw; Plotly writes NaN and infinity as null."""
-    return float(f"{value:.5g}")
-
-
-def _finished(figure: go.Figure, labels: list[str], notes: list[str], row: int) -> dict[str, Any]:
-    """Rows from the top; `notes` are figures that stand at the right of each. report.js fits both to narrow screens."""
+def _finished(figure: go.Figure, rows: Rows) -> dict[str, Any]:
+    """Rows from the top; report.js adds notes and fits all to narrow screens."""
+    count = len(rows.labels)
     figure.update_yaxes(
-        tickvals=list(range(len(labels))),
-        ticktext=labels,
-        range=[len(labels) - 0.5, -0.5],
+        tickvals=list(range(count)),
+        ticktext=list(rows.labels),
+        range=[count - 0.5, -0.5],
         automargin=True,
         zeroline=False,
         fixedrange=True,
@@ -288,7 +256,7 @@ def _finished(figure: go.Figure, labels: list[str], notes: list[str], row: int) 
     figure.update_yaxes(gridcolor=light("grid"))
     figure.update_layout(
         template="none",
-        height=_EDGE + 34 + row * len(labels),
+        height=_EDGE + 34 + rows.height * count,
         margin={"l": 8, "r": 8, "t": 34, "b": _EDGE - 8, "pad": 6},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -299,4 +267,4 @@ def _finished(figure: go.Figure, labels: list[str], notes: list[str], row: int) 
         showlegend=True,
     )
     spec: dict[str, Any] = json.loads(figure.to_json())
-    return {"data": spec["data"], "layout": spec["layout"], "labels": labels, "notes": notes}
+    return {"data": spec["data"], "layout": spec["layout"], **asdict(rows)}

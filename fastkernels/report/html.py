@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from fastkernels.harness.verdict import Verdict
 from fastkernels.report import figures, view
+from fastkernels.report.clocks import clocks
 from fastkernels.report.figures import PALETTE, TIMES
 from fastkernels.report.sources import side_by_side
 
@@ -36,7 +37,7 @@ def render(results: dict[str, Any]) -> str:
         sets=view.set_summaries(seen),
         nulls=view.null_matrix(results),
         taxonomy=view.taxonomy(seen),
-        clocks=view.clocks(seen),
+        clocks=clocks(seen),
         command=view.command(results),
     )
 

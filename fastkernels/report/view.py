@@ -93,17 +93,6 @@ class NullMatrix:
         return sum(cell.outcome == "passed" for _, _, cells in self.rows for cell in cells)
 
 
-@dataclass(frozen=True)
-class Clocks:
-    """What the device reported beside one timed case."""
-
-    row: Row
-    sm_mhz: tuple[float, float, float]
-    temperature_c: tuple[float, float, float]
-    power_w: tuple[float, float, float]
-    throttled: Sequence[str]
-
-
 @dataclass
 class View:
     """A whole run."""
@@ -263,47 +252,6 @@ def samples_us(timing: Json, side: str) -> list[float]:
     key = "device_ns" if timing["clock"] == "device events" else "claim_ns"
     chosen = (s for s in timing["samples"] if s["side"] == side and s["is_cold"] and s["block"] >= 0)
     return [nanoseconds / 1e3 for sample in chosen for nanoseconds in sample[key]]
-
-
-def clocks(view: View) -> list[Clocks]:
-    """Clocks, temperature, power and throttle reasons of each timed case that has them."""
-    found = []
-    for row in view.timed:
-        assert row.timing is not None
-        read = [s["clocks"] for s in row.timing["samples"] if s["clocks"]]
-        if read:
-            reasons = 0
-            for values in read:
-                reasons |= int(values.get("throttle_reasons") or 0)
-            sm_mhz, temperature_c, power_w = (_span(read, key) for key in ("sm_mhz", "temperature_c", "power_w"))
-            found.append(Clocks(row, sm_mhz, temperature_c, power_w, throttle_names(reasons)))
-    return found
-
-
-def _span(read: Sequence[Json], key: str) -> tuple[float, float, float]:
-    values = sorted(float(v[key]) for v in read if v.get(key) is not None) or [math.nan]
-    return values[0], values[len(values) // 2], values[-1]
-
-
-# https://docs.nvidia.com/deploy/nvml-api/group__nvmlClocksEventReasons.html
-_THROTTLE = {
-    0x1: "idle",
-    0x2: "application clocks",
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x10: "sync boost",
-    0x20: "thermal slowdown (software)",
-    0x40: "thermal slowdown (hardware)",
-    0x80: "power brake",
-    0x100: "display clocks",
-}
-
-
-def throttle_names(reasons: int) -> list[str]:
-    """The set bits of NVML's clock event reasons in words; idle is none."""
-    known = [name for bit, name in _THROTTLE.items() if reasons & bit and bit != 0x1]
-    unknown = reasons & ~sum(_THROTTLE)
-    return [*known, f"0x{unknown:x}"] if unknown else known
 
 
 def command(results: Json) -> str:

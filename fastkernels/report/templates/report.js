@@ -15,26 +15,28 @@
 
   const note = (text, row, more) => ({ text, y: row, xref: "paper", yref: "y", showarrow: false, ...more });
 
+  /* reach: how far a row's marks extend from its middle, in rows. */
   const fitted = (plot, isNarrow) => {
     const { data, layout } = themed(plot);
-    const notes = plot.notes.map((text, row) => note(text, row, { x: 1, xanchor: "left", xshift: 8, font: { size: 12.5 } }));
+    const count = plot.labels.length;
     if (!isNarrow) {
-      layout.annotations = notes;
-      layout.margin.r = notes.length ? 150 : 16;
+      const beside = { x: 1, xanchor: "left", xshift: 8, font: { size: 12.5 } };
+      layout.annotations = plot.notes.map(([text], row) => note(text, row, beside));
+      layout.margin.r = plot.notes.length ? 150 : 16;
       return { data, layout };
     }
-    const extra = 20;
-    layout.height += extra * plot.labels.length;
+    const unit = Math.max(40, Math.ceil(18 / (1 - 2 * plot.reach)));
+    const above = plot.reach + 18 / unit;
     layout.yaxis.showticklabels = false;
-    layout.yaxis.range = [plot.labels.length - 0.4, -0.75];
-    layout.margin.l = 10;
-    layout.margin.r = 10;
+    layout.yaxis.range = [count - 0.5, -above];
+    layout.height = layout.margin.t + layout.margin.b + Math.round(unit * (count - 0.5 + above));
+    Object.assign(layout.margin, { l: 12, r: 16 });
     layout.font.size = 12;
-    layout.annotations = plot.labels.flatMap((label, row) => {
-      const above = { yanchor: "bottom", yshift: 14, font: { size: 12 } };
-      const left = note(label.split("<br>")[0], row, { x: 0, xanchor: "left", ...above });
-      return plot.notes.length ? [left, note(plot.notes[row], row, { x: 1, xanchor: "right", ...above })] : [left];
-    });
+    const style = { yanchor: "bottom", yshift: plot.reach * unit, font: { size: 12 }, borderpad: 0 };
+    layout.annotations = [
+      ...plot.short.map((text, row) => note(text, row, { x: 0, xanchor: "left", ...style })),
+      ...plot.notes.map(([, text], row) => note(text, row, { x: 1, xanchor: "right", ...style })),
+    ];
     thin(layout.xaxis);
     return { data, layout };
   };
