@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastkernels.capture.case import Case, encode_value
+from fastkernels.capture.case import encode_value
 from fastkernels.harness.arena import (
     ALIGNMENT,
     GUARD_BYTES,
-    GUARD_VALUE,
     POISON_VALUE,
     Layout,
     dtype_name,
@@ -28,15 +27,12 @@ from fastkernels.harness.arena import (
     extent,
 )
 from fastkernels.harness.control import ANSWER_BYTES, Word
-from fastkernels.harness.vary import PERIOD, Variation, vary_floats, vary_tokens
+from fastkernels.harness.pool import PlannedCall, Pool
+from fastkernels.harness.vary import PERIOD
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.workers import Worker
-from fastkernels.op import Op
 from fastkernels.registry import OpEntry
 from fastkernels.sets import ALTERNATIVES_DIR, ImplementationSet
-from fastkernels.spec import Role
-
-_VARIED = frozenset({Role.ACTIVATION, Role.LOGITS})
 
 
 @dataclass(frozen=True)
@@ -63,78 +59,6 @@ class Call:
     is_sealed: bool = False
     after: Mapping[str, Tensor] = field(default_factory=dict)
     echo: tuple[int, tuple[Part, ...]] | None = None
-
-
-def flatten(case: Case) -> dict[str, Tensor]:
-    """Every tensor that a call reads, under one flat name each."""
-    tensors = {f"in:{n}": v for n, v in case.inputs.items() if isinstance(v, Tensor)}
-    if case.context:
-        tensors |= {f"ctx:{n}": t for n, t in case.context.tensors().items()}
-    tensors |= {f"cache:{i}": t for i, t in enumerate(case.caches)}
-    return tensors
-
-
-def params_bytes(params: Mapping[str, Tensor]) -> int:
-    return Layout.of(params).num_bytes if params else ALIGNMENT
-
-
-class Pool:
-    """Cases of one shape that a side takes its inputs from, and how they may be varied."""
-
-    def __init__(self, op: Op, cases: Sequence[Case], answer_bytes: int) -> None:
-        self.cases = list(cases)
-        self.flat = [flatten(case) for case in cases]
-        self.layout = Layout.of(self.flat[0])
-        self.mutable = {f"in:{n}" for n in op.spec.mutates if n != "kv_cache"}
-        if "kv_cache" in op.spec.mutates:
-            self.mutable |= {name for name in self.flat[0] if name.startswith("cache:")}
-        self.vary_floats = [
-            f"in:{n}" for n, s in op.spec.inputs.items() if s.role in _VARIED and f"in:{n}" in self.flat[0]
-        ]
-        self.vary_tokens = {
-            f"in:{n}": int(getattr(op, s.bound))
-            for n, s in op.spec.inputs.items()
-            if s.role is Role.TOKEN_ID and s.bound and f"in:{n}" in self.flat[0]
-        }
-        self.answer_bytes = 2 * answer_bytes + self.layout.num_bytes + (1 << 16)
-        self.poison_bytes = min(answer_bytes, 64 << 20)
-
-    @property
-    def num_cases(self) -> int:
-        return len(self.cases)
-
-    @property
-    def num_varied(self) -> int:
-        """Elements of the smallest varied argument."""
-        return min((self.flat[0][name].numel() for name in self.vary_floats), default=1)
-
-    @property
-    def arena_bytes(self) -> int:
-        return len(self.cases) * self.layout.num_bytes + PERIOD * 4 + ANSWER_BYTES + self.answer_bytes + 16 * ALIGNMENT
-
-    def values(self, index: int, variation: Variation | None) -> dict[str, Tensor]:
-        """The flat tensors of one call, as the worker will see them."""
-        flat = dict(self.flat[index])
-        if variation is not None:
-            flat |= {name: vary_floats(flat[name], variation) for name in self.vary_floats}
-            flat |= {name: vary_tokens(flat[name], variation, bound) for name, bound in self.vary_tokens.items()}
-        return flat
-
-    def case(self, index: int, variation: Variation | None) -> Case:
-        """The case of one call, for the definition."""
-        base, flat = self.cases[index], self.values(index, variation)
-        inputs = {n: flat.get(f"in:{n}", v) for n, v in base.inputs.items()}
-        return Case(
-            op=base.op,
-            init=base.init,
-            inputs=inputs,
-            params=base.params,
-            dtype=base.dtype,
-            context=base.context,
-            caches=base.caches,
-            phase=base.phase,
-            family=base.family,
-        )
 
 
 class Side:
@@ -249,14 +173,12 @@ class Side:
         start, size = self._starts[planned.index], pool.layout.num_bytes
         region = worker.arena.region(start, size)
         variation = planned.variation
-        if self.is_remote:
-            if variation is not None:
-                vector = worker.arena.region(self._multiplier_start, PERIOD * 4).view(torch.float32)
-                vector.copy_(variation.multiplier)
-                bell.write(Word.ROLL, variation.roll)
-                bell.write(Word.SHIFT, variation.shift)
-        else:
-            pool.layout.write(region, pool.values(planned.index, variation))
+        if self.is_remote and variation is not None:
+            vector = worker.arena.region(self._multiplier_start, PERIOD * 4).view(torch.float32)
+            vector.copy_(variation.multiplier)
+            bell.write(Word.ROLL, variation.roll)
+            bell.write(Word.SHIFT, variation.shift)
+        values = None if self.is_remote else pool.values(planned.index, variation)
         bell.write(Word.VARIES, int(variation is not None and self.is_remote))
         bell.write(Word.POOL, planned.index)
         bell.write(Word.FLUSH, int(is_cold))
@@ -265,6 +187,8 @@ class Side:
         bell.write(Word.HOLD_CYCLES, self.hold_cycles)
         bell.write(Word.PREPARE, sequence)
         bell.wait(Word.READY, sequence, watch)
+        if values is not None:
+            pool.layout.write(region, values)  # not before: nothing can be computed ahead of the clock
         bell.write(Word.GO, sequence)
         started = time.perf_counter_ns()
         bell.wait(Word.DONE, sequence, watch)
@@ -292,7 +216,7 @@ class Side:
         raw = bytes(self.worker.arena.region(self._answer_start - ANSWER_BYTES, length).tolist())
         try:
             record = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Rejection(Verdict.RUNTIME_ERROR, f"The answer's description is malformed: {error}.") from None
         if not isinstance(record, dict):
             raise Rejection(Verdict.RUNTIME_ERROR, "The answer's description is malformed.")
@@ -359,14 +283,6 @@ class Side:
         return after
 
 
-@dataclass(frozen=True)
-class PlannedCall:
-    index: int
-    variation: Variation | None
-    is_fetched: bool
-    is_sealed: bool = False
-
-
 def _what_lies_at(layout: Layout, offset: int) -> str:
     for slot in layout.slots:
         if slot.offset <= offset < slot.offset + slot.num_bytes:
@@ -374,7 +290,7 @@ def _what_lies_at(layout: Layout, offset: int) -> str:
             return f"{name} was written to (byte {offset - slot.offset}); the contract does not let the op write to it."
     before = [slot for slot in layout.slots if slot.offset <= offset]
     name = before[-1].name.removeprefix("in:") if before else "the first argument"
-    return f"Memory beyond {name} was written to: an out-of-bounds write into the guard band of {GUARD_BYTES} bytes ({GUARD_VALUE:#x})."
+    return f"Memory beyond {name} was written to: an out-of-bounds write into its guard band of {GUARD_BYTES} bytes."
 
 
 def _set_argument(implementations: ImplementationSet) -> str:

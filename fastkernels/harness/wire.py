@@ -43,7 +43,11 @@ def receive(sock: socket.socket, max_fds: int = 0) -> tuple[dict[str, Any], list
     (length,) = _HEADER.unpack(header)
     if length > MAX_MESSAGE_BYTES:
         raise ValueError(f"A message of {length} bytes is longer than {MAX_MESSAGE_BYTES}.")
-    message = json.loads(_receive_exactly(sock, length))
+    payload = _receive_exactly(sock, length)
+    try:
+        message = json.loads(payload)
+    except RecursionError:
+        raise ValueError("A message is nested too deeply.") from None
     if not isinstance(message, dict):
         raise ValueError("A message must be a JSON object.")
     return message, fds
