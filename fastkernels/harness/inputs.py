@@ -18,11 +18,14 @@ from fastkernels.capture.case import Case
 from fastkernels.context import Phase
 from fastkernels.harness.geometry import Geometry, draw_geometry, redraw_pages
 from fastkernels.op import Op
-from fastkernels.spec import Role, TensorSpec, axis_size
+from fastkernels.spec import Compare, Role, TensorSpec, axis_size
 
 FAMILIES = ("normal", "heavy_tailed", "integers", "cancellation", "one_hot", "wide_range")
 """Beside "captured". integers: sums are exact; cancellation: large terms that nearly cancel;
 wide_range: rows over six decades, which a lower precision or an absolute tolerance does not survive."""
+
+_NUM_DRAWS = 509
+"""Rows of one call by which a sampler's distribution is told from another's."""
 
 _FAMILY_ROLES = frozenset({Role.ACTIVATION, Role.LOGITS, Role.CACHE})
 
@@ -101,9 +104,11 @@ def hidden_shapes(op: Op, generator: torch.Generator, count: int) -> list[Shape]
 
     shapes = []
     phases = phases_of(op)
+    sampled = {output.axes[0] for output in op.spec.outputs.values() if output.compare is Compare.SAMPLE}
     for index in range(count):
         rows = (1, pick(primes), pick(tails))[index % 3]
         free = {name: pick(op.spec.example_axes.get(name, primes)) for name in free_axes(op)}
+        free |= {name: _NUM_DRAWS for name in sampled if index % 3 == 1}
         geometry = None
         if op.spec.uses_pages:
             phase = phases[index % len(phases)]
