@@ -47,10 +47,11 @@ def vary_tokens(x: Tensor, variation: Variation, bound: int) -> Tensor:
     return (x + variation.shift) % bound
 
 
-def touch(variation: Variation, num_elements: int, generator: torch.Generator) -> Variation:
-    """The same values but for one element in PERIOD, at a place nobody can guess: whoever answers from a
-    fingerprint of a few elements answers wrongly."""
-    place = int(torch.randint(0, max(1, min(num_elements, PERIOD)), (1,), generator=generator))
+def touch(variation: Variation, num_elements: int, generator: torch.Generator, place: int | None = None) -> Variation:
+    """The same values but for one element in PERIOD, at `place` or one that nobody can guess: whoever answers
+    from a fingerprint of a few elements answers wrongly."""
+    if place is None:
+        place = int(torch.randint(0, max(1, min(num_elements, PERIOD)), (1,), generator=generator))
     multiplier = variation.multiplier.clone()
     multiplier[place] = -multiplier[place] * 1.5
     return Variation(variation.roll, multiplier, variation.shift)

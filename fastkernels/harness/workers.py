@@ -203,6 +203,15 @@ class Worker:
             return self._log_path.read_text(errors="replace")
         return ""
 
+    def cpu_seconds(self) -> float:
+        """Processor time of the worker and of everything that it started."""
+        total = 0.0
+        for process in self._tree():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
     def memory_bytes(self) -> int:
         total = 0
         for process in self._tree():
