@@ -20,3 +20,13 @@ def candidate_dir() -> Path | None:
 def triton_interpreted() -> bool:
     """TRITON_INTERPRET=1: Triton kernels run on the CPU through Triton's own interpreter."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def quiet_mlflow() -> None:
+    """Unless the user has set them: MLflow sends no usage data, and gives an unreachable server up in seconds.
+
+    https://mlflow.org/docs/latest/community/usage-tracking/
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

@@ -40,7 +40,7 @@ MAX_POINTS = 3000
 LEAST_SHARE = 1e-4
 """Smaller shares of a tolerance are drawn here."""
 
-_ROW = 44
+ROW = 44
 _EDGE = 74
 _SPEED_STYLE = {
     Speed.WIN: ("win", "triangle-right", "WIN"),
@@ -74,7 +74,7 @@ def forest(view: View) -> dict[str, Any] | None:
     values = [v for row in rows if row.timing for v in (row.timing["low"], row.timing["high"], row.timing["ratio"])]
     axis = log_axis([*values, 0.92, 1.08], RATIO_LADDERS, TIMES)
     figure.update_xaxes(title="speedup over the baseline (log)", **axis)
-    return _finished(figure, Rows(*labels(rows), [_figures(row) for row in rows], _ROW, 0.37))
+    return finished(figure, Rows(*labels(rows), [_figures(row) for row in rows], ROW, 0.37))
 
 
 def _intervals(chosen: Sequence[tuple[int, Any]], colour: str, symbol: str, name: str) -> go.Scatter:
@@ -125,7 +125,7 @@ def latency(view: View) -> dict[str, Any] | None:
         " → ".join(f"{percentile(samples[s][i], 0.5):.4g}" for s in ("baseline", "candidate") if samples[s][i]) + " µs"
         for i in range(len(rows))
     ]
-    return _finished(figure, Rows(*labels(rows), [(text, text) for text in medians], 54, 0.36))
+    return finished(figure, Rows(*labels(rows), [(text, text) for text in medians], 54, 0.36))
 
 
 def _boxes(boxes: Sequence[tuple[float, list[float]]], side: str) -> go.Box:
@@ -183,9 +183,9 @@ def errors(view: View) -> dict[str, Any] | None:
     figure.add_vline(x=1, line_color=light("line"), line_width=1.5)
     axis = log_axis([0.8 * lowest, 1.4 * edge], SHARE_LADDERS)
     figure.update_xaxes(title="error ÷ tolerance (log; right of 1 fails)", **axis)
-    names = [f"<b>{_plain(r['op'])}</b> · {_plain(r['implementation'])}" for _, r in records]
-    short = [_plain(_cut(f"{r['op']} · {r['implementation']}", 40)) for _, r in records]
-    return _finished(figure, Rows(names, short, [], _ROW, 0.31))
+    names = [f"<b>{plain(r['op'])}</b> · {plain(r['implementation'])}" for _, r in records]
+    short = [plain(_cut(f"{r['op']} · {r['implementation']}", 40)) for _, r in records]
+    return finished(figure, Rows(names, short, [], ROW, 0.31))
 
 
 def _dots(points: Sequence[tuple[float, float, str]], name: str, colour: str, symbol: str) -> go.Scatter:
@@ -202,7 +202,7 @@ def _dots(points: Sequence[tuple[float, float, str]], name: str, colour: str, sy
 
 
 def _about(group: Any) -> str:
-    return _plain(" ".join(filter(None, (group.family, group.phase, group.dtype, group.shapes))))
+    return plain(" ".join(filter(None, (group.family, group.phase, group.dtype, group.shapes))))
 
 
 @dataclass(frozen=True)
@@ -224,9 +224,9 @@ def labels(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
         assert row.timing is not None
         name = f"{row.record['op']} · {row.record['implementation']}"
         shapes = " ".join(filter(None, (row.timing["phase"], row.timing["dtype"], row.timing["shapes"])))
-        small = f'<span style="font-size:11px">{_plain(_cut(shapes, 40))}</span>'
-        long.append(f"<b>{_plain(row.record['op'])}</b> · {_plain(row.record['implementation'])}<br>{small}")
-        short.append(_plain(_cut(shapes if name == before else name, 30)))
+        small = f'<span style="font-size:11px">{plain(_cut(shapes, 40))}</span>'
+        long.append(f"<b>{plain(row.record['op'])}</b> · {plain(row.record['implementation'])}<br>{small}")
+        short.append(plain(_cut(shapes if name == before else name, 30)))
         before = name
     return long, short
 
@@ -235,12 +235,12 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Plotly reads a few HTML tags in text: none may come from a name."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _finished(figure: go.Figure, rows: Rows) -> dict[str, Any]:
+def finished(figure: go.Figure, rows: Rows) -> dict[str, Any]:
     """Rows from the top; report.js adds notes and fits all to narrow screens."""
     count = len(rows.labels)
     figure.update_yaxes(

@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
-import html
-import json
+import importlib.util
+import sys
 from pathlib import Path
+from typing import Any
 
-from fastkernels.bench.run_folder import RunFolder
+from fastkernels.report.html import render
+from fastkernels.report.load import load_results
+
+INSTALL_TRACKING = "pip install 'fastkernels[track]'"
 
 
 def publish(run: Path, *, mlflow_uri: str | None = None, is_tracked: bool = True) -> Path:
-    """Write report.html into `run`, log the run to MLflow, and return the report's path."""
-    results = RunFolder(run).results()
+    """Write report.html into `run`, log the run to MLflow, and return the report's path.
+
+    What fails here is a warning on stderr: results.json is there, and `fastkernels report` can try again.
+    Errors: RunFolderError.
+    """
+    results = load_results(run)
     path = run / "report.html"
-    path.write_text(f"<!doctype html><pre>{html.escape(json.dumps(results, indent=1)[:20000])}</pre>")
+    try:
+        write_page(path, render(results))
+    except OSError as error:
+        _warn(f"{path} was not written: {error.strerror or error}. When there is room: fastkernels report {run}")
+    if is_tracked:
+        _track(run, results, mlflow_uri)
     return path
+
+
+def write_page(path: Path, text: str) -> None:
+    """Under a temporary name first, so that a full disk leaves the old page."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _track(run: Path, results: dict[str, Any], uri: str | None) -> None:
+    if not is_mlflow_installed():
+        _warn(f"MLflow is not installed, so this run was not logged there. {INSTALL_TRACKING}, or --no-track.")
+        return
+    from fastkernels.report.track import log_run
+
+    try:
+        log_run(run, results, uri)
+    except Exception as error:
+        # Whatever a store, a server or a disk does wrong, the run itself is done and kept.
+        first = (str(error).strip().splitlines() or [""])[0]
+        _warn(f"MLflow did not take the run ({type(error).__name__}: {first[:300]}). The report is not affected.")
+
+
+def is_mlflow_installed() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in ("mlflow", "sqlalchemy", "alembic"))
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

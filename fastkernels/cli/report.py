@@ -1,0 +1,97 @@
+"""`fastkernels report`: show a run, or compare two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.markup import escape
+from rich.table import Table
+from typer import Argument, Option
+
+from fastkernels.cli.common import console, error_console, print_json
+from fastkernels.cli.table import verdict_table
+from fastkernels.errors import UsageError
+from fastkernels.report.compare import Change, compare_runs, hardware
+from fastkernels.report.compare_page import render_comparison
+from fastkernels.report.html import render
+from fastkernels.report.load import find_run, load_results
+from fastkernels.report.publish import write_page
+
+_COLOURS = {"faster": "green", "now passes": "green", "slower": "red", "no longer passes": "bold red"}
+
+
+def report(
+    run: Annotated[Path, Argument(help="A run folder, or its name under ./runs.")],
+    run2: Annotated[Path | None, Argument(help="A later run to compare it with.")] = None,
+    force: Annotated[bool, Option(help="Compare runs of different hardware all the same.")] = False,
+    as_json: Annotated[bool, Option("--json", help="The results, or the comparison, on stdout.")] = False,
+) -> None:
+    """Show a run and write its report.html; or compare two and write compare.html into the second."""
+    folder = find_run(run)
+    if run2 is None:
+        _show(folder, load_results(folder), as_json=as_json)
+    else:
+        _compare(folder, find_run(run2), is_forced=force, as_json=as_json)
+
+
+def _show(folder: Path, results: dict[str, Any], *, as_json: bool) -> None:
+    path = folder / "report.html"
+    write_page(path, render(results))
+    if as_json:
+        print_json(results)
+        return
+    if results["status"] != "finished":
+        console.print(f"[yellow]{escape(results['run_id'])} is {escape(results['status'])}: this is what there is.[/]")
+    if results["ops"]:
+        console.print(verdict_table(results))
+    else:
+        console.print("Nothing was judged.")
+    console.print(f"report: {path}", soft_wrap=True, markup=False)
+
+
+def _compare(first: Path, second: Path, *, is_forced: bool, as_json: bool) -> None:
+    before, after = load_results(first), load_results(second)
+    if hardware(before) != hardware(after) and not is_forced:
+        raise UsageError(
+            f"{first} ran on {hardware(before)}, {second} on {hardware(after)}: their times do not compare. "
+            "--force compares them all the same."
+        )
+    comparison = compare_runs(before, after)
+    path = second / "compare.html"
+    write_page(path, render_comparison(comparison))
+    if as_json:
+        print_json(comparison.to_json())
+        return
+    for warning in comparison.warnings:
+        error_console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+    console.print(_table(comparison.changes))
+    num_changed = sum(change.is_changed for change in comparison.changes)
+    console.print(f"{num_changed} of {len(comparison.changes)} changed.")
+    console.print(f"comparison: {path}", soft_wrap=True, markup=False)
+
+
+def _table(changes: list[Change]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("op", "set", "change", "verdict", "case"):
+        table.add_column(name)
+    for name in ("before", "after", "ratio", "95 % interval"):
+        table.add_column(name, justify="right")
+    for c in changes:
+        colour = _COLOURS.get(c.change, "default")
+        verdicts = [v or "-" for v in (c.verdict_before, c.verdict_after)]
+        verdict = verdicts[0] if verdicts[0] == verdicts[1] else " -> ".join(verdicts)
+        change = f"[{colour}]{c.change}[/]{' (source changed)' if c.is_source_changed else ''}"
+        table.add_row(escape(c.op), escape(c.implementation), change, verdict, escape(c.case), *_figures(c))
+    return table
+
+
+def _figures(change: Change) -> tuple[str, ...]:
+    if change.ratio is None:
+        return ("", "", "", "")
+    return (
+        f"{change.speedup_before:.3f}",
+        f"{change.speedup_after:.3f}",
+        f"{change.ratio:.3f}",
+        f"{change.low:.3f} .. {change.high:.3f}",
+    )

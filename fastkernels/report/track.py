@@ -1,0 +1,219 @@
+"""Runs in MLflow: a parent per sweep, a child per judgement, sources and reports as artifacts.
+
+Publishing a sweep again updates its runs. A child's lineage is in two tags: the SHA-256 of its source, and
+that of what it came from: a line `# parent: <sha256>` in the source, or else the source that was judged
+last before it for the same op and set.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fastkernels import env
+from fastkernels.harness.verdict import Verdict
+from fastkernels.report.view import error_groups, max_error
+
+env.quiet_mlflow()
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
+
+EXPERIMENT = "fastkernels"
+_PARENT = re.compile(r"^\s*#\s*parent:\s*([0-9a-f]{8,64})\s*$", re.MULTILINE)
+_LONGEST = 500
+"""Characters of a param; servers before MLflow 2.10 take no more."""
+
+_METRICS = {
+    "speedup": "ratio",
+    "speedup_low": "low",
+    "speedup_high": "high",
+    "noise_floor": "noise_floor",
+    "baseline_us": "baseline_us",
+    "candidate_us": "candidate_us",
+    "warm_candidate_us": "warm_candidate_us",
+    "graph_candidate_us": "graph_candidate_us",
+    "roofline_share": "candidate_roofline_share",
+    "baseline_roofline_share": "baseline_roofline_share",
+}
+"""MLflow's name: TimingRecord's"""
+
+
+def default_uri() -> str:
+    return f"sqlite:///{env.home().resolve() / 'mlflow.db'}"
+
+
+def log_run(run: Path, results: dict[str, Any], uri: str | None = None) -> str:
+    """Log a sweep and all its judgements; returns the store's URI.
+
+    Errors: MlflowException and whatever the store's driver raises.
+    """
+    uri = uri or default_uri()
+    with _silent():
+        _Sweep(MlflowClient(tracking_uri=uri), uri, run, results).log()
+    return uri
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """MLflow and its migrations tell of their steps; the command line's output is not for that."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class _Sweep:
+    """One sweep on its way into a store."""
+
+    def __init__(self, client: MlflowClient, uri: str, run: Path, results: dict[str, Any]) -> None:
+        self.client, self.run, self.results = client, run, results
+        self.created = int(datetime.fromisoformat(results["created"]).timestamp() * 1000)
+        self.key = _unquoted(f"{results['run_id']}@{results['created']}")
+        self.experiment = self._experiment(uri)
+
+    def log(self) -> None:
+        parent = self._found({"fastkernels.sweep": self.key, "fastkernels.role": "sweep"})
+        if parent is None:
+            tags = {"fastkernels.sweep": self.key, "fastkernels.role": "sweep"}
+            parent = self.client.create_run(self.experiment, self.created, tags, run_name=self.results["run_id"])
+            self.client.log_batch(parent.info.run_id, params=_params(self._request()))
+        run_id = parent.info.run_id
+        for record in self.results["ops"]:
+            self._log_record(record, run_id)
+        records = self.results["ops"]
+        num_passed = sum(r["verdict"] == Verdict.PASSED for r in records)
+        counts = {"num_judged": len(records), "num_passed": num_passed, "seconds": self.results.get("seconds", 0.0)}
+        self.client.log_batch(run_id, metrics=[Metric(k, v, self.created, 0) for k, v in counts.items()])
+        self.client.set_tag(run_id, "status", self.results["status"])
+        for name in ("run.json", "results.json", "report.html"):
+            if (self.run / name).is_file():
+                self.client.log_artifact(run_id, str(self.run / name))
+        is_finished = self.results["status"] == "finished"
+        self.client.set_terminated(run_id, "FINISHED" if is_finished else "KILLED")
+
+    def _request(self) -> dict[str, Any]:
+        environment = self.results["environment"]
+        gpu = environment.get("gpu", {}).get("name")
+        return {
+            **self.results["request"],
+            "hardware": gpu or environment.get("cpu"),
+            "commit": environment.get("commit"),
+        }
+
+    def _log_record(self, record: dict[str, Any], parent_id: str) -> None:
+        """One judgement; a source that changed since is another run, for MLflow's params cannot change."""
+        identity = {
+            "mlflow.parentRunId": parent_id,
+            "fastkernels.role": "judgement",
+            "op": record["op"],
+            "set": _unquoted(record["implementation"]),
+            "source_sha256": record["source_sha256"],
+        }
+        child = self._found(identity)
+        if child is None:
+            ancestor = self._ancestor(record)
+            tags = {**identity, "level": str(record["level"]), **({"parent_sha256": ancestor} if ancestor else {})}
+            name = f"{record['op']} ({record['implementation']})"
+            child = self.client.create_run(self.experiment, self.created, tags, run_name=name)
+            self.client.log_batch(child.info.run_id, params=_params(_record_params(record)))
+        run_id = child.info.run_id
+        self.client.log_batch(
+            run_id,
+            metrics=_metrics(record, self.created),
+            tags=[
+                RunTag("verdict", record["verdict"]),
+                RunTag("message", record["message"][:_LONGEST]),
+                RunTag("speed", ", ".join(t["speed"] for t in _counted(record)) or "none"),
+            ],
+        )
+        if record["source"]:
+            self.client.log_text(run_id, record["source"], f"source/{Path(record['source_path']).name}")
+        self.client.set_terminated(run_id, "FINISHED")
+
+    def _ancestor(self, record: dict[str, Any]) -> str | None:
+        named = _PARENT.search(record["source"])
+        if named:
+            return named.group(1)
+        before = self.client.search_runs(
+            [self.experiment],
+            _filter({"fastkernels.role": "judgement", "op": record["op"], "set": _unquoted(record["implementation"])})
+            + f" and attributes.start_time <= {self.created}",
+            max_results=20,
+            order_by=["attributes.start_time DESC"],
+        )
+        hashes = (run.data.tags.get("source_sha256") for run in before)
+        return next((sha for sha in hashes if sha and sha != record["source_sha256"]), None)
+
+    def _found(self, tags: dict[str, str]) -> Run | None:
+        runs = self.client.search_runs([self.experiment], _filter(tags), max_results=1)
+        return runs[0] if runs else None
+
+    def _experiment(self, uri: str) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found is not None:
+            return found.experiment_id
+        if not uri.startswith("sqlite:///"):
+            return self.client.create_experiment(EXPERIMENT)
+        database = Path(uri.removeprefix("sqlite:///")).resolve()
+        folder = database.with_name(f"{database.stem}-artifacts")
+        return self.client.create_experiment(EXPERIMENT, artifact_location=folder.as_uri())
+
+
+def _filter(tags: dict[str, str]) -> str:
+    return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+
+
+def _unquoted(value: str) -> str:
+    """A tag to search by: MLflow's filters know no escape for a quote."""
+    return value.replace("'", "_")
+
+
+def _params(values: dict[str, Any]) -> list[Param]:
+    return [Param(name, str(value)[:_LONGEST]) for name, value in values.items() if value not in (None, "", [])]
+
+
+def _record_params(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "op": record["op"],
+        "level": record["level"],
+        "set": record["implementation"],
+        "device": record["device"],
+        "dtype": ", ".join(sorted({c["dtype"] for c in record["cases"]})),
+        "source_sha256": record["source_sha256"],
+        "shapes": "; ".join(t["shapes"] for t in record["timings"]),
+        "seed": record["seed"],
+    }
+
+
+def _counted(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return record["timings"] if record["verdict"] == Verdict.PASSED else []
+
+
+def _metrics(record: dict[str, Any], timestamp: int) -> list[Metric]:
+    """passed as 0 or 1, the errors, and each timed case's figures at the step of its number."""
+    shares = [g.row_share for g in error_groups(record) if g.row_share is not None]
+    values: list[tuple[str, float | None, int]] = [
+        ("passed", float(record["verdict"] == Verdict.PASSED), 0),
+        ("max_error", max_error(record), 0),
+        ("worst_share_of_tolerance", max(shares) if shares else None, 0),
+        ("seconds", record["seconds"], 0),
+    ]
+    for step, timing in enumerate(_counted(record)):
+        values += [(name, timing[field], step) for name, field in _METRICS.items()]
+    return [Metric(k, float(v), timestamp, step) for k, v, step in values if v is not None and math.isfinite(v)]
