@@ -61,7 +61,7 @@ def test_bias_is_rejected_where_every_row_is_within_its_limit() -> None:
     assert "errors lean one way" in rejected(expected(y, torch.float64), answer)
 
 
-@pytest.mark.parametrize("atol, rtol", [(0.5, 0.0), (0.0, 0.5)])
+@pytest.mark.parametrize(("atol", "rtol"), [(0.5, 0.0), (0.0, 0.5)])
 def test_absolute_and_relative_bounds_widen_the_element_alone(atol: float, rtol: float) -> None:
     y = 1 + normal(4, 300).abs()
     answer = y.clone()
@@ -82,7 +82,7 @@ def test_small_row_counts_as_much_as_a_large_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "at, wanted, given",
+    ("at", "wanted", "given"),
     [
         ("expected NaN", math.nan, 1.0),
         ("unexpected NaN", 1.0, math.nan),
@@ -108,7 +108,7 @@ def test_nan_and_infinity_in_the_same_places_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted, given, is_right",
+    ("wanted", "given", "is_right"),
     [
         (65504.0, 65504.0, True),
         (65519.0, 65504.0, True),  # rounds down to the largest
@@ -142,7 +142,7 @@ def test_honest_rounding_passes(dtype: torch.dtype, shape: tuple[int, ...]) -> N
         check_values(expected(y, dtype), y.to(dtype), tolerance)
 
 
-@pytest.mark.parametrize("dtype, lower", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float8_e4m3fn)])
+@pytest.mark.parametrize(("dtype", "lower"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float8_e4m3fn)])
 def test_one_precision_lower_is_rejected(dtype: torch.dtype, lower: torch.dtype) -> None:
     for seed in range(20):
         y = normal(33, 257, seed=seed)
@@ -208,7 +208,7 @@ def _form(answer: Tensor, *, is_strided_ok: bool = False) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer, verdict, text",
+    ("answer", "verdict", "text"),
     [
         (torch.zeros(4, 3), Verdict.INCORRECT_SHAPE, r"y has shape [4, 3], expected [3, 4]."),
         (torch.zeros(12), Verdict.INCORRECT_SHAPE, r"y has shape [12], expected [3, 4]."),

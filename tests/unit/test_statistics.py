@@ -66,7 +66,7 @@ def test_restart_effect_widens_the_interval() -> None:
     assert widths[0.05] > 10 * widths[0.0]
 
 
-@pytest.mark.parametrize("shift, verdict", [(1.0, "TIE"), (1.1, "WIN"), (1 / 1.1, "LOSS"), (1.005, "TIE")])
+@pytest.mark.parametrize(("shift", "verdict"), [(1.0, "TIE"), (1.1, "WIN"), (1 / 1.1, "LOSS"), (1.005, "TIE")])
 def test_verdict_finds_ten_per_cent_over_small_noise(shift: float, verdict: str) -> None:
     for seed in range(8):
         interval = ratio_interval(draw_pairs(shift, 0.02, seed))
@@ -90,7 +90,7 @@ def test_exchanged_sides_give_the_exchanged_verdict() -> None:
 
 
 @pytest.mark.parametrize(
-    "low, high, verdict",
+    ("low", "high", "verdict"),
     [
         (1.031, 1.2, "WIN"),
         (1.029, 1.2, "TIE"),

@@ -1,0 +1,141 @@
+"""A right sampler passes over thousands of draws; one that is off by a token or by a power does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastkernels.harness.compare import Expected
+from fastkernels.harness.sampling import check_samples, chi_square_tail, target_distribution
+from fastkernels.harness.verdict import Rejection
+from fastkernels.spec import Compare
+from fastkernels.tasks.baseline.L1.top_k_top_p_sample import TopKTopPSample
+
+ROWS, VOCAB = 4096, 50
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def inputs(seed: int = 0, *, rows: int = ROWS, is_shared: bool = True, **settings: float) -> dict[str, Tensor]:
+    """`rows` draws of one distribution, or of as many; settings: temperature, top_k, top_p of every row."""
+    logits = 2 * torch.randn(1 if is_shared else rows, VOCAB, generator=generator(seed)).expand(rows, VOCAB)
+    return {
+        "logits": logits.contiguous(),
+        "temperature": torch.full((rows,), settings.get("temperature", 1.0)),
+        "top_k": torch.full((rows,), int(settings.get("top_k", 0)), dtype=torch.int32),
+        "top_p": torch.full((rows,), settings.get("top_p", 1.0)),
+        "seeds": torch.randint(0, 1 << 62, (rows,), generator=generator(seed + 1)),
+    }
+
+
+def draws(probabilities: Tensor, seed: int) -> Tensor:
+    return torch.multinomial(probabilities, 1, generator=generator(seed)).squeeze(1)
+
+
+def check(given: dict[str, Tensor], ids: Tensor) -> None:
+    check_samples(Expected("ids", ids, torch.int64, Compare.SAMPLE), ids, given)
+
+
+def rejected(given: dict[str, Tensor], ids: Tensor) -> str:
+    with pytest.raises(Rejection) as caught:
+        check(given, ids)
+    return caught.value.message
+
+
+SETTINGS = ({}, {"temperature": 0.5}, {"top_k": 7}, {"top_p": 0.7}, {"temperature": 1.4, "top_k": 20, "top_p": 0.9})
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_right_sampler_passes(settings: dict[str, float], is_shared: bool) -> None:
+    """By the definition's seeded noise, and by a generator that knows nothing of it."""
+    given = inputs(3, is_shared=is_shared, **settings)
+    check(given, TopKTopPSample().reference(*given.values()))
+    target = target_distribution(*(given[n] for n in ("logits", "temperature", "top_k", "top_p")))
+    for seed in range(6):
+        check(given, draws(target, seed))
+
+
+def _target(given: dict[str, Tensor]) -> Tensor:
+    return target_distribution(given["logits"], given["temperature"], given["top_k"], given["top_p"])
+
+
+def test_target_keeps_the_token_that_crosses_p() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    settings = (torch.ones(1), torch.zeros(1, dtype=torch.int32))
+    kept = target_distribution(logits, *settings, torch.tensor([0.6]))
+    assert kept[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    assert (target_distribution(logits, *settings, torch.tensor([0.1]))[0] > 0).tolist() == [True, False, False, False]
+
+
+def test_target_renormalises_over_top_k_before_the_nucleus() -> None:
+    logits = torch.tensor([[0.4, 0.2, 0.2, 0.2]]).log()
+    target = target_distribution(logits, torch.ones(1), torch.tensor([2]), torch.tensor([0.65]))
+    assert target[0].tolist() == pytest.approx([1, 0, 0, 0])  # 0.4 of 0.6 is over 0.65
+
+
+def test_target_of_temperature_zero_is_the_first_largest() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0]])
+    target = target_distribution(logits, torch.zeros(1), torch.zeros(1, dtype=torch.int32), torch.ones(1))
+    assert target.tolist() == [[0, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_nucleus_without_the_crossing_token_is_rejected(is_shared: bool) -> None:
+    given = inputs(4, is_shared=is_shared, top_p=0.8)
+    ordered, ids = given["logits"].double().softmax(-1).sort(-1, descending=True)
+    inside = (ordered.cumsum(-1) <= 0.8) | (torch.arange(VOCAB) == 0)
+    wrong = torch.zeros_like(ordered).scatter_(-1, ids, torch.where(inside, ordered, 0))
+    assert "do not follow their distribution" in rejected(given, draws(wrong, 1))
+
+
+def test_nucleus_with_one_token_too_many_is_rejected() -> None:
+    given = inputs(4, top_p=0.8)
+    ordered, ids = given["logits"].double().softmax(-1).sort(-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    inside = torch.roll(before < 0.8, 1, -1) | (torch.arange(VOCAB) == 0)
+    wrong = torch.zeros_like(ordered).scatter_(-1, ids, torch.where(inside, ordered, 0))
+    assert "which top-k or the nucleus excludes" in rejected(given, draws(wrong, 1))
+
+
+@pytest.mark.parametrize(("off", "text"), [(1, "which top-k or the nucleus excludes"), (-1, "do not follow")])
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_top_k_off_by_one_is_rejected(off: int, text: str, is_shared: bool) -> None:
+    given = inputs(5, top_k=6, is_shared=is_shared)
+    wrong = _target({**given, "top_k": given["top_k"] + off})
+    assert text in rejected(given, draws(wrong, 2))
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+@pytest.mark.parametrize("temperature", [0.8, 1.25])
+def test_temperature_off_by_a_quarter_is_rejected(temperature: float, is_shared: bool) -> None:
+    given = inputs(6, is_shared=is_shared)
+    wrong = _target({**given, "temperature": given["temperature"] * temperature})
+    assert "do not follow their distribution" in rejected(given, draws(wrong, 3))
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_argmax_is_no_sample(is_shared: bool) -> None:
+    given = inputs(7, is_shared=is_shared)
+    assert "do not follow their distribution" in rejected(given, given["logits"].argmax(-1))
+
+
+def test_same_token_for_all_rows_is_no_sample() -> None:
+    given = inputs(8)
+    assert "do not follow" in rejected(given, torch.full((ROWS,), int(draws(_target(given)[:1], 0))))
+
+
+@pytest.mark.parametrize("bad", [-1, VOCAB, 1 << 50])
+def test_id_outside_the_vocabulary_is_a_verdict(bad: int) -> None:
+    given = inputs(9, rows=4)
+    assert f"outside [0, {VOCAB})" in rejected(given, torch.full((4,), bad))
+
+
+@pytest.mark.parametrize(
+    ("statistic", "degrees", "tail"), [(3.841, 1, 0.05), (18.307, 10, 0.05), (0.0, 3, 1.0), (124.342, 100, 0.05)]
+)
+def test_chi_square_tail_agrees_with_the_tables(statistic: float, degrees: int, tail: float) -> None:
+    assert chi_square_tail(statistic, degrees) == pytest.approx(tail, rel=2e-3)
