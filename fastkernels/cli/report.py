@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer import Argument, Option
 
-from fastkernels.cli.common import console, error_console, print_json
+from fastkernels.cli.common import console, print_json
 from fastkernels.cli.table import verdict_table
 from fastkernels.errors import UsageError
 from fastkernels.report.compare import Change, compare_runs, hardware
@@ -64,7 +64,7 @@ def _compare(first: Path, second: Path, *, is_forced: bool, as_json: bool) -> No
         print_json(comparison.to_json())
         return
     for warning in comparison.warnings:
-        error_console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     console.print(_table(comparison.changes))
     num_changed = sum(change.is_changed for change in comparison.changes)
     console.print(f"{num_changed} of {len(comparison.changes)} changed.")
@@ -74,7 +74,7 @@ def _compare(first: Path, second: Path, *, is_forced: bool, as_json: bool) -> No
 def _table(changes: list[Change]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("op", "set", "change", "verdict", "case"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name in ("op", "change"))
     for name in ("before", "after", "ratio", "95 % interval"):
         table.add_column(name, justify="right")
     for c in changes:

@@ -121,10 +121,7 @@ def latency(view: View) -> dict[str, Any] | None:
         figure.add_trace(_boxes(boxes, side))
     everything = [v for side in samples.values() for values in side for v in values]
     figure.update_xaxes(title="microseconds per call (log)", **log_axis(everything, TIME_LADDERS))
-    medians = [
-        " → ".join(f"{percentile(samples[s][i], 0.5):.4g}" for s in ("baseline", "candidate") if samples[s][i]) + " µs"
-        for i in range(len(rows))
-    ]
+    medians = [f"{r.timing['baseline_us']:.4g} → {r.timing['candidate_us']:.4g} µs" for r in rows if r.timing]
     return finished(figure, Rows(*labels(rows), [(text, text) for text in medians], 54, 0.36))
 
 
