@@ -150,8 +150,13 @@ def launch_tiles(
         return
     num_kv_heads, head_size = key.shape[-2:]
     query = dense_heads(query)
-    block_d = max(16, triton.next_power_of_2(head_size))
     is_paged = block_table is not None
+    if flash_attn_hopper.supports(query, key, value, is_paged):
+        flash_attn_hopper.launch(
+            query, key, value, query_start_loc, seq_lens, block_table, min_query_len, max_query_len, scale, out
+        )
+        return
+    block_d = max(16, triton.next_power_of_2(head_size))
     tile = prefill_tile(query, block_d, group, max_query_len, is_paged)
     num_tiles = triton.cdiv(max_query_len, tile.block_m // group)
     k_strides, v_strides = (x.stride()[:3] if is_paged else (0, *x.stride()[:2]) for x in (key, value))
@@ -176,13 +181,7 @@ def flash_attn_prefill(
     Dtypes:  bf16, fp16 or fp32; the softmax and both sums are taken in fp32.
     Errors:  UnsupportedError for dtypes, head sizes or head counts that the kernel lacks.
     """
-    check_attention("flash_attn_prefill", query, key, value, scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    if query.shape[0] == 0 or query_start_loc.shape[0] < 2:
-        return out
-    query, key, value = (dense_heads(x) for x in (query, key, value))
-    if flash_attn_hopper.supports(query, key, value):
-        flash_attn_hopper.launch(query, key, value, query_start_loc, max_query_len, scale, out)
-        return out
+    key, value = dense_heads(key), dense_heads(value)
     launch_tiles(query, key, value, query_start_loc, None, None, 1, max_query_len, scale, out)
     return out

@@ -11,12 +11,12 @@ and draws among the survivors. The draw is the Gumbel-max of fastkernels.noise's
 import torch
 from torch import Tensor
 
-from fastkernels.kernels.backend import check_dtypes, tl, triton
+from fastkernels.kernels.backend import check_dtypes, num_sms, tl, triton
 
 BLOCK = 4096
 STRIP = 256
 """Tokens over which the first kernel reduces; its maxima bound a top-k up to the number of strips."""
-MAX_LISTED = 8192
+MAX_LISTED = 16384
 """Survivor candidates that are listed; when more pass the bound, every search step reads the whole row."""
 
 
@@ -106,32 +106,40 @@ def _threshold(
     row_ptr, list_ptr, count, is_listed, top, temperature, target,
     BY_MASS: tl.constexpr, KEY_BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The largest key such that the candidates from it up reach `target`, in number or in mass.
+    """The largest key such that the candidates from it up reach `target`, in number or in mass; two bits a pass.
 
     Returns: the key; number and mass of the candidates above it; the mass of one candidate at it.
     """
     found = tl.full([], 0, dtype=tl.uint32)
-    bit = tl.full([], 0x80000000, dtype=tl.uint32)
-    for _ in range(KEY_BITS):
-        reached = tl.full([], 0.0, dtype=tl.float64)
+    step = tl.full([], 1 << 30, dtype=tl.uint32)
+    for _ in range(KEY_BITS // 2):
+        reached_1 = tl.zeros([BLOCK], dtype=tl.float32)
+        reached_2 = tl.zeros([BLOCK], dtype=tl.float32)
+        reached_3 = tl.zeros([BLOCK], dtype=tl.float32)
         for start in range(0, count, BLOCK):
             _ids, x, is_there = _candidates(row_ptr, list_ptr, start, count, is_listed, BLOCK)
             weight = tl.exp((x - top) / temperature) if BY_MASS else tl.full([BLOCK], 1.0, dtype=tl.float32)
-            is_in = is_there & (_ordered_key(x) >= (found | bit))
-            reached += tl.sum(tl.where(is_in, weight, 0.0), axis=0).to(tl.float64)
-        found = tl.where(reached >= target, found | bit, found)
-        bit = bit >> 1
-    number = tl.full([], 0, dtype=tl.int32)
-    mass = tl.full([], 0.0, dtype=tl.float64)
-    weight_at = tl.full([], 0.0, dtype=tl.float32)
+            weight = tl.where(is_there, weight, 0.0)
+            key = _ordered_key(x)
+            reached_1 += tl.where(key >= found + step, weight, 0.0)
+            reached_2 += tl.where(key >= found + step * 2, weight, 0.0)
+            reached_3 += tl.where(key >= found + step * 3, weight, 0.0)
+        digit = (tl.sum(reached_1, axis=0).to(tl.float64) >= target).to(tl.uint32)
+        digit += (tl.sum(reached_2, axis=0).to(tl.float64) >= target).to(tl.uint32)
+        digit += (tl.sum(reached_3, axis=0).to(tl.float64) >= target).to(tl.uint32)
+        found += digit * step
+        step = step >> 2
+    number = tl.zeros([BLOCK], dtype=tl.int32)
+    mass = tl.zeros([BLOCK], dtype=tl.float32)
+    weight_at = tl.zeros([BLOCK], dtype=tl.float32)
     for start in range(0, count, BLOCK):
         _ids, x, is_there = _candidates(row_ptr, list_ptr, start, count, is_listed, BLOCK)
         key = _ordered_key(x)
         weight = tl.exp((x - top) / temperature)
-        number += tl.sum((is_there & (key > found)).to(tl.int32), axis=0)
-        mass += tl.sum(tl.where(is_there & (key > found), weight, 0.0), axis=0).to(tl.float64)
-        weight_at = tl.maximum(weight_at, tl.max(tl.where(is_there & (key == found), weight, 0.0), axis=0))
-    return found, number, mass, weight_at
+        number += (is_there & (key > found)).to(tl.int32)
+        mass += tl.where(is_there & (key > found), weight, 0.0)
+        weight_at = tl.maximum(weight_at, tl.where(is_there & (key == found), weight, 0.0))
+    return found, tl.sum(number, axis=0), tl.sum(mass, axis=0).to(tl.float64), tl.max(weight_at, axis=0)
 
 
 @triton.jit
@@ -165,21 +173,23 @@ def _list_candidates(row_ptr, list_ptr, vocab_size, least_key, least_mass, top, 
 @triton.jit
 def _draw(row_ptr, list_ptr, count, is_listed, key_at, num_tied, temperature, state, BLOCK: tl.constexpr):
     """Gumbel-max over the candidates above key_at and the first num_tied of those at it."""
-    best = tl.full([], float("-inf"), dtype=tl.float32)
-    best_id = tl.full([], 0, dtype=tl.int32)
+    best = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
+    best_id = tl.full([BLOCK], 0, dtype=tl.int32)
     seen = tl.full([], 0, dtype=tl.int32)
     for start in range(0, count, BLOCK):
         ids, x, is_there = _candidates(row_ptr, list_ptr, start, count, is_listed, BLOCK)
         key = _ordered_key(x)
         is_tied = (is_there & (key == key_at)).to(tl.int32)
-        is_kept = is_there & ((key > key_at) | ((is_tied > 0) & (seen + tl.cumsum(is_tied, axis=0) <= num_tied)))
-        seen += tl.sum(is_tied, axis=0)
+        number = tl.sum(is_tied, axis=0)
+        if seen + number > num_tied:
+            is_tied = is_tied & (seen + tl.cumsum(is_tied, axis=0) <= num_tied).to(tl.int32)
+        seen += number
+        is_kept = is_there & ((key > key_at) | (is_tied > 0))
         scores = tl.where(is_kept, x / temperature + _gumbel(state, ids), float("-inf"))
-        block_best = tl.max(scores, axis=0)
-        block_id = tl.min(tl.where(scores == block_best, ids, 0x7FFFFFFF), axis=0)
-        best_id = tl.where(block_best > best, block_id, best_id)
-        best = tl.maximum(best, block_best)
-    return best_id
+        best_id = tl.where(scores > best, ids, best_id)
+        best = tl.maximum(best, scores)
+    is_best = best == tl.max(best, axis=0)
+    return tl.min(tl.where(is_best, best_id, 0x7FFFFFFF), axis=0)
 
 
 @triton.jit(do_not_specialize=["num_blocks", "num_strips", "max_listed"])
@@ -221,7 +231,7 @@ def _sample_rows_kernel(
     row_ptr = logits_ptr + row * logits_stride
     list_ptr += row * max_listed
     count = _list_candidates(
-        row_ptr, list_ptr, vocab_size, least_key, least_mass, top, temperature, max_listed, BLOCK
+        row_ptr, list_ptr, vocab_size, least_key, least_mass, top, temperature, max_listed, BLOCK * 2
     )  # fmt: skip
     tl.debug_barrier()
     is_listed = count <= max_listed
@@ -250,8 +260,8 @@ def _sample_rows_kernel(
     tl.store(out_ptr + row, token.to(tl.int64))
 
 
-_KEY_BITS = {torch.bfloat16: 16, torch.float16: 19, torch.float32: 32}
-"""Leading bits of an ordered key that can differ: float16 has 13 mantissa bits less than float32."""
+_KEY_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
+"""Leading bits of an ordered key that can differ, even: float16 has 13 mantissa bits less than float32."""
 
 
 def top_k_top_p_sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seeds: Tensor) -> Tensor:
@@ -283,9 +293,12 @@ def top_k_top_p_sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p
     _reduce_blocks_kernel[(num_rows * num_blocks,)](
         logits, *rows, *partial, logits.stride(0), vocab_size, num_blocks, BLOCK=block, STRIP=STRIP, num_warps=8
     )
+    # Up to one row a multiprocessor: all of its threads; more rows: two at once.
+    warps = 16 if num_rows <= num_sms(device) else 8
     _sample_rows_kernel[(num_rows,)](
         logits, *rows, *partial, listed, ids, logits.stride(0), vocab_size, num_blocks, num_strips,
-        listed.shape[1], KEY_BITS=_KEY_BITS[logits.dtype], BLOCK=block,
-        BLOCK_BLOCKS=triton.next_power_of_2(num_blocks), BLOCK_STRIPS=triton.next_power_of_2(num_strips), num_warps=16,
+        listed.shape[1], KEY_BITS=_KEY_BITS[logits.dtype], BLOCK=min(block, 256 * warps),
+        BLOCK_BLOCKS=triton.next_power_of_2(num_blocks), BLOCK_STRIPS=triton.next_power_of_2(num_strips),
+        num_warps=warps,
     )  # fmt: skip
     return ids
