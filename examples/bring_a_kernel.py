@@ -1,4 +1,4 @@
-"""Bring a kernel: serve a tiny Llama, judge your file on its tensors, serve it: `python examples/bring_a_kernel.py [DIR]`.
+"""Serve a tiny Llama, judge your kernel on its tensors, serve it: `python examples/bring_a_kernel.py [DIR]`.
 
 DIR holds L1/rms_norm.py (or any other op's file); left out, a shipped right candidate is judged.
 """
@@ -28,9 +28,7 @@ def main() -> None:
     for record in results["ops"]:
         print(record["op"], record["verdict"], record["message"])
         for timing in record["timings"]:
-            print(
-                f"  {timing['shapes']}: {timing['ratio']:.2f} [{timing['low']:.2f}, {timing['high']:.2f}] {timing['speed']}"
-            )
+            print("  {shapes}: {ratio:.2f} [{low:.2f}, {high:.2f}] {speed}".format(**timing))
     baseline = serve(ServeRequest("tiny-llama", "demo"))
     replaced = serve(ServeRequest("tiny-llama", "demo", (folder,)))
     print("same tokens in the served model:", baseline["token_ids"] == replaced["token_ids"])

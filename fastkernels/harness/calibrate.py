@@ -23,7 +23,7 @@ from fastkernels.context import set_forward_context
 from fastkernels.harness.compare import Expected, as_rows, measure
 from fastkernels.harness.expect import build_reference, expectation
 from fastkernels.harness.groups import Group, make_groups
-from fastkernels.harness.side import flatten
+from fastkernels.harness.pool import flatten
 from fastkernels.harness.tolerance import MANIFEST, Error
 from fastkernels.registry import OpEntry, ops
 from fastkernels.spec import Compare

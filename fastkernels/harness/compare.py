@@ -5,7 +5,7 @@ Pure functions of tensors that the judge owns. An answer is bytes that the judge
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,7 +108,8 @@ def _check_index(expected: Expected, answer: Tensor) -> Error:
         index = _first(worse)
         raise Rejection(
             Verdict.INCORRECT_NUMERICAL,
-            f"{expected.name}{index} points at {_at(at_answer, index):.6g}, the definition's at {_at(at_expected, index):.6g}.",
+            f"{expected.name}{index} points at {_at(at_answer, index):.6g}, "
+            f"the definition's at {_at(at_expected, index):.6g}.",
         )
     return Error()
 
@@ -134,8 +135,9 @@ def _check_floats(expected: Expected, answer: Tensor, tolerance: Tolerance) -> E
         place = [int(i) for i in index]
         raise Rejection(
             Verdict.INCORRECT_NUMERICAL,
-            f"{expected.name}{place} is {float(answers.flatten()[flat]):.6g}, expected {float(rows.flatten()[flat]):.6g} "
-            f"within {float(limit.flatten()[flat]):.3g} ({int(over.sum())} of {over.numel()} elements are off).",
+            f"{expected.name}{place} is {float(answers.flatten()[flat]):.6g}, "
+            f"expected {float(rows.flatten()[flat]):.6g} within {float(limit.flatten()[flat]):.3g} "
+            f"({int(over.sum())} of {over.numel()} elements are off).",
         )
     if error.row > tolerance.row:
         raise Rejection(
@@ -162,7 +164,7 @@ def measure(rows: Tensor, answers: Tensor) -> Error:
 
 
 def _check_pattern(expected: Expected, wanted: Tensor, given: Tensor, dtype: torch.dtype) -> None:
-    """NaN where NaN is expected; infinite where the value does not fit the dtype, one per cent about its end left open."""
+    """NaN where NaN is expected; infinite where the value does not fit the dtype, give or take one per cent."""
     limit = torch.finfo(dtype).max
     if bool((torch.isnan(wanted) != torch.isnan(given)).any()):
         index = _first(torch.isnan(wanted) != torch.isnan(given))

@@ -34,6 +34,7 @@ class Word(IntEnum):
     ENQUEUE_NS = 104
     ANSWER_LENGTH = 112
     FAILED = 120  # worker: forward raised
+    ECHO = 144  # judge: the inputs, too, are wanted back
     SEAL = 128  # judge: the answer is copied before DONE is rung
     HOLD_CYCLES = 136  # judge: how long the stream is held while the host enqueues
 

@@ -27,6 +27,9 @@ wide_range: rows over six decades, which a lower precision or an absolute tolera
 _NUM_DRAWS = 509
 """Rows of one call by which a sampler's distribution is told from another's."""
 
+_EDGE_SHARE = 1 / 8
+"""Of the rows of a sampler: greedy, without top-k, without a nucleus."""
+
 _FAMILY_ROLES = frozenset({Role.ACTIVATION, Role.LOGITS, Role.CACHE})
 
 
@@ -221,12 +224,14 @@ def _draw_special(
     tensor: TensorSpec, sizes: Mapping[str, int], dims: tuple[int, ...], generator: torch.Generator
 ) -> Tensor:
     bound = axis_size(tensor.bound, sizes) if tensor.bound else 1 << 30
+    share = torch.rand(dims, generator=generator)
+    is_edge = torch.rand(dims, generator=generator) < _EDGE_SHARE
     if tensor.role is Role.TEMPERATURE:
-        return torch.rand(dims, generator=generator) + 0.5
+        return (share + 0.5).masked_fill(is_edge, 0.0)
     if tensor.role is Role.TOP_P:
-        return torch.rand(dims, generator=generator) * 0.5 + 0.5
-    if tensor.role is Role.TOP_K:
-        return torch.randint(0, max(2, bound // 2), dims, generator=generator).to(getattr(torch, tensor.dtype))
+        return (share * 0.5 + 0.5).masked_fill(is_edge, 1.0)
+    if tensor.role is Role.TOP_K:  # as many of few tokens as of many: there the last one is likely
+        return (bound**share).masked_fill(is_edge, 0.0).to(getattr(torch, tensor.dtype))
     return torch.randint(0, bound, dims, generator=generator).to(getattr(torch, tensor.dtype))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,12 +20,13 @@ from fastkernels.capture.case import Case
 from fastkernels.harness.ceilings import Ceilings
 from fastkernels.harness.checks import check_call, check_echo
 from fastkernels.harness.expect import Expectation, expectation
-from fastkernels.harness.groups import Group, answer_bytes, case_bytes, case_cost, case_elements, make_groups
+from fastkernels.harness.groups import Group, answer_bytes, case_bytes, case_elements, make_groups
 from fastkernels.harness.inputs import draw_params
 from fastkernels.harness.null_matrix import null_matrix
-from fastkernels.harness.records import CaseRecord, OpRecord, TimingRecord
+from fastkernels.harness.pool import PlannedCall, Pool, params_bytes
+from fastkernels.harness.records import CaseRecord, OpRecord
 from fastkernels.harness.sandbox import wake_promptly
-from fastkernels.harness.side import Call, Part, PlannedCall, Pool, Side, params_bytes
+from fastkernels.harness.side import Call, Part, Side
 from fastkernels.harness.timing import (
     BASELINE,
     BASELINE_AGAIN,
@@ -35,12 +36,12 @@ from fastkernels.harness.timing import (
     check_clocks,
     run_restart,
 )
+from fastkernels.harness.timing_record import timing_record
 from fastkernels.harness.tolerance import Error, K, Tolerance, tolerance_for
 from fastkernels.harness.vary import draw_variation, touch
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.workers import Nursery
 from fastkernels.registry import OpEntry
-from fastkernels.scoring.statistics import noise_floor, ratio_interval, speed_verdict
 from fastkernels.sets import ImplementationSet
 
 Progress = Callable[[str], None]
@@ -162,7 +163,10 @@ class Judge:
                 record.peak_memory_bytes = max(record.peak_memory_bytes, sides[CANDIDATE].worker.peak_memory_bytes)
 
     def _pools(self, group: Group) -> list[Pool]:
-        return [Pool(group.op, cases, answer_bytes(group, cases[0])) for cases in group.pools]
+        return [self._pool(group, cases) for cases in group.pools]
+
+    def _pool(self, group: Group, cases: list[Case]) -> Pool:
+        return Pool(group.op, cases, answer_bytes(group, cases[0]), self.oracle_device)
 
     def _correctness(
         self, entry: OpEntry, group: Group, sides: dict[str, Side], record: OpRecord, generator: torch.Generator
@@ -274,7 +278,7 @@ class Judge:
         """Errors: Rejection of a wrong timed answer, an impossible time or unpaid work."""
         config, timed = self.config, Timed()
         copies = [cases[0]] * 3
-        pool = Pool(group.op, copies, answer_bytes(group, cases[0]))
+        pool = self._pool(group, copies)
         names = [BASELINE, BASELINE_AGAIN, CANDIDATE]
         graph: dict[str, float] = {}
         setup_seconds = 0.0
@@ -290,7 +294,7 @@ class Judge:
                 if config.is_remote and restart == 0:
                     graph = {name: sides[name].graph_us(config.protocol.num_blocks) for name in (BASELINE, CANDIDATE)}
         record.num_calls += sum(len(s.claim_ns) for s in timed.samples if s.side == CANDIDATE)
-        timing = self._timing_record(entry, group, cases[0], timed, graph)
+        timing = timing_record(group, cases[0], timed, graph, self.ceilings)
         timing.setup_seconds = setup_seconds
         record.timings.append(timing)
         check_clocks(timed, is_remote=config.is_remote)
@@ -313,46 +317,6 @@ class Judge:
 
         return check
 
-    def _timing_record(
-        self, entry: OpEntry, group: Group, case: Case, timed: Timed, graph: Mapping[str, float]
-    ) -> TimingRecord:
-        clock = "device" if self.config.is_remote else "claim"
-        interval = ratio_interval(timed.pairs(BASELINE, CANDIDATE, clock))
-        identical = ratio_interval(timed.pairs(BASELINE, BASELINE_AGAIN, clock))
-        floor = noise_floor(identical, self.ceilings.least_noise)
-        baseline_us = timed.median_us(BASELINE, clock) or 0.0
-        candidate_us = timed.median_us(CANDIDATE, clock) or 0.0
-        cost = case_cost(group, case)
-        ideal_us = self.ceilings.ideal_us(cost.num_bytes, cost.num_flops, case.dtype)
-        enqueue = [n for s in timed.samples if s.side == CANDIDATE for n in s.enqueue_ns]
-        return TimingRecord(
-            case=f"{case.family} {case.shapes()}",
-            phase=case.phase.value if case.phase else "",
-            dtype=str(case.dtype).removeprefix("torch."),
-            shapes=case.shapes(),
-            clock="device events" if self.config.is_remote else "judge",
-            ratio=interval.ratio,
-            low=interval.low,
-            high=interval.high,
-            num_pairs=interval.num_pairs,
-            noise_floor=floor,
-            speed=speed_verdict(interval, floor),
-            baseline_us=baseline_us,
-            candidate_us=candidate_us,
-            warm_baseline_us=timed.median_us(BASELINE, clock, is_cold=False),
-            warm_candidate_us=timed.median_us(CANDIDATE, clock, is_cold=False),
-            graph_baseline_us=graph.get(BASELINE),
-            graph_candidate_us=graph.get(CANDIDATE),
-            num_bytes=cost.num_bytes,
-            num_flops=cost.num_flops,
-            floor_us=self.ceilings.floor_us(cost.num_bytes, cost.num_flops, case.dtype),
-            baseline_roofline_share=ideal_us / baseline_us if baseline_us else 0.0,
-            candidate_roofline_share=ideal_us / candidate_us if candidate_us else 0.0,
-            is_launch_bound=bool(enqueue) and sorted(enqueue)[len(enqueue) // 2] / 1e3 > candidate_us,
-            num_checked=timed.num_checked,
-            samples=timed.samples,
-        )
-
 
 def _source(entry: OpEntry, implementations: ImplementationSet) -> str:
     path = implementations.file_of(entry)
@@ -360,8 +324,9 @@ def _source(entry: OpEntry, implementations: ImplementationSet) -> str:
 
 
 def near_duplicates(pool: Pool, index: int, generator: torch.Generator) -> list[PlannedCall]:
-    """A varied call, then twice the same but for a few elements."""
+    """A varied call, then twice the same but for a few elements: the largest of a row, then any."""
     variations = [draw_variation(generator)]
-    for _ in range(2):
-        variations.append(touch(variations[-1], pool.num_varied, generator))
+    place = pool.decisive_place(index, variations[0], generator)
+    for where in (place, None):
+        variations.append(touch(variations[-1], pool.num_varied, generator, where))
     return [PlannedCall(index, v, is_fetched=True, is_sealed=bool(secrets.randbelow(2))) for v in variations]

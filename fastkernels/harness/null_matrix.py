@@ -14,9 +14,9 @@ from fastkernels.harness.geometry import draw_geometry
 from fastkernels.harness.groups import Group, case_elements
 from fastkernels.harness.inputs import Shape, draw_case, free_axes, phases_of
 from fastkernels.harness.nulls import LOWER_PRECISION, NULLS, NullInput
+from fastkernels.harness.pool import flatten
 from fastkernels.harness.records import NullRecord
 from fastkernels.harness.sampling import check_samples
-from fastkernels.harness.side import flatten
 from fastkernels.harness.tolerance import tolerance_for
 from fastkernels.harness.verdict import Rejection
 from fastkernels.registry import OpEntry

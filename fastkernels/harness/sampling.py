@@ -57,6 +57,11 @@ def check_samples(expected: Expected, answer: Tensor, inputs: Mapping[str, Any])
     ordered, ids = target.sort(dim=-1, descending=True, stable=True)
     ranks = (ids == answer[:, None]).long().argmax(-1)
     _chi_square(ordered.sum(0), torch.bincount(ranks, minlength=size))
+    # And from the other end, where a nucleus without its last token shows.
+    last = (ordered > 0).sum(-1) - 1
+    places = (last[:, None] - torch.arange(size, device=last.device)) % size
+    from_end = torch.zeros_like(ordered[0]).index_add_(0, places.flatten(), ordered.flatten())
+    _chi_square(from_end, torch.bincount(last - ranks, minlength=size))
 
 
 def _groups(target: Tensor) -> list[Tensor]:

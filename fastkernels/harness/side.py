@@ -184,6 +184,7 @@ class Side:
         bell.write(Word.FLUSH, int(is_cold))
         worker.arena.region(self._answer_start, pool.poison_bytes).fill_(POISON_VALUE)
         bell.write(Word.SEAL, int(planned.is_sealed))
+        bell.write(Word.ECHO, int(planned.is_echoed))
         bell.write(Word.HOLD_CYCLES, self.hold_cycles)
         bell.write(Word.PREPARE, sequence)
         bell.wait(Word.READY, sequence, watch)
@@ -230,9 +231,11 @@ class Side:
         try:
             parts = tuple(self._read_part(part) for part in record["answers"])
             inputs = region
-            if self.is_remote:
+            after: dict[str, Tensor] = {}
+            if self.is_remote and planned.is_echoed:
                 inputs = self.worker.arena.region(int(record["inputs_start"]), pool.layout.num_bytes)
-            after = self._check_inputs(inputs, pool.values(planned.index, planned.variation))
+            if not self.is_remote or planned.is_echoed:
+                after = self._check_inputs(inputs.to(pool.device), pool.values(planned.index, planned.variation))
             echo = None
             if "echo" in record:
                 parts_then = tuple(self._read_part(part) for part in record["echo"]["answers"])

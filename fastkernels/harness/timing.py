@@ -1,21 +1,24 @@
 """Speed of a candidate beside the baseline: interleaved, on inputs that change, answers checked.
 
 Each restart has fresh processes: the baseline, the baseline again (for the noise floor) and the
-candidate. A block visits them in a random ABBA or BAAB order; a visit is a few calls (visit_ns). The ratio is taken per pair of neighbouring visits.
+candidate. A block visits them in a random ABBA or BAAB order; a visit is a few calls (visit_ns).
+The ratio is taken per pair of neighbouring visits.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 import torch
 
+from fastkernels.harness.pool import PlannedCall, Pool
 from fastkernels.harness.records import Samples
-from fastkernels.harness.side import Call, PlannedCall, Pool, Side
+from fastkernels.harness.side import Call, Side
 from fastkernels.harness.telemetry import Telemetry
 from fastkernels.harness.vary import draw_variation, touch
 from fastkernels.harness.verdict import Rejection, Verdict
@@ -24,7 +27,10 @@ from fastkernels.scoring.statistics import percentile
 BASELINE, BASELINE_AGAIN, CANDIDATE = "baseline", "baseline again", "candidate"
 FETCH_SHARE = 0.25
 WARM_UP_VISITS = 2
+_QUIET_SECONDS = 0.06
 _LEAST_SAMPLES = 5
+_SMALL_BYTES = 4 << 20
+"""Below this the inputs of every fetched call are looked at; above, those of one in four."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,10 @@ def run_restart(
     for side in sides.values():
         for _ in range(WARM_UP_VISITS):
             _visit(side, protocol, check, timed, telemetry, (restart, -1, ""), is_cold=True)
+    quiet_block = secrets.randbelow(protocol.num_blocks)
     for block in range(protocol.num_blocks):
+        if block == quiet_block:
+            _check_quiet(sides[CANDIDATE])
         order = [BASELINE, CANDIDATE, CANDIDATE, BASELINE]
         if secrets.randbelow(2):
             order = [CANDIDATE, BASELINE, BASELINE, CANDIDATE]
@@ -134,6 +143,19 @@ def _visit(
     )
 
 
+def _check_quiet(side: Side) -> None:
+    """A worker that nothing is asked of does nothing. Errors: Rejection CHEATING."""
+    before = side.worker.cpu_seconds()
+    time.sleep(_QUIET_SECONDS)
+    used = side.worker.cpu_seconds() - before
+    if used > 0.5 * _QUIET_SECONDS:
+        raise Rejection(
+            Verdict.CHEATING,
+            f"Work between calls: the worker computed for {used * 1e3:.0f} of {_QUIET_SECONDS * 1e3:.0f} ms in which "
+            "nothing was asked of it.",
+        )
+
+
 def draw_plan(pool: Pool, count: int) -> list[PlannedCall]:
     """Calls on random cases with fresh values, some but for a few elements those of the call before; a secret
     share is fetched, and half of that is sealed as well.
@@ -150,7 +172,8 @@ def draw_plan(pool: Pool, count: int) -> list[PlannedCall]:
             entry, before = plan[-1].index, plan[-1].variation
             assert before is not None
             variation, is_fetched = touch(before, pool.num_varied, generator), True
-        plan.append(PlannedCall(entry, variation, is_fetched, is_sealed))
+        is_echoed = secrets.randbelow(4) == 0 or pool.layout.num_bytes < _SMALL_BYTES
+        plan.append(PlannedCall(entry, variation, is_fetched, is_sealed, is_echoed))
     return plan
 
 

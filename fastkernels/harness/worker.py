@@ -164,7 +164,8 @@ class Worker:
 
     def calls(self, message: dict[str, Any]) -> dict[str, Any]:
         """`count` calls by the bell, starting at sequence number `first`."""
-        assert self.plan is not None and self.module is not None
+        assert self.plan is not None
+        assert self.module is not None
         gc.collect()
         gc.disable()
         try:
@@ -176,7 +177,8 @@ class Worker:
 
     def one_call(self, sequence: int) -> None:
         plan, bell, device = self.plan, self.bell, self.device
-        assert plan is not None and self.module is not None
+        assert plan is not None
+        assert self.module is not None
         bell.wait(Word.PREPARE, sequence)
         views = plan.inputs(bell)
         if plan.num_caches:
@@ -223,7 +225,7 @@ class Worker:
             record, offset = self._copy_out(part, offset, plan.answer_start + plan.answer_bytes)
             described.append(record)
         record = {"answers": described, "is_sequence": _get_type(answer) in (tuple, list)}
-        if self.device.is_remote:
+        if self.device.is_remote and self.bell.read(Word.ECHO):
             start = -(-offset // 256) * 256
             size = plan.layout.num_bytes
             if start + size <= plan.answer_start + plan.answer_bytes:
@@ -265,7 +267,8 @@ class Worker:
 
     def graph(self, message: dict[str, Any]) -> dict[str, Any]:
         """Time of one call inside a CUDA graph: `count` replays, warm, by device events."""
-        assert self.plan is not None and self.module is not None
+        assert self.plan is not None
+        assert self.module is not None
         views = self.plan.inputs(self.bell)
         if self.plan.num_caches:
             bind_caches(self.module, self.plan.caches(views))

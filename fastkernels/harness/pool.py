@@ -1,0 +1,119 @@
+"""What a side is called with: cases of one shape, laid out and varied alike on both sides of the process boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastkernels.capture.case import Case
+from fastkernels.capture.tensors import copy_to
+from fastkernels.harness.arena import ALIGNMENT, Layout
+from fastkernels.harness.control import ANSWER_BYTES
+from fastkernels.harness.vary import PERIOD, Variation, vary_floats, vary_tokens
+from fastkernels.op import Op
+from fastkernels.spec import Role
+
+_VARIED = frozenset({Role.ACTIVATION, Role.LOGITS})
+
+
+@dataclass(frozen=True)
+class PlannedCall:
+    """One call to come: which case, how varied, whether its answer is looked at, and whether that is copied
+    before the call may say that it is done."""
+
+    index: int
+    variation: Variation | None
+    is_fetched: bool
+    is_sealed: bool = False
+    is_echoed: bool = True  # the inputs as they are after the call are looked at too
+
+
+def flatten(case: Case) -> dict[str, Tensor]:
+    """Every tensor that a call reads, under one flat name each."""
+    tensors = {f"in:{n}": v for n, v in case.inputs.items() if isinstance(v, Tensor)}
+    if case.context:
+        tensors |= {f"ctx:{n}": t for n, t in case.context.tensors().items()}
+    tensors |= {f"cache:{i}": t for i, t in enumerate(case.caches)}
+    return tensors
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """On `device` with the same strides, which a plain move may change."""
+    return tensor if tensor.device == device else copy_to(tensor, device)
+
+
+def params_bytes(params: Mapping[str, Tensor]) -> int:
+    return Layout.of(params).num_bytes if params else ALIGNMENT
+
+
+class Pool:
+    """Cases of one shape that a side takes its inputs from, and how they may be varied."""
+
+    def __init__(self, op: Op, cases: Sequence[Case], answer_bytes: int, device: torch.device) -> None:
+        """device: where the judge varies and compares; the GPU's arithmetic is the worker's then."""
+        self.cases = list(cases)
+        self.device = device
+        self.flat = [{name: _to(tensor, device) for name, tensor in flatten(case).items()} for case in cases]
+        self.layout = Layout.of(self.flat[0])
+        self.mutable = {f"in:{n}" for n in op.spec.mutates if n != "kv_cache"}
+        if "kv_cache" in op.spec.mutates:
+            self.mutable |= {name for name in self.flat[0] if name.startswith("cache:")}
+        self.vary_floats = [
+            f"in:{n}" for n, s in op.spec.inputs.items() if s.role in _VARIED and f"in:{n}" in self.flat[0]
+        ]
+        self.vary_tokens = {
+            f"in:{n}": int(getattr(op, s.bound))
+            for n, s in op.spec.inputs.items()
+            if s.role is Role.TOKEN_ID and s.bound and f"in:{n}" in self.flat[0]
+        }
+        self.answer_bytes = 2 * answer_bytes + self.layout.num_bytes + (1 << 16)
+        self.poison_bytes = min(answer_bytes, 64 << 20)
+
+    @property
+    def num_cases(self) -> int:
+        return len(self.cases)
+
+    @property
+    def num_varied(self) -> int:
+        """Elements of the smallest varied argument."""
+        return min((self.flat[0][name].numel() for name in self.vary_floats), default=1)
+
+    def decisive_place(self, index: int, variation: Variation, generator: torch.Generator) -> int | None:
+        """The place of the multiplier that scales the largest element of a random row: an argmax hangs on it."""
+        if not self.vary_floats:
+            return None
+        values = self.values(index, variation)[self.vary_floats[0]]
+        rows = values.reshape(-1, values.shape[-1])
+        row = int(torch.randint(0, len(rows), (1,), generator=generator))
+        return (row * rows.shape[-1] + int(rows[row].argmax())) % PERIOD
+
+    @property
+    def arena_bytes(self) -> int:
+        return len(self.cases) * self.layout.num_bytes + PERIOD * 4 + ANSWER_BYTES + self.answer_bytes + 16 * ALIGNMENT
+
+    def values(self, index: int, variation: Variation | None) -> dict[str, Tensor]:
+        """The flat tensors of one call, as the worker will see them."""
+        flat = dict(self.flat[index])
+        if variation is not None:
+            flat |= {name: vary_floats(flat[name], variation) for name in self.vary_floats}
+            flat |= {name: vary_tokens(flat[name], variation, bound) for name, bound in self.vary_tokens.items()}
+        return flat
+
+    def case(self, index: int, variation: Variation | None) -> Case:
+        """The case of one call, for the definition."""
+        base, flat = self.cases[index], self.values(index, variation)
+        inputs = {n: flat.get(f"in:{n}", v) for n, v in base.inputs.items()}
+        return Case(
+            op=base.op,
+            init=base.init,
+            inputs=inputs,
+            params=base.params,
+            dtype=base.dtype,
+            context=base.context,
+            caches=tuple(flat[f"cache:{i}"] for i in range(len(base.caches))),
+            phase=base.phase,
+            family=base.family,
+        )
