@@ -227,7 +227,7 @@ def _draw_special(
     share = torch.rand(dims, generator=generator)
     is_edge = torch.rand(dims, generator=generator) < _EDGE_SHARE
     if tensor.role is Role.TEMPERATURE:
-        return (share + 0.5).masked_fill(is_edge, 0.0)
+        return (0.5 * 16**share).masked_fill(is_edge, 0.0)
     if tensor.role is Role.TOP_P:
         return (share * 0.5 + 0.5).masked_fill(is_edge, 1.0)
     if tensor.role is Role.TOP_K:  # as many of few tokens as of many: there the last one is likely

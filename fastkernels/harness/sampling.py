@@ -57,11 +57,13 @@ def check_samples(expected: Expected, answer: Tensor, inputs: Mapping[str, Any])
     ordered, ids = target.sort(dim=-1, descending=True, stable=True)
     ranks = (ids == answer[:, None]).long().argmax(-1)
     _chi_square(ordered.sum(0), torch.bincount(ranks, minlength=size))
-    # And from the other end, where a nucleus without its last token shows.
-    last = (ordered > 0).sum(-1) - 1
-    places = (last[:, None] - torch.arange(size, device=last.device)) % size
-    from_end = torch.zeros_like(ordered[0]).index_add_(0, places.flatten(), ordered.flatten())
-    _chi_square(from_end, torch.bincount(last - ranks, minlength=size))
+    # And how often the least of the tokens that top-k and the nucleus keep: the one that crosses p.
+    num_kept = (target > 0).sum(-1)
+    is_cut = (num_kept > 1) & (num_kept < size)
+    least = ordered.gather(-1, num_kept[:, None] - 1).squeeze(-1)[is_cut].sum()
+    num_least = (ranks == num_kept - 1)[is_cut].sum()
+    num_cut = is_cut.sum()
+    _chi_square(torch.stack((least, num_cut - least)), torch.stack((num_least, num_cut - num_least)))
 
 
 def _groups(target: Tensor) -> list[Tensor]:

@@ -146,5 +146,5 @@ def device_paths() -> list[Path]:
 
 def package_paths(package: Path) -> list[Path]:
     """The parts of FastKernels that a candidate may import: tasks and what they stand on, no judge."""
-    folders = ("tasks", "kernels", "distributed", "quant", "capture")
+    folders = ("tasks", "kernels", "distributed", "capture")
     return [*(package / folder for folder in folders), *package.glob("*.py")]

@@ -27,7 +27,7 @@ from fastkernels.scoring.statistics import percentile
 BASELINE, BASELINE_AGAIN, CANDIDATE = "baseline", "baseline again", "candidate"
 FETCH_SHARE = 0.25
 WARM_UP_VISITS = 2
-_QUIET_SECONDS = 0.06
+_QUIET_SECONDS = 0.1
 _LEAST_SAMPLES = 5
 _SMALL_BYTES = 4 << 20
 """Below this the inputs of every fetched call are looked at; above, those of one in four."""
@@ -148,7 +148,7 @@ def _check_quiet(side: Side) -> None:
     before = side.worker.cpu_seconds()
     time.sleep(_QUIET_SECONDS)
     used = side.worker.cpu_seconds() - before
-    if used > 0.5 * _QUIET_SECONDS:
+    if used > 0.2 * _QUIET_SECONDS:
         raise Rejection(
             Verdict.CHEATING,
             f"Work between calls: the worker computed for {used * 1e3:.0f} of {_QUIET_SECONDS * 1e3:.0f} ms in which "
