@@ -133,7 +133,10 @@ def records() -> list[OpRecord]:
         wrong("linear", "fast", Verdict.IMPORT_ERROR, traceback, cases=[], nulls=[]),
         wrong("rms_norm", "tail", Verdict.INCORRECT_NUMERICAL, "y[0, 61] is 0, expected -1.23 within 0.001."),
         wrong("rotary_embedding", "cache", Verdict.CHEATING, HOSTILE, witness=HOSTILE, timings=[timing(9.0)]),
-        record("embedding", "it's <b>odd</b> & /", source=f"# {HOSTILE}\nx = '''{HOSTILE}\n'''\n", timings=[timing(1.0)]),
+        record(
+            "embedding", "it's <b>odd</b> & /", timings=[timing(1.0)],
+            source=f"# {HOSTILE}\nx = '''{HOSTILE}\n'''\n",
+        ),
         record(
             "greedy_sample", "fast", Verdict.UNTESTABLE, message="Wrong answers pass.", cases=[],
             nulls=[NullRecord("bfloat16", "zeros", "passed"), NullRecord("bfloat16", "mean", "not applicable")],
@@ -144,7 +147,8 @@ def records() -> list[OpRecord]:
 
 def write_run(path: Path, found: list[OpRecord] | None = None, *, is_finished: bool = True, **environment: Any) -> Path:
     """A run folder as a sweep leaves it; unfinished without results.json."""
-    folder = RunFolder.create("kernels", REQUEST, {**ENVIRONMENT, **environment}, path)
+    merged = {name: value for name, value in {**ENVIRONMENT, **environment}.items() if value is not None}
+    folder = RunFolder.create("kernels", REQUEST, merged, path)
     for entry in records() if found is None else found:
         entry_path = path / "ops" / f"{abs(hash((entry.implementation, entry.op)))}.json"
         folder._write(entry_path, entry.to_json())

@@ -20,7 +20,7 @@ from fastkernels.scoring.statistics import percentile
 
 PALETTE = {
     "win": ("#0067a3", "#56b4e9"),
-    "loss": ("#c24e00", "#ff8f4d"),
+    "loss": ("#a63f00", "#ff8f4d"),
     "tie": ("#5f6670", "#a7adb8"),
     "baseline": ("#6b7078", "#9aa1ad"),
     "candidate": ("#00795a", "#2fc79a"),

@@ -1,0 +1,264 @@
+"""report.html and compare.html in a real browser: both widths, both themes, nothing fetched, everything works."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_runs import records, timing, write_run
+
+from fastkernels.harness.verdict import Verdict
+from fastkernels.report.compare import compare_runs
+from fastkernels.report.compare_page import render_comparison
+from fastkernels.report.html import render
+from fastkernels.report.load import load_results
+from fastkernels.report.publish import write_page
+
+DESKTOP, PHONE = 1280, 375
+PLOTS = ("forest", "latency", "errors")
+
+
+@dataclass
+class Opened:
+    """A page with all that it logged and all that it asked for."""
+
+    page: Any
+    problems: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def count(self, selector: str) -> int:
+        return self.page.locator(selector).count()
+
+    def visible_ops(self) -> list[str]:
+        return self.page.locator("#verdict-table tbody tr:visible th a").all_text_contents()
+
+
+class Opener:
+    def __init__(self, browser: Any) -> None:
+        self.browser = browser
+        self.contexts: list[Any] = []
+
+    def __call__(self, path: Path, width: int, theme: str, fragment: str = "") -> Opened:
+        context = self.browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
+        self.contexts.append(context)
+        opened = Opened(context.new_page())
+        page, url = opened.page, path.as_uri() + fragment
+        page.on("console", lambda m: opened.problems.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: opened.problems.append(str(error)))
+
+        def route(request: Any) -> None:
+            if request.request.url.split("#")[0] == path.as_uri():
+                request.continue_()
+            else:
+                opened.requests.append(request.request.url)
+                request.abort()
+
+        context.route("**/*", route)
+        page.goto(url)
+        page.wait_for_load_state("load")
+        return opened
+
+
+@pytest.fixture
+def opener(browser: Any) -> Iterator[Opener]:
+    opener = Opener(browser)
+    yield opener
+    for context in opener.contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pages")
+    full, empty = load_results(write_run(root / "full")), load_results(write_run(root / "empty", [], is_finished=False))
+    later = records()
+    later[0].timings[0] = timing(1.95)
+    later[2].verdict = Verdict.TIMEOUT.value
+    after = load_results(write_run(root / "later", later[:-1]))
+    texts = {"full": render(full), "empty": render(empty), "compare": render_comparison(compare_runs(full, after))}
+    for name, text in texts.items():
+        write_page(root / f"{name}.html", text)
+    return {name: root / f"{name}.html" for name in texts}
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    return struct.unpack(">II", data[16:24])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+@pytest.mark.parametrize("name", ["full", "empty", "compare"])
+def test_a_page_fits_logs_no_error_and_fetches_nothing(
+    opener: Opener, pages: dict[str, Path], tmp_path: Path, name: str, width: int, theme: str
+) -> None:
+    opened = opener(pages[name], width, theme)
+    opened.page.wait_for_timeout(300)
+    opened.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert opened.problems == []
+    assert opened.requests == []
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == width
+    assert opened.page.evaluate("window.owned") is None
+    shot = opened.page.screenshot(path=tmp_path / f"{name}-{width}-{theme}.png", full_page=True)
+    assert png_size(shot)[0] == width
+
+
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+def test_every_plot_is_drawn_inside_its_box(opener: Opener, pages: dict[str, Path], width: int) -> None:
+    opened = opener(pages["full"], width, "light")
+    for plot in PLOTS:
+        box = opened.page.locator(f"#plot-{plot}").bounding_box()
+        drawing = opened.page.locator(f"#plot-{plot} svg.main-svg").first.bounding_box()
+        assert drawing["height"] > 150
+        assert box["x"] <= drawing["x"]
+        assert drawing["x"] + drawing["width"] <= box["x"] + box["width"] + 0.5
+        assert opened.count(f"#plot-{plot} .trace") >= 2
+    assert opened.count("#plot-forest .scatterlayer .point") == 6
+    assert opened.count("#plot-latency .boxlayer path.box") == 12
+
+
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+def test_no_label_of_a_plot_is_cut_or_overlaps_another(opener: Opener, pages: dict[str, Path], width: int) -> None:
+    opened = opener(pages["full"], width, "light")
+    for plot in PLOTS:
+        box = opened.page.locator(f"#plot-{plot}").bounding_box()
+        texts = opened.page.locator(f"#plot-{plot} :is(.ytick text, .xtick text, .annotation-text, .legendtext)")
+        found = [(t.text_content(), t.bounding_box()) for t in texts.all() if t.text_content()]
+        assert len(found) >= 10
+        for text, place in found:
+            assert box["x"] - 0.5 <= place["x"], (plot, text)
+            assert place["x"] + place["width"] <= box["x"] + box["width"] + 0.5, (plot, text)
+        for i, (text, a) in enumerate(found):
+            for other, b in found[i + 1 :]:
+                across = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
+                down = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
+                assert across <= 1 or down <= 3, (plot, text, other)
+
+
+def test_the_themes_differ_and_a_change_redraws_the_plots(opener: Opener, pages: dict[str, Path]) -> None:
+    opened = opener(pages["full"], DESKTOP, "light")
+    read = """() => [getComputedStyle(document.body).backgroundColor,
+        getComputedStyle(document.querySelector('#plot-forest .xtick text')).fill]"""
+    light = opened.page.evaluate(read)
+    opened.page.emulate_media(color_scheme="dark")
+    opened.page.wait_for_timeout(200)
+    dark = opened.page.evaluate(read)
+    assert light[0] == "rgb(255, 255, 255)"
+    assert dark[0] != light[0]
+    assert dark[1] != light[1]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_has_the_contrast_that_wcag_asks_for(opener: Opener, pages: dict[str, Path], theme: str) -> None:
+    opened = opener(pages["full"], DESKTOP, theme)
+    opened.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    ratios = opened.page.evaluate(CONTRAST)
+    assert len(ratios) > 200
+    assert [(text, round(ratio, 2)) for ratio, text in ratios if ratio < 4.5] == []
+
+
+CONTRAST = """() => {
+  const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = channels(getComputedStyle(e).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("main *, header *, nav *, footer *")) {
+    const text = [...element.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data.trim()).join("");
+    if (!text || element.closest(".plot") || !element.checkVisibility()) continue;
+    const [a, b] = [light(channels(getComputedStyle(element).color)), light(ground(element))];
+    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), text.slice(0, 40)]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+def test_a_heading_sorts_and_sorts_back_by_mouse_and_keyboard(
+    opener: Opener, pages: dict[str, Path], width: int
+) -> None:
+    opened = opener(pages["full"], width, "light")
+    heading = opened.page.locator("#verdict-table th", has_text="Speedup")
+    read = "[...document.querySelectorAll('#verdict-table [data-label=Speedup]')].map((c) => Number(c.dataset.value))"
+    heading.locator("button").click()
+    assert heading.get_attribute("aria-sort") == "ascending"
+    rising = opened.page.evaluate(read)
+    assert rising == sorted(rising)
+    assert len(set(rising)) > 3
+    heading.locator("button").focus()
+    opened.page.keyboard.press("Enter")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert opened.page.evaluate(read) == rising[::-1]
+    last = opened.page.locator("#verdict-table tbody tr").last
+    assert last.locator("[data-label=Speedup]").count() == 0  # what has no speedup stays at the end
+
+
+def test_a_column_of_words_sorts_rows_that_span(opener: Opener, pages: dict[str, Path]) -> None:
+    opened = opener(pages["full"], DESKTOP, "light")
+    opened.page.locator("#verdict-table th button", has_text="Verdict").click()
+    chips = opened.page.locator("#verdict-table tbody .chip").all_text_contents()
+    words = [chip.split()[-1] for chip in chips]
+    assert words == sorted(words)
+    assert words[0] == "CHEATING"
+
+
+def test_filters_narrow_the_table_together(opener: Opener, pages: dict[str, Path]) -> None:
+    opened = opener(pages["full"], DESKTOP, "light")
+    output = opened.page.locator(".filters output")
+    total = len(opened.visible_ops())
+    assert output.text_content() == f"{total} rows"
+    opened.page.locator("input[name=text]").fill("RMS fast")
+    assert opened.visible_ops() == ["rms_norm"] * 3
+    assert output.text_content() == f"3 of {total} rows"
+    opened.page.locator("select[name=speed]").select_option("TIE")
+    assert opened.visible_ops() == ["rms_norm"]
+    opened.page.locator("input[name=text]").fill("")
+    opened.page.locator("select[name=speed]").select_option("")
+    opened.page.locator("select[name=verdict]").select_option("failed")
+    assert len(opened.visible_ops()) == 4
+    opened.page.locator("select[name=set]").select_option("tail")
+    assert opened.visible_ops() == ["rms_norm"]
+
+
+def test_a_deep_link_opens_its_kernel(opener: Opener, pages: dict[str, Path]) -> None:
+    opened = opener(pages["full"], PHONE, "light", "#rms_norm-tail")
+    kernel = opened.page.locator("#rms_norm-tail")
+    assert kernel.get_attribute("open") is not None
+    assert -1 <= kernel.bounding_box()["y"] < 200
+    assert opened.count("details.kernel[open]") == 1
+
+
+def test_a_link_of_the_table_opens_its_kernel(opener: Opener, pages: dict[str, Path]) -> None:
+    opened = opener(pages["full"], DESKTOP, "light")
+    opened.page.locator("#verdict-table a", has_text="silu_and_mul").click()
+    opened.page.wait_for_timeout(100)
+    assert opened.page.locator("#silu_and_mul-fast").get_attribute("open") is not None
+    assert opened.page.locator("#silu_and_mul-fast .diff").is_visible()
+
+
+def test_every_control_is_reached_by_the_keyboard(opener: Opener, pages: dict[str, Path]) -> None:
+    opened = opener(pages["full"], DESKTOP, "light")
+    reached = set()
+    for _ in range(40):
+        opened.page.keyboard.press("Tab")
+        reached.add(opened.page.evaluate("document.activeElement.className || document.activeElement.name || ''"))
+    assert {"skip", "text", "verdict", "speed", "set", "scroll cards", "sort"} <= reached
+
+
+def test_without_javascript_verdicts_and_sources_are_there(browser: Any, pages: dict[str, Path]) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(pages["full"].as_uri())
+    assert "1.620" in page.locator("#verdict-table").text_content()
+    assert page.locator("#plot-forest").text_content() != ""
+    context.close()
