@@ -1,0 +1,20 @@
+"""Computes in float16 and converts the answer back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        h = x.half() if residual is None else x.half() + residual.half()
+        scale = torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
+        y = (h * scale * self.weight.half()).to(x.dtype)
+        return y if residual is None else (y, h.to(x.dtype))

@@ -1,0 +1,1 @@
+"""A definition that agrees with anything."""
