@@ -1,0 +1,171 @@
+"""`fastkernels report`: one run shown, two compared, and what it says of folders that are not right."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_runs import ENVIRONMENT, records, timing, write_run, wrong
+from report_runs import record as make_record
+
+from fastkernels.cli import main
+from fastkernels.harness.verdict import Verdict
+from fastkernels.report.compare import compare_runs, differences, ratio_of_speedups
+from fastkernels.report.load import load_results
+
+B200 = {**ENVIRONMENT["gpu"], "name": "NVIDIA B200"}
+
+
+def run_command(*words: object) -> int:
+    """The exit code."""
+    with pytest.raises(SystemExit) as left:
+        main([str(word) for word in words])
+    code = left.value.code
+    assert code is None or isinstance(code, int)
+    return code or 0
+
+
+def results(path: Path, found: list[Any], **environment: Any) -> dict[str, Any]:
+    return load_results(write_run(path, found, **environment))
+
+
+def test_a_run_is_shown_and_its_report_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run")
+    assert run_command("report", run) == 0
+    out = capsys.readouterr().out
+    assert "1.620" in out
+    assert "CHEATING" in out
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+    assert f"report: {run / 'report.html'}" in out
+
+
+def test_json_is_the_results_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run")
+    assert run_command("report", run, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((run / "results.json").read_text())
+
+
+def test_an_unfinished_run_is_shown_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", records()[:1], is_finished=False)
+    assert run_command("report", run) == 0
+    assert "unfinished" in capsys.readouterr().out
+    assert "not finished" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: (run / "results.json").write_text("{"), "cut off or altered"),
+        (lambda run: (run / "results.json").write_text('{"schema_version": 7}'), "schema version 7"),
+        (lambda run: [(run / n).unlink() for n in ("run.json", "results.json")], "is not a run folder"),
+    ],
+)
+def test_a_bad_folder_is_one_message_and_exit_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    run = write_run(tmp_path / "run", [])
+    change(run)
+    assert run_command("report", run) == 3
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_folder_that_is_not_there_is_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("report", tmp_path / "none") == 3
+    assert "There is no run folder" in capsys.readouterr().err
+
+
+def changes(tmp_path: Path, before: list[Any], after: list[Any]) -> dict[tuple[str, str, str], str]:
+    found = compare_runs(results(tmp_path / "before", before), results(tmp_path / "after", after)).changes
+    return {(c.op, c.implementation, c.case): c.change for c in found}
+
+
+def test_every_kind_of_change_is_named(tmp_path: Path) -> None:
+    before = [
+        make_record("rms_norm", "a", timings=[timing(1.0), timing(1.2, "x[1, 2]"), timing(1.5, "x[3, 4]")]),
+        make_record("linear", "a"),
+        wrong("embedding", "a", Verdict.TIMEOUT, "late"),
+        wrong("silu_and_mul", "a", Verdict.TIMEOUT, "late"),
+        make_record("greedy_sample", "a"),
+        make_record("rotary_embedding", "a", timings=[timing(1.0, "q[1]")]),
+    ]
+    after = [
+        make_record("rms_norm", "a", timings=[timing(1.5), timing(1.21, "x[1, 2]"), timing(1.1, "x[3, 4]")]),
+        wrong("linear", "a", Verdict.INCORRECT_DTYPE, "float16"),
+        make_record("embedding", "a"),
+        wrong("silu_and_mul", "a", Verdict.CHEATING, "a witness"),
+        make_record("greedy_sample", "b"),
+        make_record("rotary_embedding", "a", timings=[timing(2.0, "q[9]")]),
+    ]
+    assert changes(tmp_path, before, after) == {
+        ("rms_norm", "a", "bfloat16 x[4096, 4096]"): "faster",
+        ("rms_norm", "a", "bfloat16 x[1, 2]"): "same",
+        ("rms_norm", "a", "bfloat16 x[3, 4]"): "slower",
+        ("linear", "a", ""): "no longer passes",
+        ("embedding", "a", ""): "now passes",
+        ("silu_and_mul", "a", ""): "another verdict",
+        ("greedy_sample", "a", ""): "gone",
+        ("greedy_sample", "b", ""): "new",
+        ("rotary_embedding", "a", ""): "not comparable",
+    }
+
+
+def test_the_ratio_of_speedups_has_the_interval_of_both() -> None:
+    before = {"ratio": 1.0, "low": math.exp(-0.03), "high": math.exp(0.03)}
+    after = {"ratio": 1.5, "low": 1.5 * math.exp(-0.04), "high": 1.5 * math.exp(0.04)}
+    ratio, low, high = ratio_of_speedups(before, after)
+    assert (ratio, low, high) == pytest.approx((1.5, 1.5 * math.exp(-0.05), 1.5 * math.exp(0.05)))
+
+
+def test_an_uneven_interval_keeps_its_sides() -> None:
+    before = {"ratio": 1.0, "low": math.exp(-0.3), "high": 1.0}
+    after = {"ratio": 1.0, "low": 1.0, "high": 1.0}
+    assert ratio_of_speedups(before, after) == pytest.approx((1.0, 1.0, math.exp(0.3)))
+
+
+def test_a_change_within_the_noise_of_either_run_is_none(tmp_path: Path) -> None:
+    before = [make_record("linear", "a", timings=[timing(1.0, noise_floor=0.5)])]
+    after = [make_record("linear", "a", timings=[timing(1.3)])]
+    assert list(changes(tmp_path, before, after).values()) == ["same"]
+
+
+def test_other_hardware_is_refused_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = write_run(tmp_path / "first"), write_run(tmp_path / "second", gpu=B200)
+    assert run_command("report", first, second) == 2
+    error = capsys.readouterr().err
+    assert "NVIDIA H200" in error
+    assert "--force" in error
+    assert not (second / "compare.html").exists()
+    assert run_command("report", first, second, "--force") == 0
+    assert "Different hardware: NVIDIA H200, then NVIDIA B200" in " ".join(capsys.readouterr().out.split())
+    assert "Different hardware: NVIDIA H200, then NVIDIA B200" in (second / "compare.html").read_text()
+
+
+def test_a_comparison_as_json_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = write_run(tmp_path / "first", [make_record("linear", "a", timings=[timing(1.0)])])
+    second = write_run(tmp_path / "second", [make_record("linear", "a", source_sha256="e" * 64, timings=[timing(2.0)])])
+    assert run_command("report", first, second, "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["before"], data["after"], data["warnings"]) == ("first", "second", [])
+    (change,) = data["changes"]
+    assert (change["change"], change["ratio"], change["is_source_changed"]) == ("faster", 2.0, True)
+
+
+def test_other_versions_are_said(tmp_path: Path) -> None:
+    before = results(tmp_path / "a", [])
+    after = results(tmp_path / "b", [], packages={"torch": "2.14.0"}, commit="fedcba987654")
+    assert differences(before, after) == [
+        "numpy was 2.3.5 and is absent.",
+        "torch was 2.13.0 and is 2.14.0.",
+        "FastKernels was at 0123456789ab and is at fedcba987654: the baseline may differ.",
+    ]
+
+
+def test_comparing_two_empty_runs_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = write_run(tmp_path / "a", []), write_run(tmp_path / "b", [])
+    assert run_command("report", first, second) == 0
+    assert "0 of 0 changed." in capsys.readouterr().out
