@@ -24,11 +24,11 @@ FAMILIES = ("normal", "heavy_tailed", "integers", "cancellation", "one_hot", "wi
 """Beside "captured". integers: sums are exact; cancellation: large terms that nearly cancel;
 wide_range: rows over six decades, which a lower precision or an absolute tolerance does not survive."""
 
-_NUM_DRAWS = 509
+_NUM_DRAWS = 1021
 """Rows of one call by which a sampler's distribution is told from another's."""
 
 _EDGE_SHARE = 1 / 8
-"""Of the rows of a sampler: greedy, without top-k, without a nucleus."""
+"""Of the rows of a sampler: greedy, without top-k, without a nucleus. Of tokens: not stored."""
 
 _FAMILY_ROLES = frozenset({Role.ACTIVATION, Role.LOGITS, Role.CACHE})
 
@@ -204,6 +204,8 @@ def _draw_input(
 ) -> Any:
     if geometry is not None:
         fixed = _from_geometry(tensor.role, geometry)
+        if tensor.role is Role.SLOT:  # tokens that are not stored, as a padded batch has
+            return fixed.masked_fill(torch.rand(fixed.shape, generator=generator) < _EDGE_SHARE, -1)
         if fixed is not None:
             return fixed
     if tensor.role is Role.SCALAR:
