@@ -247,14 +247,13 @@ def test_edges_of_contracts_are_drawn() -> None:
     }
 
 
+EDGES = {"slot -1": "slot_mapping", "temperature 0": "temperature", "top_k 0": "top_k", "top_p 1": "top_p"}
+
+
 def _edges(inputs: dict[str, object]) -> set[str]:
     tensors = {n: v for n, v in inputs.items() if isinstance(v, Tensor)}
-    edges = {"slot -1": "slot_mapping", "temperature 0": "temperature", "top_k 0": "top_k", "top_p 1": "top_p"}
-    found = {
-        edge
-        for edge, name in edges.items()
-        if name in tensors and bool((tensors[name] == float(edge.split()[1])).any())
-    }
+    held = {edge: tensors[name] for edge, name in EDGES.items() if name in tensors}
+    found = {edge for edge, tensor in held.items() if bool((tensor == float(edge.split()[1])).any())}
     found |= {"residual None"} if "residual" in inputs and inputs["residual"] is None else set()
     found |= {"strided"} if not all(t.is_contiguous() for t in tensors.values()) else set()
     found |= {"one row"} if "x" in tensors and len(tensors["x"]) == 1 else set()
