@@ -16,6 +16,7 @@ import llama_kernels as bench
 import torch
 
 from fastkernels.kernels import flash_attn_decode as decode
+from fastkernels.kernels import flash_attn_hopper
 from fastkernels.kernels import flash_attn_prefill as prefill
 from fastkernels.kernels import flash_attn_varlen as varlen
 from fastkernels.kernels import rms_norm as norm
@@ -61,14 +62,15 @@ class Sweep:
 
 def row_sweeps() -> list[Sweep]:
     sweeps = []
-    warps = [1, 2, 4, 8, 16]
+    tiles = [norm.RowTile(True, 4096, warps) for warps in (4, 8, 16)]
+    tiles += [norm.RowTile(False, block, warps) for block, warps in product((1024, 2048, 4096), (4, 8, 16))]
     weight = bench.randn(bench.HIDDEN)
     for m in (1, 32, 256, 8192):
         sets = [bench.randn(2, m, bench.HIDDEN) for _ in range(bench.num_sets(4 * m * bench.HIDDEN * 2))]
         calls: list[bench.Call] = [lambda x=x: norm.add_rms_norm(x[0], x[1], weight, 1e-5) for x in sets]
-        sweeps.append(Sweep(norm, "num_warps", warps, f"add_rms_norm {m}", calls))
+        sweeps.append(Sweep(norm, "row_tile", tiles, f"add_rms_norm {m}", calls))
         calls = [lambda x=x: norm.rms_norm(x[0], weight, 1e-5) for x in sets]
-        sweeps.append(Sweep(norm, "num_warps", warps, f"rms_norm {m}", calls))
+        sweeps.append(Sweep(norm, "row_tile", tiles, f"rms_norm {m}", calls))
         sets = [bench.randn(m, 2 * bench.INNER) for _ in range(bench.num_sets(6 * m * bench.INNER))]
         blocks = [(b, w) for b, w in product((256, 512, 1024, 2048, 4096), (1, 2, 4, 8)) if 4 <= b // (32 * w) <= 64]
         calls = [lambda x=x: silu.silu_and_mul(x) for x in sets]
@@ -126,6 +128,8 @@ def decode_sweeps() -> list[Sweep]:
 
 
 def prefill_sweeps() -> list[Sweep]:
+    """The tiles of Triton's path, which GPUs other than Hopper and calls that the Gluon kernel lacks take."""
+    flash_attn_hopper.supports = lambda *_: False
     sweeps = []
     shapes = [(128, 64, 8), (128, 128, 8), (64, 64, 4), (128, 32, 8), (64, 128, 4), (64, 32, 4), (128, 64, 4)]
     tiles = [prefill.PrefillTile(*s, stages) for s, stages in product(shapes, (2, 3, 4))]

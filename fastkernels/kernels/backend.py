@@ -58,6 +58,13 @@ except ModuleNotFoundError:
     triton = _MissingTriton()
     tl = _MissingLanguage()
 
+
+@lru_cache
+def has_dependent_launch(device: torch.device) -> bool:
+    """Whether a kernel may start before the one it depends on has ended (compute capability 9.0)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
 try:
     from triton.experimental import gluon
     from triton.experimental.gluon import language as gl
@@ -74,6 +81,7 @@ __all__ = [
     "check_dtypes",
     "gl",
     "gluon",
+    "has_dependent_launch",
     "hopper",
     "num_sms",
     "shared_memory_limit",

@@ -7,13 +7,14 @@ Nothing here reads a tensor on the host, so a call can be captured for a fixed m
 # mypy: allow-untyped-defs
 # ruff: noqa: N803
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastkernels.errors import UnsupportedError
-from fastkernels.kernels.backend import check_dtypes, num_sms, shared_memory_limit, tl, triton
+from fastkernels.kernels.backend import check_dtypes, has_dependent_launch, num_sms, shared_memory_limit, tl, triton
 
 MAX_HEAD_SIZE = 256
 MAX_GROUP = 64
@@ -27,8 +28,11 @@ def _split_kernel(
     q_stride_token, q_stride_head, k_stride_page, k_stride_slot, k_stride_head,
     v_stride_page, v_stride_slot, v_stride_head, table_stride, num_kv_heads, num_splits,
     GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, PAGE_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr,
-    IS_SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+    IS_SPLIT: tl.constexpr, IS_CHAINED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    if IS_CHAINED:
+        tl.extra.cuda.gdc_launch_dependents()
     pid = tl.program_id(0)
     kv_head = pid % num_kv_heads
     split = (pid // num_kv_heads) % num_splits
@@ -98,9 +102,12 @@ def _split_kernel(
 @triton.jit(do_not_specialize=["num_kv_heads", "num_splits", "num_rows"])
 def _merge_kernel(
     out_ptr, partial_ptr, lse_ptr, query_start_ptr, seq_lens_ptr, num_kv_heads, num_splits, num_rows,
-    GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr,
+    GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr, IS_CHAINED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
+    if IS_CHAINED:
+        # Launched while the splits still run (programmatic dependent launch): their results are awaited here.
+        tl.extra.cuda.gdc_wait()
     pid = tl.program_id(0)
     row = pid % num_rows
     kv_head = (pid // num_rows) % num_kv_heads
@@ -142,10 +149,10 @@ class DecodeTile(NamedTuple):
 
 
 def decode_tile(query: Tensor, block_d: int, num_programs: int, max_seq_len: int) -> DecodeTile:
-    """No split from 1.5 programs a multiprocessor, else 4 programs on each; chosen on an H200 at head size 128.
+    """Below 1.5 programs a multiprocessor, splits for 4 of them on each; chosen on an H200 at head size 128.
 
-    num_programs: programs without splitting, that is sequences times key heads. Where each multiprocessor
-    has only one or two, deeper prefetch keeps its memory busy.
+    num_programs: programs without splitting, that is sequences times key heads. With one or two on a
+    multiprocessor, deeper prefetch keeps its memory busy; above 4, a second split may even out the last wave.
     """
     row_bytes = 2 * block_d * query.element_size()
     block_n = max(16, min(64, 2**15 // row_bytes))
@@ -153,6 +160,10 @@ def decode_tile(query: Tensor, block_d: int, num_programs: int, max_seq_len: int
     num_splits = 1
     if 2 * num_programs < 3 * sms:
         num_splits = max(1, min(MAX_SPLITS, 4 * sms // max(num_programs, 1), triton.cdiv(max_seq_len, block_n)))
+    elif 4 * sms < num_programs and max_seq_len >= 1024:
+        waves = num_programs / (4 * sms)
+        filled = [n * waves / math.ceil(n * waves) for n in (1, 2)]
+        num_splits = 2 if filled[1] > 1.15 * filled[0] else 1
     num_stages = 5 if num_splits == 1 and num_programs <= 2 * sms else 2
     room = shared_memory_limit(query.device) - 4096
     return DecodeTile(block_n, num_splits, 4, max(2, min(num_stages, room // (block_n * row_bytes))))
@@ -220,7 +231,13 @@ def launch_decode(
     partial = torch.empty((num_parts, head_size), dtype=torch.float32, device=query.device)
     lse = torch.empty(num_parts, dtype=torch.float32, device=query.device)
     starts = seq_lens if query_start_loc is None else query_start_loc
-    fixed = {"GROUP": group, "HEAD_SIZE": head_size, "HAS_QUERY_START": query_start_loc is not None}
+    is_chained = is_split and has_dependent_launch(query.device)
+    fixed = {
+        "GROUP": group,
+        "HEAD_SIZE": head_size,
+        "HAS_QUERY_START": query_start_loc is not None,
+        "IS_CHAINED": is_chained,
+    }
     _split_kernel[(num_seqs * num_kv_heads * tile.num_splits,)](
         query, key_cache, value_cache, out, partial, lse, starts, seq_lens, block_table, scale * LOG2_E,
         query.stride(0), query.stride(1), *key_cache.stride()[:3], *value_cache.stride()[:3], block_table.stride(0),
@@ -232,7 +249,7 @@ def launch_decode(
         _merge_kernel[(num_seqs * num_kv_heads * num_rows,)](
             out, partial, lse, starts, seq_lens, num_kv_heads, tile.num_splits, num_rows, **fixed,
             BLOCK_M=block_m, BLOCK_N=tile.block_n, BLOCK_D=block_d,
-            BLOCK_S=triton.next_power_of_2(tile.num_splits), num_warps=4,
+            BLOCK_S=triton.next_power_of_2(tile.num_splits), num_warps=4, launch_pdl=is_chained,
         )  # fmt: skip
 
 

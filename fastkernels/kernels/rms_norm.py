@@ -2,13 +2,15 @@
 # mypy: allow-untyped-defs
 # ruff: noqa: N803
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from fastkernels.kernels.backend import check_dtypes, tl, triton
 
 MAX_ONE_PASS = 16384
-"""Longest row that stays in registers between the sum and the scaling; longer rows are read twice."""
+"""Longest row that fits the registers of 16 warps."""
 
 
 @triton.jit
@@ -58,25 +60,38 @@ def _rms_norm_two_pass_kernel(
     for start in range(0, hidden_size, BLOCK):
         cols = start + tl.arange(0, BLOCK)
         mask = cols < hidden_size
-        h = tl.load(x_ptr + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        h = tl.load(x_ptr + row * x_stride + cols, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
         if HAS_RESIDUAL:
-            h += tl.load(residual_ptr + row * residual_stride + cols, mask=mask, other=0.0).to(tl.float32)
-            tl.store(h_ptr + row * hidden_size + cols, h.to(h_ptr.dtype.element_ty), mask=mask)
+            residual = residual_ptr + row * residual_stride + cols
+            h += tl.load(residual, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
         squares += h * h
     scale = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / hidden_size + eps)
     for start in range(0, hidden_size, BLOCK):
         cols = start + tl.arange(0, BLOCK)
         mask = cols < hidden_size
-        h = tl.load(x_ptr + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        h = tl.load(x_ptr + row * x_stride + cols, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         if HAS_RESIDUAL:
-            h += tl.load(residual_ptr + row * residual_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+            residual = residual_ptr + row * residual_stride + cols
+            h += tl.load(residual, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            tl.store(h_ptr + row * hidden_size + cols, h.to(h_ptr.dtype.element_ty), mask=mask)
+        weight = tl.load(weight_ptr + cols, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
         tl.store(y_ptr + row * hidden_size + cols, (h * scale * weight).to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def num_warps(block: int) -> int:
-    """16 columns a thread."""
-    return max(1, min(16, block // 512))
+class RowTile(NamedTuple):
+    """Whether a row stays in registers between the sum and the scaling, columns a step, and warps."""
+
+    is_one_pass: bool
+    block: int
+    num_warps: int
+
+
+def row_tile(num_rows: int, hidden_size: int) -> RowTile:
+    """Few rows: one pass, 16 columns a thread. Many: the second read hits the cache and frees registers."""
+    block = triton.next_power_of_2(hidden_size)
+    if num_rows < 1024 and block <= MAX_ONE_PASS:
+        return RowTile(True, block, max(1, min(16, block // 512)))
+    return RowTile(False, min(block, 2048), max(1, min(16, block // 128)))
 
 
 def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -88,9 +103,8 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
         return y, h
     rows = _rows(x)
     added = rows if residual is None else _rows(residual)
-    is_one_pass = hidden_size <= MAX_ONE_PASS
-    block = triton.next_power_of_2(hidden_size) if is_one_pass else 4096
-    kernel = _rms_norm_kernel if is_one_pass else _rms_norm_two_pass_kernel
+    tile = row_tile(rows.shape[0], hidden_size)
+    kernel = _rms_norm_kernel if tile.is_one_pass else _rms_norm_two_pass_kernel
     kernel[(rows.shape[0],)](
         rows,
         added,
@@ -102,8 +116,8 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
         hidden_size,
         eps,
         HAS_RESIDUAL=residual is not None,
-        BLOCK=block,
-        num_warps=num_warps(block),
+        BLOCK=tile.block,
+        num_warps=tile.num_warps,
     )
     return y, h
 

@@ -113,10 +113,10 @@ def _rotary_embedding_kernel(
 
 
 def blocks_and_warps(num_tokens: int, num_q_heads: int, head_size: int) -> tuple[int, int]:
-    """Into how many programs a token's heads are split, and the warps of each; few tokens: more of both."""
+    """Into how many programs a token's heads are split, and the warps of each; few tokens: more programs."""
     elements = triton.next_power_of_2(num_q_heads) * triton.next_power_of_2(head_size)
-    num_blocks = max(1, elements // (2048 if num_tokens >= 1024 else 512))
-    return num_blocks, max(1, min(4, elements // num_blocks // (1024 if num_tokens >= 1024 else 128)))
+    num_blocks = max(1, elements // (4096 if num_tokens >= 1024 else 512))
+    return num_blocks, max(1, min(4, elements // num_blocks // 128))
 
 
 def rotary_embedding(

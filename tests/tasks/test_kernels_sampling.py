@@ -64,8 +64,8 @@ def test_sample_equals_the_definition_by_sorting(vocab_size: int, dtype: torch.d
     assert top_k_top_p_sample(logits, *rows).equal(definition(logits, *rows))
 
 
-def test_sample_over_more_candidates_than_are_listed_equals_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "MAX_LISTED", 64)
+def test_sample_over_more_candidates_than_fit_a_tile_equals_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "TILE", 64)
     torch.manual_seed(0)
     logits = (torch.randn(12, 1500) * 0.5).round(decimals=1)
     rows = arguments(12, 1500)
