@@ -74,7 +74,7 @@ def forest(view: View) -> dict[str, Any] | None:
     values = [v for row in rows if row.timing for v in (row.timing["low"], row.timing["high"], row.timing["ratio"])]
     axis = log_axis([*values, 0.92, 1.08], RATIO_LADDERS, TIMES)
     figure.update_xaxes(title="speedup over the baseline (log)", **axis)
-    return finished(figure, Rows(*labels(rows), [_figures(row) for row in rows], ROW, 0.37))
+    return finished(figure, Rows(*labels(rows, 38), [_figures(row) for row in rows], ROW, 0.37))
 
 
 def _intervals(chosen: Sequence[tuple[int, Any]], colour: str, symbol: str, name: str) -> go.Scatter:
@@ -122,7 +122,7 @@ def latency(view: View) -> dict[str, Any] | None:
     everything = [v for side in samples.values() for values in side for v in values]
     figure.update_xaxes(title="microseconds per call (log)", **log_axis(everything, TIME_LADDERS))
     medians = [f"{r.timing['baseline_us']:.4g} → {r.timing['candidate_us']:.4g} µs" for r in rows if r.timing]
-    return finished(figure, Rows(*labels(rows), [(text, text) for text in medians], 54, 0.36))
+    return finished(figure, Rows(*labels(rows, 30), [(text, text) for text in medians], 54, 0.36))
 
 
 def _boxes(boxes: Sequence[tuple[float, list[float]]], side: str) -> go.Box:
@@ -214,8 +214,9 @@ class Rows:
     reach: float
 
 
-def labels(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
-    """Two lines, op and set over shapes; and one: op and set, or shapes where the row before has the same."""
+def labels(rows: Sequence[Row], brief: int) -> tuple[list[str], list[str]]:
+    """Two lines, op and set over shapes; and one of at most `brief` characters: op and set, or shapes where the
+    row before has the same."""
     long, short, before = [], [], ""
     for row in rows:
         assert row.timing is not None
@@ -223,7 +224,7 @@ def labels(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
         shapes = " ".join(filter(None, (row.timing["phase"], row.timing["dtype"], row.timing["shapes"])))
         small = f'<span style="font-size:11px">{plain(_cut(shapes, 40))}</span>'
         long.append(f"<b>{plain(row.record['op'])}</b> · {plain(row.record['implementation'])}<br>{small}")
-        short.append(plain(_cut(shapes if name == before else name, 30)))
+        short.append(plain(_cut(shapes if name == before else name, brief)))
         before = name
     return long, short
 

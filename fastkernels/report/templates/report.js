@@ -32,7 +32,7 @@
     layout.height = layout.margin.t + layout.margin.b + Math.round(unit * (count - 0.5 + above));
     Object.assign(layout.margin, { l: 12, r: 16 });
     layout.font.size = 12;
-    const style = { yanchor: "bottom", yshift: plot.reach * unit, font: { size: 12 }, borderpad: 0 };
+    const style = { yanchor: "bottom", yshift: plot.reach * unit, font: { size: 12 }, borderpad: 0, bgcolor: getComputedStyle(document.body).backgroundColor };
     layout.annotations = [
       ...plot.short.map((text, row) => note(text, row, { x: 0, xanchor: "left", ...style })),
       ...plot.notes.map(([, text], row) => note(text, row, { x: 1, xanchor: "right", ...style })),
