@@ -14,15 +14,17 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fastkernels.bench.sweep import Progress, Sweep, plan_items, run_sweep, start_run
 from fastkernels.capture.run import capture
 from fastkernels.harness.judge import JudgeConfig
+from fastkernels.harness.records import OpRecord
 from fastkernels.harness.timing import Protocol
 from fastkernels.harness.workers import Limits
-from fastkernels.registry import OpEntry, ops_of_architecture
+from fastkernels.registry import ops_of_architecture
 from fastkernels.sets import resolve_set
 from fastkernels.workloads import Workload
 
@@ -67,29 +69,36 @@ def main() -> None:
     config = JudgeConfig(
         device=arguments.device,
         dtypes=(torch.bfloat16,),
-        num_shapes=2,
-        num_captured=6,
+        num_shapes=1,
+        num_captured=2,
         num_timed=2,
         protocol=Protocol(num_restarts=arguments.restarts, num_blocks=arguments.blocks, calls_per_visit=3),
     )
     sweep = Sweep(items, config, cases, Limits(memory_bytes=64 << 30), {"script": "benchmarks/llama_ops.py"})
     with tempfile.TemporaryDirectory() as folder:
         run = start_run(sweep, Path(folder) / "run")
-        results = run_sweep(sweep, run, Progress(begins=_say))
+
+        def keep(record: OpRecord) -> None:
+            """What is measured is written at once: a machine may go before the sweep ends."""
+            arguments.out.write_text(json.dumps(_without_samples(run.results()), indent=1))
+            print(f"{time.monotonic() - started:5.0f} s  {record.op} {record.verdict}", flush=True)
+
+        print(table(run_sweep(sweep, run, Progress(ends=keep))))
+        arguments.out.write_text(json.dumps(_without_samples(run.results()), indent=1))
+
+
+def _without_samples(results: dict[str, Any]) -> dict[str, Any]:
     for record in results["ops"]:
         record["source"] = record["baseline_source"] = ""
         record["cases"] = []
         for timing in record["timings"]:
+            timing["num_samples"] = len(timing["samples"])
+            timing["clocks"] = [s["clocks"] for s in timing["samples"][:: max(1, len(timing["samples"]) // 4)]]
             timing["samples"] = []
-    arguments.out.write_text(json.dumps(results, indent=1))
-    print(table(results))
+    return results
 
 
-def _say(item: tuple[OpEntry, object], number: int, total: int) -> None:
-    print(f"{number + 1}/{total} {item[0].name}", flush=True)
-
-
-def table(results: dict) -> str:  # type: ignore[type-arg]
+def table(results: dict[str, Any]) -> str:
     rows = [f"{'op':28}{'MB':>8}{'base us':>10}{'graph us':>10}{'roof %':>8}{'torch us':>10}{'base/torch':>12}  shapes"]
     for record in results["ops"]:
         for t in record["timings"]:

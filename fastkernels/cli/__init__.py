@@ -43,7 +43,6 @@ COMMANDS = (
     Command("report", "report:report", "Show a run, or compare two."),
     Command("serve", "serve:serve", "Serve a model over HTTP."),
     Command("eval", "eval:evaluate", "Judge candidates inside whole models (tier 3)."),
-    Command("demo", "demo:demo", "A tiny Llama, three candidates, a report: the whole of it in two minutes."),
     Command("version", "version:version", "The versions of FastKernels and of what it runs on."),
 )
 

@@ -46,8 +46,7 @@ def build_reference(
     with default_dtype(dtype), device:
         op = baseline_class(entry)(**init)
     op.to(dtype)
-    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in params.items()}
-    op.load_state_dict(state, strict=True)
+    op.load_state_dict(dict(params), strict=True)  # copies convert on the device
     return op.to(device).eval()
 
 

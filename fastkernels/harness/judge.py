@@ -182,7 +182,8 @@ class Judge:
                 side.lay_out(pool, self.config.is_remote, flush_bytes=0)
             order = torch.randperm(len(pool.cases), generator=generator).tolist()
             for index in [*order, order[0]]:
-                plan = PlannedCall(index, None, is_fetched=True, is_sealed=bool(secrets.randbelow(2)))
+                is_echoed = pool.is_small or index == order[0]
+                plan = PlannedCall(index, None, True, is_sealed=bool(secrets.randbelow(2)), is_echoed=is_echoed)
                 self._check_one(entry, group, sides, plan, expectations[index], earlier, record)
             for plan in near_duplicates(pool, order[-1], generator):
                 expected = expectation(group.exact, pool.case(plan.index, plan.variation), self.oracle_device)
@@ -277,7 +278,7 @@ class Judge:
     ) -> None:
         """Errors: Rejection of a wrong timed answer, an impossible time or unpaid work."""
         config, timed = self.config, Timed()
-        copies = [cases[0]] * 3
+        copies = [cases[0]] * (1 if config.is_remote else 3)
         pool = self._pool(group, copies)
         names = [BASELINE, BASELINE_AGAIN, CANDIDATE]
         graph: dict[str, float] = {}
@@ -329,4 +330,4 @@ def near_duplicates(pool: Pool, index: int, generator: torch.Generator) -> list[
     place = pool.decisive_place(index, variations[0], generator)
     for where in (place, None):
         variations.append(touch(variations[-1], pool.num_varied, generator, where))
-    return [PlannedCall(index, v, is_fetched=True, is_sealed=bool(secrets.randbelow(2))) for v in variations]
+    return [PlannedCall(index, v, True, bool(secrets.randbelow(2)), is_echoed=pool.is_small) for v in variations]

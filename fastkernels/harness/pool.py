@@ -16,6 +16,7 @@ from fastkernels.harness.vary import PERIOD, Variation, vary_floats, vary_tokens
 from fastkernels.op import Op
 from fastkernels.spec import Role
 
+_SMALL_BYTES = 4 << 20
 _VARIED = frozenset({Role.ACTIVATION, Role.LOGITS})
 
 
@@ -71,6 +72,11 @@ class Pool:
         }
         self.answer_bytes = 2 * answer_bytes + self.layout.num_bytes + (1 << 16)
         self.poison_bytes = min(answer_bytes, 64 << 20)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the inputs of every fetched call are looked at; of larger ones only some are."""
+        return self.layout.num_bytes < _SMALL_BYTES
 
     @property
     def num_cases(self) -> int:

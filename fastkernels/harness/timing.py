@@ -29,8 +29,6 @@ FETCH_SHARE = 0.25
 WARM_UP_VISITS = 2
 _QUIET_SECONDS = 0.1
 _LEAST_SAMPLES = 5
-_SMALL_BYTES = 4 << 20
-"""Below this the inputs of every fetched call are looked at; above, those of one in four."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ def draw_plan(pool: Pool, count: int) -> list[PlannedCall]:
             entry, before = plan[-1].index, plan[-1].variation
             assert before is not None
             variation, is_fetched = touch(before, pool.num_varied, generator), True
-        is_echoed = secrets.randbelow(4) == 0 or pool.layout.num_bytes < _SMALL_BYTES
+        is_echoed = pool.is_small or secrets.randbelow(4) == 0
         plan.append(PlannedCall(entry, variation, is_fetched, is_sealed, is_echoed))
     return plan
 
