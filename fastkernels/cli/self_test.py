@@ -22,27 +22,30 @@ def self_test(device: str, out: Path | None) -> int:
 
     out: a folder (or a .json file) for self_test.json; a new folder under the runs' home when left out.
     """
-    started = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=error_console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(result: Result, number: int, total: int) -> None:
-            bar.update(task, description=result.name, completed=number, total=total)
-            console.print(_line(result), soft_wrap=True)
-
-        results = run(device, show)
-    path = _path(out)
+    started, path = time.monotonic(), _path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "schema_version": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": environment(device),
-        "summary": summary(results),
-        "seconds": round(time.monotonic() - started, 1),
-        "results": [result.to_json() for result in results],
-    }
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    results: list[Result] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=error_console, transient=True) as bar:
+            task = bar.add_task("starting", total=None)
+
+            def show(result: Result, number: int, total: int) -> None:
+                results.append(result)
+                bar.update(task, description=result.name, completed=number, total=total)
+                console.print(_line(result), soft_wrap=True)
+
+            run(device, show)
+    finally:  # what was judged is kept when the rest is interrupted
+        record = {
+            "schema_version": 1,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "environment": environment(device),
+            "summary": summary(results),
+            "seconds": round(time.monotonic() - started, 1),
+            "results": [result.to_json() for result in results],
+        }
+        path.write_text(json.dumps(record, indent=1) + "\n")
     console.print(f"results: {path}", soft_wrap=True)
     console.print(summary(results))
     return EXIT_OK if all(result.is_right for result in results) else EXIT_NOT_PASSED
