@@ -59,12 +59,6 @@ except ModuleNotFoundError:
     tl = _MissingLanguage()
 
 
-@lru_cache
-def has_dependent_launch(device: torch.device) -> bool:
-    """Whether a kernel may start before the one it depends on has ended (compute capability 9.0)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
-
-
 try:
     from triton.experimental import gluon
     from triton.experimental.gluon import language as gl
@@ -81,7 +75,6 @@ __all__ = [
     "check_dtypes",
     "gl",
     "gluon",
-    "has_dependent_launch",
     "hopper",
     "num_sms",
     "shared_memory_limit",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastkernels.errors import UnsupportedError
-from fastkernels.kernels.backend import check_dtypes, has_dependent_launch, num_sms, shared_memory_limit, tl, triton
+from fastkernels.kernels.backend import check_dtypes, num_sms, shared_memory_limit, tl, triton
 
 MAX_HEAD_SIZE = 256
 MAX_GROUP = 64
@@ -28,11 +28,9 @@ def _split_kernel(
     q_stride_token, q_stride_head, k_stride_page, k_stride_slot, k_stride_head,
     v_stride_page, v_stride_slot, v_stride_head, table_stride, num_kv_heads, num_splits,
     GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, PAGE_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr,
-    IS_SPLIT: tl.constexpr, IS_CHAINED: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    if IS_CHAINED:
-        tl.extra.cuda.gdc_launch_dependents()
     pid = tl.program_id(0)
     kv_head = pid % num_kv_heads
     split = (pid // num_kv_heads) % num_splits
@@ -102,12 +100,9 @@ def _split_kernel(
 @triton.jit(do_not_specialize=["num_kv_heads", "num_splits", "num_rows"])
 def _merge_kernel(
     out_ptr, partial_ptr, lse_ptr, query_start_ptr, seq_lens_ptr, num_kv_heads, num_splits, num_rows,
-    GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr, IS_CHAINED: tl.constexpr,
+    GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    if IS_CHAINED:
-        # Launched while the splits still run (programmatic dependent launch): their results are awaited here.
-        tl.extra.cuda.gdc_wait()
     pid = tl.program_id(0)
     row = pid % num_rows
     kv_head = (pid // num_rows) % num_kv_heads
@@ -231,12 +226,10 @@ def launch_decode(
     partial = torch.empty((num_parts, head_size), dtype=torch.float32, device=query.device)
     lse = torch.empty(num_parts, dtype=torch.float32, device=query.device)
     starts = seq_lens if query_start_loc is None else query_start_loc
-    is_chained = is_split and has_dependent_launch(query.device)
     fixed = {
         "GROUP": group,
         "HEAD_SIZE": head_size,
         "HAS_QUERY_START": query_start_loc is not None,
-        "IS_CHAINED": is_chained,
     }
     _split_kernel[(num_seqs * num_kv_heads * tile.num_splits,)](
         query, key_cache, value_cache, out, partial, lse, starts, seq_lens, block_table, scale * LOG2_E,
@@ -249,7 +242,7 @@ def launch_decode(
         _merge_kernel[(num_seqs * num_kv_heads * num_rows,)](
             out, partial, lse, starts, seq_lens, num_kv_heads, tile.num_splits, num_rows, **fixed,
             BLOCK_M=block_m, BLOCK_N=tile.block_n, BLOCK_D=block_d,
-            BLOCK_S=triton.next_power_of_2(tile.num_splits), num_warps=4, launch_pdl=is_chained,
+            BLOCK_S=triton.next_power_of_2(tile.num_splits), num_warps=4,
         )  # fmt: skip
 
 

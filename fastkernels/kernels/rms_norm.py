@@ -86,12 +86,13 @@ class RowTile(NamedTuple):
     num_warps: int
 
 
-def row_tile(num_rows: int, hidden_size: int) -> RowTile:
-    """Few rows: one pass, 16 columns a thread. Many: the second read hits the cache and frees registers."""
+def row_tile(num_rows: int, hidden_size: int, has_residual: bool) -> RowTile:
+    """Few rows: one pass, 16 columns a thread. Many: the second read hits the cache and writes come together."""
     block = triton.next_power_of_2(hidden_size)
-    if num_rows < 1024 and block <= MAX_ONE_PASS:
+    if num_rows < 4096 and block <= MAX_ONE_PASS:
         return RowTile(True, block, max(1, min(16, block // 512)))
-    return RowTile(False, min(block, 2048), max(1, min(16, block // 128)))
+    block = min(block, 4096 if has_residual or block > 4096 else 2048)
+    return RowTile(False, block, max(1, block // 256))
 
 
 def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -103,7 +104,7 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
         return y, h
     rows = _rows(x)
     added = rows if residual is None else _rows(residual)
-    tile = row_tile(rows.shape[0], hidden_size)
+    tile = row_tile(rows.shape[0], hidden_size, residual is not None)
     kernel = _rms_norm_kernel if tile.is_one_pass else _rms_norm_two_pass_kernel
     kernel[(rows.shape[0],)](
         rows,
