@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import select
 import shutil
 import signal
 import socket
@@ -173,7 +175,12 @@ class Worker:
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         self._sock.settimeout(seconds)
+        deadline, watch = time.monotonic() + seconds, self.watcher(math.inf)
         try:
+            while not select.select([self._sock], [], [], 0.05)[0]:
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                watch()
             message, _ = wire.receive(self._sock)
         except TimeoutError:
             raise Rejection(Verdict.TIMEOUT, f"No answer within {seconds:.0f} s; the worker was ended.") from None
