@@ -1,0 +1,285 @@
+"""Every way to be wrong has its verdict, a message that says what, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import pytest
+from judging import LIMITS, Bench, bench, num_descriptors, rms_norm
+
+from fastkernels.harness.judge import JudgeConfig
+from fastkernels.harness.verdict import Verdict
+
+__all__ = ["bench"]
+
+WRONG = {
+    "shape": ("y, h = self.right(x, residual); return y.reshape(-1), h", Verdict.INCORRECT_SHAPE, "y has shape ["),
+    "dtype": (
+        "return tuple(y.double() for y in self.right(x, residual))",
+        Verdict.INCORRECT_DTYPE,
+        "y has dtype float64, expected float32",
+    ),
+    "strides": (
+        """
+        y, h = self.right(x, residual)
+        return torch.stack((y, y), -1)[..., 0], h
+        """,
+        Verdict.INCORRECT_SHAPE,
+        "the contract returns dense tensors",
+    ),
+    "too few values": (
+        "return self.right(x, residual)[0]",
+        Verdict.INCORRECT_SHAPE,
+        "1 values were returned, the contract returns 2.",
+    ),
+    "too many values": (
+        "return (*self.right(x, residual), x)",
+        Verdict.INCORRECT_SHAPE,
+        "3 values were returned, the contract returns 2.",
+    ),
+    "None for a tensor": ("return self.right(x, residual)[0], None", Verdict.INCORRECT_SHAPE, "new_residual is None"),
+    "a list element that is no tensor": (
+        "return self.right(x, residual)[0], 1.0",
+        Verdict.CHEATING,
+        "new_residual is a float",
+    ),
+    "values": ("y, h = self.right(x, residual); return y * 1.01, h", Verdict.INCORRECT_NUMERICAL, "y"),
+    "one element": (
+        """
+        y, h = self.right(x, residual)
+        y.view(-1)[-1] += 1.0
+        return y, h
+        """,
+        Verdict.INCORRECT_NUMERICAL,
+        "y[",
+    ),
+    "input written to": (
+        "residual.add_(x); return self.right(residual), residual",
+        Verdict.UNDECLARED_MUTATION,
+        "residual was written to",
+    ),
+    "input written to and restored to one value": (
+        """
+        answer = self.right(x, residual)
+        x.view(-1)[0] = 0.0 if x.is_contiguous() else x.reshape(-1)[0]
+        return answer
+        """,
+        Verdict.UNDECLARED_MUTATION,
+        "x was written to (byte ",
+    ),
+    "written past the end": (
+        """
+        answer = self.right(x, residual)
+        end = residual.numel()
+        torch.as_strided(residual, (end + 1,), (1,))[end] = 1.0
+        return answer
+        """,
+        Verdict.UNDECLARED_MUTATION,
+        "Memory beyond residual was written to",
+    ),
+    "exception": (
+        "raise KeyError('no kernel for this shape')",
+        Verdict.RUNTIME_ERROR,
+        "KeyError: 'no kernel for this shape'",
+    ),
+    "SystemExit": ("sys.exit(3)", Verdict.RUNTIME_ERROR, "SystemExit"),
+    "os._exit": (
+        "print('last words', flush=True); os._exit(0)",
+        Verdict.RUNTIME_ERROR,
+        "ended during the call. Its output ended: last words",
+    ),
+    "segmentation fault": (
+        "import ctypes; ctypes.string_at(0)",
+        Verdict.RUNTIME_ERROR,
+        "The worker process ended during the call",
+    ),
+    "out of memory": (
+        "self.held = [torch.ones(1 << 26) for _ in range(5)]; time.sleep(30)",
+        Verdict.RUNTIME_ERROR,
+        "over the limit of 1200 MiB",
+    ),
+    "kept answer": (
+        """
+        if not hasattr(self, "kept") or self.kept[0].shape != x.shape:
+            self.kept = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
+        for kept, answer in zip(self.kept, self.right(x, residual)):
+            kept.copy_(answer)
+        return self.kept
+        """,
+        Verdict.INCORRECT_NUMERICAL,
+        "An earlier answer changed",
+    ),
+    "answer in its argument": (
+        "y, h = self.right(x, residual); return y, residual",
+        Verdict.INCORRECT_NUMERICAL,
+        "new_residual",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WRONG)
+def test_wrong_answer_has_its_verdict_and_says_what(bench: Bench, way: str) -> None:
+    body, verdict, text = WRONG[way]
+    record = bench.judge("rms_norm", rms_norm(body))
+    assert record.verdict == verdict, record.message
+    assert text in record.message
+    if record.cases:
+        assert record.cases[-1].verdict == verdict
+        assert f"[{record.cases[-1].family} float32 x[" in record.message  # on which input
+
+
+def test_endless_loop_is_a_timeout_within_the_limit(bench: Bench) -> None:
+    started = time.monotonic()
+    record = bench.judge("rms_norm", rms_norm("while True: pass"))
+    assert record.verdict == Verdict.TIMEOUT
+    assert record.message.startswith(f"A call gave no answer within {LIMITS.call_seconds:.0f} s")
+    assert time.monotonic() - started < LIMITS.call_seconds + 5
+
+
+BROKEN = {
+    "syntax": ("class RMSNorm(:", "SyntaxError"),
+    "exception": (
+        "import torch\n\ndef _prepare():\n    raise ValueError('no such tile')\n\n_prepare()",
+        "ValueError: no such tile",
+    ),
+    "missing module": ("import no_such_package", "No module named 'no_such_package'"),
+    "no class": ("from torch import nn\n\nclass RmsNorm(nn.Module): pass", "RMSNorm"),
+    "other signature": (
+        rms_norm("return self.right(x, residual)").replace(
+            "def forward(self, x, residual=None)", "def forward(self, hidden, residual)"
+        ),
+        "forward(",
+    ),
+    "the operator that it replaces": ("from fastkernels.tasks.baseline.L1.rms_norm import RMSNorm", "may not import"),
+    "the judge": ("import fastkernels.harness.judge", "fastkernels.harness.judge"),
+}
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_file_that_is_no_candidate_is_an_import_error(bench: Bench, way: str) -> None:
+    source, text = BROKEN[way]
+    record = bench.judge("rms_norm", source)
+    assert record.verdict == Verdict.IMPORT_ERROR
+    assert text in record.message
+    assert record.num_calls == 0
+
+
+def test_wrong_signature_shows_both(bench: Bench) -> None:
+    message = bench.judge("rms_norm", BROKEN["other signature"][0]).message
+    assert "baseline:  forward(self, x, residual=None)" in message
+    assert "candidate: forward(self, hidden, residual)" in message
+
+
+def test_wrong_class_name_shows_both(bench: Bench) -> None:
+    message = bench.judge("rms_norm", BROKEN["no class"][0]).message
+    assert message.endswith("has no class RMSNorm, the name of L1/rms_norm.py's; its classes: RmsNorm.")
+
+
+@pytest.mark.parametrize("when", ["import", "constructor"])
+def test_memory_is_watched_while_a_candidate_loads(bench: Bench, when: str) -> None:
+    hog = "held = [torch.ones(1 << 26) for _ in range(5)]; time.sleep(25)"
+    source = rms_norm("return self.right(x, residual)")
+    source = (
+        source.replace("self.num_calls = 0", hog) if when == "constructor" else f"import torch, time\n{hog}\n{source}"
+    )
+    started = time.monotonic()
+    record = bench.judge("rms_norm", source)
+    assert record.verdict == Verdict.RUNTIME_ERROR
+    assert "over the limit of 1200 MiB" in record.message
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (
+            (
+                "self.weight = nn.Parameter(torch.ones(hidden_size))",
+                "self.scale = nn.Parameter(torch.ones(hidden_size))",
+            ),
+            ("weight", "scale"),
+        ),
+        (("torch.ones(hidden_size)", "torch.ones(hidden_size + 1)"), ("weight", "65", "64")),
+        (("self.num_calls = 0", "self.bias = nn.Parameter(torch.ones(3))"), ("bias",)),
+    ],
+)
+def test_parameters_that_do_not_match_are_named(bench: Bench, change: tuple[str, str], names: tuple[str, ...]) -> None:
+    source = rms_norm("return self.right(x, residual)").replace(*change)
+    record = bench.judge("rms_norm", source)
+    assert record.verdict == Verdict.RUNTIME_ERROR
+    for name in names:
+        assert name in record.message
+
+
+def test_constructor_that_raises_is_told(bench: Bench) -> None:
+    source = rms_norm("return self.right(x, residual)").replace("self.num_calls = 0", "raise OSError('no tuning file')")
+    record = bench.judge("rms_norm", source)
+    assert record.verdict == Verdict.RUNTIME_ERROR
+    assert "OSError: no tuning file" in record.message
+
+
+PACKED = """
+import torch
+from torch import nn
+
+class Linear(nn.Module):
+    def __init__(self, input_size, output_size, bias=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(output_size, input_size))
+        self.bias = nn.Parameter(torch.empty(output_size)) if bias else None
+        self.packed = None
+
+    def process_weights_after_loading(self):
+        if ALWAYS or self.packed is None:
+            self.packed = self.weight.detach().t().contiguous()
+
+    def forward(self, x):
+        y = x @ self.packed
+        return y if self.bias is None else y + self.bias
+"""
+
+
+def test_packed_weights_must_follow_the_loaded_ones(bench: Bench) -> None:
+    """Halfway through, the weights change in place: what was packed once gives yesterday's answers."""
+    assert bench.judge("linear", PACKED.replace("ALWAYS", "True")).verdict == Verdict.PASSED
+    record = bench.judge("linear", PACKED.replace("ALWAYS", "False"))
+    assert record.verdict == Verdict.INCORRECT_NUMERICAL
+    assert sum(case.verdict == Verdict.PASSED for case in record.cases) >= 6  # before the change it was right
+
+
+def test_answer_by_fingerprint_of_the_input_is_caught(bench: Bench) -> None:
+    """An answer kept by shape, sum of squares of a corner and address is another input's."""
+    body = """
+    key = (tuple(x.shape), float(x.reshape(-1)[:8].square().sum()), float(residual.reshape(-1)[0]))
+    self.cache = getattr(self, "cache", {})
+    if key not in self.cache:
+        self.cache[key] = tuple(y.clone() for y in self.right(x, residual))
+    return tuple(y.clone() for y in self.cache[key])
+    """
+    record = bench.judge("rms_norm", rms_norm(body))
+    assert record.verdict == Verdict.INCORRECT_NUMERICAL, record.message
+
+
+def test_op_of_two_ranks_is_untestable_with_one(bench: Bench) -> None:
+    record = bench.judge("allreduce", "class AllReduce: pass")
+    assert record.verdict == Verdict.UNTESTABLE
+    assert record.message == "allreduce needs 2 ranks; one process was given."
+
+
+def test_judge_keeps_no_descriptor_over_many_judgements(bench: Bench) -> None:
+    config = JudgeConfig(num_shapes=1, is_timed=False)
+    sources = [rms_norm("return self.right(x, residual)"), rms_norm("os._exit(1)"), "import no_such_package"]
+    bench.judge("rms_norm", sources[0], config)
+    before = num_descriptors()
+    for number in range(20):
+        bench.judge("rms_norm", sources[number % 3], config)
+    assert num_descriptors() == before
+
+
+def test_record_names_the_source_that_was_judged(bench: Bench) -> None:
+    source = rms_norm("return self.right(x, residual)")
+    record = bench.judge("rms_norm", source)
+    assert record.source_sha256 == hashlib.sha256(record.source.encode()).hexdigest()
+    assert "class RMSNorm" in record.baseline_source
+    assert record.op == "rms_norm"
