@@ -31,11 +31,11 @@ def _locate(
     """
     seq = index // num_kv_heads % num_seqs
     tile = num_tiles - 1 - index // num_kv_heads // num_seqs
-    first = gl.load(query_start_ptr + seq)
-    length = gl.load(query_start_ptr + seq + 1) - first
+    first = gl.load(query_start_ptr + seq).to(gl.int32)
+    length = gl.load(query_start_ptr + seq + 1).to(gl.int32) - first
     context = 0
     if PAGE_SIZE > 0:
-        context = gl.load(seq_lens_ptr + seq) - length
+        context = gl.load(seq_lens_ptr + seq).to(gl.int32) - length
     return index % num_kv_heads, seq, first, tile * TOKENS, gl.where(length >= min_query_len, length, 0), context
 
 
@@ -53,7 +53,7 @@ def _copy_block(
         PAGES: gl.constexpr = BLOCK_N // PAGE_SIZE
         for i in gl.static_range(PAGES):
             # Past the sequence its last page is read again, so that the byte count stands.
-            page = gl.load(table_row + gl.minimum(block * PAGES + i, last_page))
+            page = gl.load(table_row + gl.minimum(block * PAGES + i, last_page)).to(gl.int32)
             part = buf.slice(i * PAGE_SIZE, PAGE_SIZE, dim=0)
             hopper.tma.async_copy_global_to_shared(desc, [page * PAGE_SIZE, column], full, part)
 
@@ -280,10 +280,13 @@ def supports(query: Tensor, key: Tensor, value: Tensor, is_paged: bool) -> bool:
         return False
     if is_paged and (key.shape[1] not in PAGE_SIZES or key.shape[0] * key.shape[1] >= 2**31):
         return False
-    tensors = (query, key, value)
-    return all(x.data_ptr() % 16 == 0 and x.stride(-3) % 8 == 0 for x in tensors) and all(
-        x.stride()[-2:] == (head_size, 1) and (not is_paged or x.stride(0) == x.shape[1] * x.stride(1))
-        for x in tensors[1:]
+    # Triton knows strides to be multiples of 16 or of nothing, and the query is copied 8 values at a time.
+    return (
+        query.data_ptr() % 16 == 0
+        and all(stride % 16 == 0 for stride in query.stride()[:2])
+        and all(x.data_ptr() % 16 == 0 and x.stride(-3) % 8 == 0 for x in (key, value))
+        and all(x.stride()[-2:] == (head_size, 1) for x in (key, value))
+        and (not is_paged or all(x.stride(0) == x.shape[1] * x.stride(1) for x in (key, value)))
     )
 
 

@@ -231,6 +231,17 @@ def test_prefill_reads_nothing_behind_a_sequence() -> None:
         assert_near_norm(out[begin:end], attended(query[begin:end], key[begin:end], value[begin:end], 128**-0.5))
 
 
+@pytest.mark.parametrize("padding", [4, 8, 16])
+def test_prefill_takes_rows_that_bulk_copies_cannot(padding: int) -> None:
+    """Strides off the alignment of the Hopper kernel are another kernel's, with the same result."""
+    starts = torch.tensor([0, 130, 333], dtype=torch.int32, device="cuda")
+    qkv = randn(333, 6 * 128 + padding, dtype=torch.float16)
+    query, key, value = (x.unflatten(1, (-1, 128)) for x in qkv[:, : 6 * 128].split((512, 128, 128), dim=1))
+    out = flash_attn_prefill(query, key, value, starts, 203, 128**-0.5)
+    for begin, end in ((0, 130), (130, 333)):
+        assert_near_norm(out[begin:end], attended(query[begin:end], key[begin:end], value[begin:end], 128**-0.5))
+
+
 def test_decode_replays_from_a_graph_with_other_lengths() -> None:
     cache, table, lens, keys, values = paged([900, 900, 900], 8, 128, 16, torch.bfloat16)
     query = randn(3, 32, 128, dtype=torch.bfloat16)
