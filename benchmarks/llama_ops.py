@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fastkernels.bench.sweep import Progress, Sweep, plan_items, run_sweep, start_run
+from fastkernels.bench.sweep import Progress, Sweep, run_sweep, start_run
 from fastkernels.capture.run import capture
 from fastkernels.harness.judge import JudgeConfig
 from fastkernels.harness.records import OpRecord
@@ -64,8 +64,7 @@ def main() -> None:
     print(f"captured {len(cases)} cases in {time.monotonic() - started:.0f} s", flush=True)
     native, reference = resolve_set("torch_native"), resolve_set("reference")
     with_native = {e.name for e in native.ops()}
-    items = plan_items([e for e in chosen if e.name in with_native], [native]) if with_native else []
-    items += plan_items([e for e in chosen if e.name not in with_native], [reference])
+    items = [(e, native if e.name in with_native else reference) for e in chosen]
     config = JudgeConfig(
         device=arguments.device,
         dtypes=(torch.bfloat16,),

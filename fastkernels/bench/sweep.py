@@ -51,8 +51,12 @@ class Sweep:
 def plan_items(entries: Sequence[OpEntry], sets: Sequence[ImplementationSet]) -> list[Item]:
     """Every op of `entries` that a set offers, lowest level first.
 
-    Errors: UsageError when no set offers any.
+    Errors: UsageError when no set offers any, or two sets have one name.
     """
+    for name in {s.name for s in sets}:
+        paths = [str(s.path) for s in sets if s.name == name]
+        if len(paths) > 1:
+            raise UsageError(f"{len(paths)} sets are named {name!r}: {', '.join(paths)}. Rename a folder.")
     items = [(entry, s) for s in sets for entry in s.ops() if entry in entries]
     if not items:
         names = ", ".join(str(s.path) for s in sets)

@@ -65,12 +65,18 @@ def kernels(
             "candidates": candidates or [CANDIDATE],
             "cases": str(cases) if cases else None,
             "device": device,
+            "dtype": dtype,
             "quick": quick,
+            "check_only": check_only,
+            "timeout": timeout,
+            "memory_gb": memory_gb,
         },
     )
     folder = _folder(sweep, out, resume)
-    results = judge_items(sweep, folder)
-    report = publish(folder.path, mlflow_uri=mlflow_uri, is_tracked=not no_track)
+    try:
+        results = judge_items(sweep, folder)
+    finally:  # an interrupted run has a report of what it finished
+        report = publish(folder.path, mlflow_uri=mlflow_uri, is_tracked=not no_track)
     if as_json:
         print_json(results)
     else:

@@ -15,10 +15,11 @@ _COLOURS = {Speed.WIN: "green", Speed.LOSS: "red", Speed.TIE: "yellow"}
 def verdict_table(results: dict[str, Any]) -> Table:
     """One row a judgement and timed case: verdict, speed with its interval, share of the roofline."""
     table = Table(box=None, pad_edge=False)
-    for name in ("op", "set", "verdict", "case"):
-        table.add_column(name)
-    for name in ("baseline us", "candidate us", "speedup", "95 % interval", "", "roofline"):
-        table.add_column(name, justify="right")
+    for name in ("op", "set", "verdict"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("case")
+    for name in ("baseline us", "us", "speedup", "95 % interval", "", "roofline"):
+        table.add_column(name, justify="right", no_wrap=name != "baseline us")
     for record in results["ops"]:
         is_passed = record["verdict"] == Verdict.PASSED
         verdict = f"[{'green' if is_passed else 'bold red'}]{record['verdict']}[/]"
@@ -27,8 +28,14 @@ def verdict_table(results: dict[str, Any]) -> Table:
             continue
         for index, timing in enumerate(record["timings"]):
             head = (record["op"], record["implementation"], verdict) if index == 0 else ("", "", "")
-            table.add_row(*head, escape(timing["shapes"]), *_figures(timing))
+            table.add_row(*head, escape(_case(timing)), *_figures(timing))
     return table
+
+
+def _case(timing: dict[str, Any]) -> str:
+    """The phase and the first argument's shape: enough to tell cases apart in a narrow cell."""
+    first = timing["shapes"].split("]")[0]
+    return f"{timing['phase']} {first}]".strip()
 
 
 def _figures(timing: dict[str, Any]) -> tuple[str, ...]:

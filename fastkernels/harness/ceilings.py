@@ -38,8 +38,8 @@ class Ceilings:
         return 1e6 * max(num_bytes / self.copy_bytes_per_s, num_flops / rate)
 
     def floor_us(self, num_bytes: int, num_flops: int, dtype: torch.dtype) -> float:
-        """No honest call takes less; small transfers may come from a cache, so only large ones count their bytes."""
-        counted = num_bytes if self.flush_bytes and num_bytes > self.flush_bytes // 2 else 0
+        """No honest call takes less. What fits the cache may not reach memory within the call: it is not counted."""
+        counted = max(0, num_bytes - self.flush_bytes) if self.flush_bytes else 0
         return max(self.least_us, self.ideal_us(counted, num_flops, dtype) / _FLOOR_SHARE)
 
 

@@ -223,6 +223,7 @@ class Judge:
             row.baseline_error = asdict(base_error)
             if case.family != "wide_range" or entry.level > 1:
                 tolerance = tolerance.widened(K * base_error.element, K * base_error.row, K * base_error.bias)
+            row.tolerance = tolerance.to_json()
             call = sides[CANDIDATE].calls(plan)[0]
             record.num_calls += 1
             row.error = asdict(check_call(group.op, expected, call, tolerance, case.inputs))
