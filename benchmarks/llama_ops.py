@@ -41,7 +41,11 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--restarts", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--merge", type=Path, nargs="+", help="only put these results into one file")
     arguments = parser.parse_args()
+    if arguments.merge:
+        merge(arguments.merge, arguments.out)
+        return
     chosen = [e for e in ops_of_architecture("llama") if e.level in arguments.level]
     chosen = [e for e in chosen if not arguments.ops or e.name in arguments.ops]
     started = time.monotonic()
@@ -73,7 +77,7 @@ def main() -> None:
         num_timed=2,
         protocol=Protocol(num_restarts=arguments.restarts, num_blocks=arguments.blocks, calls_per_visit=3),
     )
-    sweep = Sweep(items, config, cases, Limits(memory_bytes=64 << 30), {"script": "benchmarks/llama_ops.py"})
+    sweep = Sweep(items, config, cases, Limits(memory_bytes=64 << 30), {k: str(v) for k, v in vars(arguments).items()})
     with tempfile.TemporaryDirectory() as folder:
         run = start_run(sweep, Path(folder) / "run")
 
@@ -84,6 +88,15 @@ def main() -> None:
 
         print(table(run_sweep(sweep, run, Progress(ends=keep))))
         arguments.out.write_text(json.dumps(_without_samples(run.results()), indent=1))
+
+
+def merge(parts: list[Path], out: Path) -> None:
+    """Runs of several machines or sizes in one file: {"runs": [...]}, each with its environment."""
+    runs = [json.loads(part.read_text()) for part in parts]
+    out.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+    for run in runs:
+        print(run["created"], run["environment"]["gpu"]["name"], run["request"])
+        print(table(run))
 
 
 def _without_samples(results: dict[str, Any]) -> dict[str, Any]:

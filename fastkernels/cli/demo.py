@@ -59,26 +59,45 @@ def demo(
         if record["verdict"] != Verdict.PASSED:
             say(f"   [bold]{record['implementation']}[/]: {escape(record['message'])}", soft_wrap=True)
     say("[bold]3. The same model serves with each candidate in place; its tokens are compared.[/]")
-    say(_served_table())
+    served = _serve_each()
+    say(_served_table(served))
+    folder.finish(
+        **{k: v for k, v in results.items() if k in ("status", "seconds", "ceilings", "case_hashes")}, served=served
+    )
     report = publish(folder.path)
     say(f"report: {report}", soft_wrap=True)
     return EXIT_OK if _is_as_expected(results) else EXIT_NOT_PASSED
 
 
-def _served_table() -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("served with", "calls", "tokens that agree with the baseline"):
-        table.add_column(name)
+def _serve_each() -> list[dict[str, Any]]:
+    """Per candidate: what became of each replacement, its calls per rank, and how many tokens stayed the same."""
+    rows = []
     with error_console.status("serving"):
         expected = serve(ServeRequest(MODEL, WORKLOAD))["token_ids"]
         for name in CANDIDATES:
             served = serve(ServeRequest(MODEL, WORKLOAD, (str(FOLDER / name),)))
-            same = sum(
-                a == b for x, y in zip(expected, served["token_ids"], strict=True) for a, b in zip(x, y, strict=True)
+            pairs = [
+                pair for x, y in zip(expected, served["token_ids"], strict=True) for pair in zip(x, y, strict=True)
+            ]
+            rows.append(
+                {
+                    "set": name,
+                    "replacements": served["candidates"],
+                    "num_tokens": len(pairs),
+                    "num_same_tokens": sum(a == b for a, b in pairs),
+                }
             )
-            total = sum(len(tokens) for tokens in expected)
-            calls = sum(line["num_calls"] for line in served["candidates"])
-            table.add_row(name, str(calls), f"{same} of {total}")
+    return rows
+
+
+def _served_table(served: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("served with", "status", "calls", "tokens that agree with the baseline"):
+        table.add_column(name)
+    for row in served:
+        status = ", ".join(r["status"] for r in row["replacements"])
+        calls = sum(r["num_calls"] for r in row["replacements"])
+        table.add_row(row["set"], status, str(calls), f"{row['num_same_tokens']} of {row['num_tokens']}")
     return table
 
 

@@ -36,15 +36,17 @@ def kernels(
     cases: Annotated[Path | None, Option(help="A case set written by `fastkernels capture`.")] = None,
     device: Annotated[str | None, Option(help="cpu or cuda; the GPU when there is one.")] = None,
     dtype: Annotated[list[str] | None, Option(help="Activation dtypes of drawn inputs; repeatable.")] = None,
-    quick: Annotated[bool, Option(help="A first look: one restart, few blocks, fewer hidden shapes.")] = False,
-    check_only: Annotated[bool, Option(help="Correctness alone, no timing.")] = False,
+    quick: Annotated[
+        bool, Option("--quick", help="A first look: one restart, few blocks, fewer hidden shapes.")
+    ] = False,
+    check_only: Annotated[bool, Option("--check-only", help="Correctness alone, no timing.")] = False,
     timeout: Annotated[float, Option(help="Seconds one call may take.")] = 30.0,
     memory_gb: Annotated[float, Option(help="Gigabytes one worker may use.")] = 16.0,
     out: Annotated[Path | None, Option(help="The run folder; a new one under ./runs when left out.")] = None,
     resume: Annotated[Path | None, Option(help="A run folder to go on with.")] = None,
     self_test: Annotated[bool, Option("--self-test", help="Judge the adversarial suite instead.")] = False,
     mlflow_uri: Annotated[str | None, Option(help="An MLflow server; a local sqlite file when left out.")] = None,
-    no_track: Annotated[bool, Option(help="Log nothing to MLflow.")] = False,
+    no_track: Annotated[bool, Option("--no-track", help="Log nothing to MLflow.")] = False,
     as_json: Annotated[bool, Option("--json", help="results.json on stdout.")] = False,
 ) -> int:
     """Judge candidate kernels, correctness first, then speed. Exit code 1 when any verdict is not PASSED."""
