@@ -17,7 +17,7 @@ def verdict_table(results: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("op", "set", "verdict"):
         table.add_column(name, no_wrap=True)
-    table.add_column("case")
+    table.add_column("case", max_width=30, no_wrap=True, overflow="ellipsis")
     for name in ("baseline us", "us", "speedup", "95 % interval", "", "roofline"):
         table.add_column(name, justify="right", no_wrap=name != "baseline us")
     for record in results["ops"]:
