@@ -14,11 +14,11 @@ _COLOURS = {Speed.WIN: "green", Speed.LOSS: "red", Speed.TIE: "yellow"}
 
 def verdict_table(results: dict[str, Any]) -> Table:
     """One row a judgement and timed case: verdict, speed with its interval, share of the roofline."""
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     for name in ("op", "set", "verdict"):
         table.add_column(name, no_wrap=True)
-    table.add_column("case", max_width=30, no_wrap=True, overflow="ellipsis")
-    for name in ("baseline us", "us", "speedup", "95 % interval", "", "roofline"):
+    table.add_column("case", max_width=24, no_wrap=True, overflow="ellipsis")
+    for name in ("baseline us", "us", "speedup", "95 % interval", "", "% roof"):
         table.add_column(name, justify="right", no_wrap=name != "baseline us")
     for record in results["ops"]:
         is_passed = record["verdict"] == Verdict.PASSED
@@ -43,10 +43,10 @@ def _figures(timing: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"{timing['baseline_us']:.1f}",
         f"{timing['candidate_us']:.1f}",
-        f"{timing['ratio']:.3f}",
-        f"{timing['low']:.3f} .. {timing['high']:.3f}",
+        f"{timing['ratio']:.2f}",
+        f"{timing['low']:.2f}-{timing['high']:.2f}",
         f"[{_COLOURS[Speed(speed)]}]{speed}[/]",
-        f"{100 * timing['candidate_roofline_share']:.0f} %",
+        f"{100 * timing['candidate_roofline_share']:.0f}",
     )
 
 
