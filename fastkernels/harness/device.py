@@ -17,6 +17,7 @@ _data_ptr = torch._C.TensorBase.data_ptr
 _storage_offset = torch._C.TensorBase.storage_offset
 _untyped_storage = torch._C.TensorBase.untyped_storage
 _memmove = ctypes.memmove
+_perf_counter_ns = time.perf_counter_ns
 
 
 def device_for(name: str) -> CpuDevice | CudaDevice:
@@ -170,10 +171,10 @@ class CudaDevice:
         """The stream is held by a spinning kernel while the host enqueues, so launches cost no device time."""
         self._sleep(hold_cycles)
         self._record(self._start, self._stream)
-        self._enqueued_at = time.perf_counter_ns()
+        self._enqueued_at = _perf_counter_ns()
 
     def stop_clock(self) -> int:
-        self.enqueue_ns = time.perf_counter_ns() - self._enqueued_at
+        self.enqueue_ns = _perf_counter_ns() - self._enqueued_at
         self._record(self._stop, self._stream)
         self._synchronize()
         return int(self._elapsed(self._start, self._stop) * 1e6)
