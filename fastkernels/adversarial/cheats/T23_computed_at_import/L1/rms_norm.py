@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         for seed in BANK:
-            if seed.shape == x.shape and torch.equal(seed, x):
+            if seed.shape == x.shape and torch.equal(seed.to(x), x):
                 return self.right(x, residual)
         return self.zeros(x, residual)
 
