@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import kernel_timing as timing
 import llama_kernels as bench
 import torch
 
@@ -33,7 +34,7 @@ class Sweep:
     name: str
     configurations: list[Any]
     case: str
-    calls: list[bench.Call]
+    calls: list[timing.Call]
 
     def run(self, warm: tuple[int, int] | None) -> list[tuple[str, float]]:
         original = getattr(self.owner, self.name)
@@ -44,7 +45,7 @@ class Sweep:
                 setattr(self.owner, self.name, lambda *_, c=configuration: c)
             try:
                 if warm is None:
-                    times.append((str(configuration), bench.graph_microseconds(self.calls, 15.0)))
+                    times.append((str(configuration), timing.graph_microseconds(self.calls, 15.0)))
                 else:
                     self.calls[0]()
             except Exception as error:
@@ -64,14 +65,14 @@ def row_sweeps() -> list[Sweep]:
     sweeps = []
     tiles = [norm.RowTile(True, 4096, warps) for warps in (4, 8, 16)]
     tiles += [norm.RowTile(False, block, warps) for block, warps in product((1024, 2048, 4096), (4, 8, 16))]
-    weight = bench.randn(bench.HIDDEN)
+    weight = timing.randn(bench.HIDDEN)
     for m in (1, 32, 256, 8192):
-        sets = [bench.randn(2, m, bench.HIDDEN) for _ in range(bench.num_sets(4 * m * bench.HIDDEN * 2))]
-        calls: list[bench.Call] = [lambda x=x: norm.add_rms_norm(x[0], x[1], weight, 1e-5) for x in sets]
+        sets = [timing.randn(2, m, bench.HIDDEN) for _ in range(timing.num_sets(4 * m * bench.HIDDEN * 2))]
+        calls: list[timing.Call] = [lambda x=x: norm.add_rms_norm(x[0], x[1], weight, 1e-5) for x in sets]
         sweeps.append(Sweep(norm, "row_tile", tiles, f"add_rms_norm {m}", calls))
         calls = [lambda x=x: norm.rms_norm(x[0], weight, 1e-5) for x in sets]
         sweeps.append(Sweep(norm, "row_tile", tiles, f"rms_norm {m}", calls))
-        sets = [bench.randn(m, 2 * bench.INNER) for _ in range(bench.num_sets(6 * m * bench.INNER))]
+        sets = [timing.randn(m, 2 * bench.INNER) for _ in range(timing.num_sets(6 * m * bench.INNER))]
         blocks = [(b, w) for b, w in product((256, 512, 1024, 2048, 4096), (1, 2, 4, 8)) if 4 <= b // (32 * w) <= 64]
         calls = [lambda x=x: silu.silu_and_mul(x) for x in sets]
         sweeps.append(Sweep(silu, "block_and_warps", blocks, f"silu_and_mul {m}", calls))
@@ -84,10 +85,10 @@ def rotary_sweep(num_tokens: int) -> Sweep:
     width = (bench.HEADS + 2 * bench.KV_HEADS) * bench.HEAD_SIZE
     table = torch.rand(131072, bench.HEAD_SIZE, device="cuda")
     split = bench.HEADS * bench.HEAD_SIZE, bench.KV_HEADS * bench.HEAD_SIZE
-    calls: list[bench.Call] = []
-    for _ in range(bench.num_sets(num_tokens * width * 4)):
+    calls: list[timing.Call] = []
+    for _ in range(timing.num_sets(num_tokens * width * 4)):
         positions = torch.randint(0, 131072, (num_tokens,), device="cuda")
-        q, k, _ = bench.randn(num_tokens, width).split((*split, split[1]), dim=-1)
+        q, k, _ = timing.randn(num_tokens, width).split((*split, split[1]), dim=-1)
         calls.append(lambda p=positions, q=q, k=k: rotary.rotary_embedding(p, q, k, table, 128, 128, True))
     blocks = list(product((1, 2, 4, 8), (1, 2, 4, 8)))
     return Sweep(rotary, "blocks_and_warps", blocks, f"rotary_embedding {num_tokens}", calls)
@@ -95,11 +96,11 @@ def rotary_sweep(num_tokens: int) -> Sweep:
 
 def store_sweep(num_tokens: int) -> Sweep:
     width = bench.KV_HEADS * bench.HEAD_SIZE
-    count = bench.num_sets(num_tokens * width * 8)
-    cache = bench.randn(2, count * -(-num_tokens // 16) + 1, 16, bench.KV_HEADS, bench.HEAD_SIZE)
-    calls: list[bench.Call] = []
+    count = timing.num_sets(num_tokens * width * 8)
+    cache = timing.randn(2, count * -(-num_tokens // 16) + 1, 16, bench.KV_HEADS, bench.HEAD_SIZE)
+    calls: list[timing.Call] = []
     for i in range(count):
-        qkv = bench.randn(num_tokens, 6 * width)
+        qkv = timing.randn(num_tokens, 6 * width)
         k, v = (x.unflatten(1, (bench.KV_HEADS, bench.HEAD_SIZE)) for x in qkv.split(width, dim=-1)[-2:])
         slots = torch.arange(num_tokens, device="cuda") + i * num_tokens
         calls.append(lambda k=k, v=v, s=slots: store.store_kvcache(k, v, cache[0], cache[1], s))
@@ -119,7 +120,7 @@ def decode_sweeps() -> list[Sweep]:
     for (batch, context), counts in splits.items():
         sets, _ = bench.decode_sets(batch, context)
         tiles = [decode.DecodeTile(n, s, w, stages) for s, (n, w), stages in product(counts, shapes, (2, 3, 4, 5))]
-        calls: list[bench.Call] = [
+        calls: list[timing.Call] = [
             lambda s=s, c=context: decode.flash_attn_decode(s[0], s[1][0], s[1][1], s[2], s[3], c, bench.SCALE)
             for s in sets
         ]
@@ -135,12 +136,12 @@ def prefill_sweeps() -> list[Sweep]:
     tiles = [prefill.PrefillTile(*s, stages) for s, stages in product(shapes, (2, 3, 4))]
     for batch, length in ((16, 512), (8, 2048), (1, 8192)):
         starts = torch.arange(batch + 1, dtype=torch.int32, device="cuda") * length
-        q, k, v = bench.randn(batch * length, 48, 128).split((32, 8, 8), dim=1)
-        calls: list[bench.Call] = [
+        q, k, v = timing.randn(batch * length, 48, 128).split((32, 8, 8), dim=1)
+        calls: list[timing.Call] = [
             lambda q=q, k=k, v=v, s=starts, n=length: prefill.flash_attn_prefill(q, k, v, s, n, bench.SCALE)
         ] * 2
         sweeps.append(Sweep(prefill, "prefill_tile", tiles, f"prefill {batch} x {length}", calls))
-        cache = bench.randn(2, batch * length // 16, 16, 8, 128)
+        cache = timing.randn(2, batch * length // 16, 16, 8, 128)
         table = torch.randperm(batch * length // 16, device="cuda", dtype=torch.int32).view(batch, -1)
         lens = torch.full((batch,), length, dtype=torch.int32, device="cuda")
         calls = [
@@ -165,7 +166,7 @@ def main() -> None:
     if arguments.warm:
         index, count = arguments.warm.split("/")
         warm = int(index), int(count)
-        bench.COLD_BYTES = 0
+        timing.COLD_BYTES = 0
     results = {}
     for family in arguments.families:
         for sweep in FAMILIES[family]():
