@@ -144,10 +144,12 @@ def _check_floats(expected: Expected, answer: Tensor, tolerance: Tolerance) -> E
             Verdict.INCORRECT_NUMERICAL,
             f"{expected.name}: a row has relative rms error {error.row:.3g}, over {tolerance.row:.3g}.",
         )
-    if error.bias > tolerance.bias:
+    # Errors of one row may share a cause (its softmax), and few rows lean one way by chance.
+    bias = max(tolerance.bias, tolerance.row / len(rows) ** 0.5)
+    if error.bias > bias:
         raise Rejection(
             Verdict.INCORRECT_NUMERICAL,
-            f"{expected.name}: errors lean one way by {error.bias:.3g} of the mean value, over {tolerance.bias:.3g}.",
+            f"{expected.name}: errors lean one way by {error.bias:.3g} of the mean value, over {bias:.3g}.",
         )
     return error
 
