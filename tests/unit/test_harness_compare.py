@@ -61,6 +61,13 @@ def test_bias_is_rejected_where_every_row_is_within_its_limit() -> None:
     assert "errors lean one way" in rejected(expected(y, torch.float64), answer)
 
 
+def test_one_row_may_lean_one_way_within_its_own_limit() -> None:
+    """Errors of a row share a cause, as that of a softmax: it takes rows to tell a bias from chance."""
+    y = normal(1, 300)
+    check_values(expected(y, torch.float64), y * 1.002, STRICT)
+    assert "a row has relative rms error" in rejected(expected(y, torch.float64), y * 1.011)
+
+
 @pytest.mark.parametrize(("atol", "rtol"), [(0.5, 0.0), (0.0, 0.5)])
 def test_absolute_and_relative_bounds_widen_the_element_alone(atol: float, rtol: float) -> None:
     y = 1 + normal(4, 300).abs()
