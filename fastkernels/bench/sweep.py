@@ -129,8 +129,9 @@ def case_hashes(cases: CaseSet, names: set[str]) -> dict[str, list[str]]:
     return hashes
 
 
-def start_run(sweep: Sweep, out: Path | None) -> RunFolder:
-    return RunFolder.create("kernels", sweep.request, environment(sweep.config.device), out)
+def start_run(sweep: Sweep, out: Path | None, kind: str = "kernels") -> RunFolder:
+    """A new run folder; kind: the command that made it."""
+    return RunFolder.create(kind, sweep.request, environment(sweep.config.device), out)
 
 
 def _require_device(device: str) -> None:

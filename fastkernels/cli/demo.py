@@ -49,9 +49,8 @@ def demo(
         items=plan_items(find_ops(OP), [resolve_set(FOLDER / name) for name in CANDIDATES]),
         config=JudgeConfig(device="cpu", num_shapes=3, num_timed=2, protocol=Protocol(num_restarts=2, num_blocks=12)),
         cases=cases,
-        request={"model": MODEL, "workload": WORKLOAD, "candidates": list(CANDIDATES)},
     )
-    folder = start_run(sweep, out)
+    folder = start_run(sweep, out, "demo")
     cases.save(folder.path / "cases")
     results = judge_items(sweep, folder)
     say(verdict_table(results))

@@ -190,8 +190,8 @@ class Side:
         bell.wait(Word.READY, sequence, watch)
         if values is not None:
             pool.layout.write(region, values)  # not before: nothing can be computed ahead of the clock
+        started = time.perf_counter_ns()  # before GO: losing the core in between can only add
         bell.write(Word.GO, sequence)
-        started = time.perf_counter_ns()
         bell.wait(Word.DONE, sequence, watch)
         claimed = time.perf_counter_ns()
         failed = bool(bell.read(Word.FAILED))
