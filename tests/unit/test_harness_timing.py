@@ -1,0 +1,198 @@
+"""Speed is told from noise, and only of answers that stay right."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from judging import Bench, bench, rms_norm
+from test_harness_passed import DECODE
+
+from fastkernels.capture.case import Case
+from fastkernels.context import Phase
+from fastkernels.harness.geometry import draw_geometry
+from fastkernels.harness.judge import JudgeConfig
+from fastkernels.harness.pool import Pool
+from fastkernels.harness.records import OpRecord, Samples
+from fastkernels.harness.timing import (
+    BASELINE,
+    BASELINE_AGAIN,
+    CANDIDATE,
+    Protocol,
+    Timed,
+    check_clocks,
+    draw_plan,
+    visit_ns,
+)
+from fastkernels.harness.verdict import Rejection, Verdict
+from fastkernels.tasks.baseline.L1.rms_norm import RMSNorm
+
+__all__ = ["bench"]
+
+CONFIG = JudgeConfig(num_shapes=1, num_timed=1, protocol=Protocol(num_restarts=2, num_blocks=10, calls_per_visit=3))
+
+
+def norm_case(rows: int = 128, hidden_size: int = 512) -> Case:
+    generator = torch.Generator().manual_seed(1)
+    x, residual = (torch.randn(rows, hidden_size, generator=generator) for _ in range(2))
+    weight = 1 + 0.1 * torch.randn(hidden_size, generator=generator)
+    return Case(
+        "rms_norm", {"hidden_size": hidden_size}, {"x": x, "residual": residual}, {"weight": weight}, torch.float32
+    )
+
+
+def decode_case(num_seqs: int = 24) -> Case:
+    """Sequences that the definition visits one by one and a candidate at once."""
+    generator = torch.Generator().manual_seed(1)
+    g = draw_geometry(generator, Phase.DECODE, num_seqs, max_len=33, page_size=16)
+    init = {"num_heads": 4, "head_size": 16, "scale": 0.25, "num_kv_heads": 2}
+    query = torch.randn(num_seqs, 4, 16, generator=generator)
+    caches = {f"{n}_cache": torch.randn(g.num_pages, 16, 2, 16, generator=generator) for n in ("key", "value")}
+    lengths = {"seq_lens": g.seq_lens_tensor(), "block_table": g.block_table(), "max_seq_len": max(g.seq_lens)}
+    return Case("flash_attn_decode", init, {"query": query, **caches, **lengths}, {}, torch.float32)
+
+
+def judged(bench: Bench, body: str, config: JudgeConfig = CONFIG) -> OpRecord:
+    return bench.judge("rms_norm", rms_norm(body), config, [norm_case()])
+
+
+def decided(bench: Bench, op: str, source: str, case: Case, wanted: str) -> OpRecord:
+    """Judged until it is no TIE, thrice at most: on a machine with other work a TIE is honest, the opposite never."""
+    for _ in range(3):
+        record = bench.judge(op, source, CONFIG, [case])
+        assert record.verdict == Verdict.PASSED, record.message
+        assert record.timings[0].speed in ("TIE", wanted)
+        if record.timings[0].speed == wanted:
+            return record
+    raise AssertionError(f"No {wanted} in three judgements; the last: {record.timings[0]}")
+
+
+def test_slower_candidate_loses(bench: Bench) -> None:
+    source = rms_norm("time.sleep(0.002); return self.right(x, residual)")
+    timing = decided(bench, "rms_norm", source, norm_case(), "LOSS").timings[0]
+    assert timing.high < 1 / (1 + timing.noise_floor)
+    assert timing.candidate_us > 2000
+    assert timing.shapes == "x[128, 512] residual[128, 512]"
+
+
+def test_faster_candidate_wins(bench: Bench) -> None:
+    timing = decided(bench, "flash_attn_decode", DECODE, decode_case(), "WIN").timings[0]
+    assert timing.low > 1 + timing.noise_floor
+    assert timing.baseline_us > timing.candidate_us
+
+
+def test_same_arithmetic_ties(bench: Bench) -> None:
+    record = judged(bench, "return self.right(x, residual)")
+    (timing,) = record.timings
+    assert record.verdict == Verdict.PASSED, record.message
+    assert timing.speed == "TIE"
+    assert timing.low <= 1.3
+    assert timing.high >= 1 / 1.3
+
+
+def test_timing_record_holds_every_sample(bench: Bench) -> None:
+    record = judged(bench, "return self.right(x, residual)")
+    (timing,) = record.timings
+    protocol = CONFIG.protocol
+    visits = [s for s in timing.samples if s.block >= 0]
+    assert timing.num_pairs == 2 * protocol.num_restarts * protocol.num_blocks
+    for side, num_visits in ((BASELINE, 2), (BASELINE_AGAIN, 1), (CANDIDATE, 2)):
+        mine = [s for s in visits if s.side == side]
+        assert len(mine) == num_visits * protocol.num_restarts * protocol.num_blocks
+        assert all(1 <= len(s.claim_ns) <= protocol.calls_per_visit for s in mine)
+        assert all(n > 0 for s in mine for n in s.claim_ns)
+    assert timing.num_checked > 20
+    assert 0 < timing.floor_us < timing.candidate_us
+    assert timing.low <= timing.ratio <= timing.high
+    assert 0 < timing.candidate_roofline_share < 1
+    assert record.peak_memory_bytes > 100 << 20
+
+
+def test_answers_are_checked_while_they_are_timed(bench: Bench) -> None:
+    """Right for the first 36 calls of a process, which is more than correctness makes."""
+    body = """
+    y, h = self.right(x, residual)
+    return (y, h) if self.num_calls <= 36 else (y * 1.01, h)
+    """
+    record = judged(bench, body)
+    assert record.verdict == Verdict.INCORRECT_NUMERICAL, (record.message, record.num_calls)
+    assert all(case.verdict == Verdict.PASSED for case in record.cases)
+    assert not record.timings
+
+
+def test_exception_while_timed_is_a_verdict(bench: Bench) -> None:
+    record = judged(bench, "assert self.num_calls < 40, 'worn out'; return self.right(x, residual)")
+    assert record.verdict == Verdict.RUNTIME_ERROR
+    assert "worn out" in record.message
+
+
+def test_plan_never_tells_the_answerer_what_is_looked_at() -> None:
+    """A quarter of the calls is fetched, some repeat all but one element, and one at least can be timed."""
+
+    pool = Pool(RMSNorm(512), [norm_case()] * 3, 1000, torch.device("cpu"))
+    plans = [draw_plan(pool, 4) for _ in range(300)]
+    calls = [call for plan in plans for call in plan]
+    assert all(any(not call.is_sealed for call in plan) for plan in plans)
+    assert 0.3 < sum(call.is_fetched for call in calls) / len(calls) < 0.7
+    assert {call.index for call in calls} == {0, 1, 2}
+    near = [
+        int((a.variation.multiplier != b.variation.multiplier).sum())
+        for plan in plans
+        for a, b in itertools.pairwise(plan)
+        if a.variation and b.variation and a.variation.roll == b.variation.roll
+    ]
+    assert 150 < len(near) < 450
+    assert set(near) == {1}
+
+
+def visit(side: str, block: int = 0, *, claim: int = 100_000, settle: int = 5_000, device: int = 50_000) -> Samples:
+    return Samples(0, block, side, True, [claim] * 3, [device] * 3, [settle] * 3, [0] * 3)
+
+
+def timed(**candidate: int) -> Timed:
+    samples = [visit(BASELINE, b) for b in range(4)] + [visit(CANDIDATE, b, **candidate) for b in range(4)]
+    return Timed(samples)
+
+
+def test_clocks_that_agree_pass() -> None:
+    check_clocks(timed(), is_remote=False)
+    check_clocks(timed(), is_remote=True)
+    check_clocks(timed(claim=20_000, device=10_000), is_remote=True)  # a faster one
+
+
+def test_work_after_done_is_unpaid_work() -> None:
+    for is_remote in (False, True):
+        with pytest.raises(Rejection, match="Unpaid work: the answer came") as caught:
+            check_clocks(timed(settle=5_000_000), is_remote=is_remote)
+        assert caught.value.verdict is Verdict.CHEATING
+
+
+def test_work_that_device_events_do_not_see_is_unpaid_work() -> None:
+    with pytest.raises(Rejection, match="the judge's clock saw"):
+        check_clocks(timed(claim=2_000_000), is_remote=True)
+    check_clocks(timed(claim=2_000_000), is_remote=False)  # there the judge's clock is the one that counts
+
+
+def test_pairs_are_neighbours_and_cold_visits_of_one_restart() -> None:
+    samples = [
+        visit(BASELINE, 0, claim=200),
+        visit(CANDIDATE, 0, claim=100),
+        visit(CANDIDATE, 0, claim=400),
+        visit(BASELINE, 0, claim=100),
+        visit(BASELINE, -1, claim=9),  # warm-up
+        Samples(0, 0, CANDIDATE, False, [1], [1], [1], [1]),  # warm
+        Samples(1, 0, BASELINE, True, [300], [1], [1], [1]),
+        Samples(1, 0, CANDIDATE, True, [100], [1], [1], [1]),
+    ]
+    pairs = Timed(samples).pairs(BASELINE, CANDIDATE, "claim")
+    assert pairs == [pytest.approx([math.log(2), math.log(1 / 4)]), pytest.approx([math.log(3)])]
+    assert Timed(samples).median_us(CANDIDATE, "claim", is_cold=False) == 0.001
+    assert Timed([]).median_us(CANDIDATE, "claim") is None
+
+
+def test_visit_by_the_judges_clock_is_its_least_call() -> None:
+    sample = Samples(0, 0, CANDIDATE, True, [900, 500, 800], [30, 10, 20], [], [])
+    assert visit_ns(sample, "claim") == 500
+    assert visit_ns(sample, "device") == 20
