@@ -69,6 +69,7 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(Path(__file__).with_name("nursery.py")), json.dumps(settings)],
             stdin=subprocess.DEVNULL,
+            env=environment,  # what a process was started with stays readable in its /proc/self/environ
             pass_fds=(theirs.fileno(),),
             start_new_session=True,
         )
