@@ -144,7 +144,11 @@ class Worker:
         self.confinement: dict[str, Any] = {}
 
     def __enter__(self) -> Worker:
-        self.confinement = self._receive(self.limits.load_seconds)["confinement"]
+        try:
+            self.confinement = self._receive(self.limits.load_seconds)["confinement"]
+        except BaseException:
+            self.end()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
