@@ -43,7 +43,7 @@ def norm_case(rows: int = 128, hidden_size: int = 512) -> Case:
     )
 
 
-def decode_case(num_seqs: int = 24) -> Case:
+def decode_case(num_seqs: int = 96) -> Case:
     """Sequences that the definition visits one by one and a candidate at once."""
     generator = torch.Generator().manual_seed(1)
     g = draw_geometry(generator, Phase.DECODE, num_seqs, max_len=33, page_size=16)

@@ -1,0 +1,148 @@
+"""Workers end with their judge, whatever ends it; a nursery that is gone is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from judging import LIMITS, num_descriptors, rms_norm, wait_until, workers, write_set
+
+from fastkernels.errors import EnvironmentProblem
+from fastkernels.harness.verdict import Rejection, Verdict
+from fastkernels.harness.workers import Limits, Nursery
+
+JUDGE = """
+import sys
+from fastkernels.harness.judge import Judge, JudgeConfig
+from fastkernels.harness.workers import Limits, Nursery
+from fastkernels.registry import ops
+from fastkernels.sets import resolve_set
+
+with Nursery("cpu", Limits(call_seconds=100)) as nursery:
+    judge = Judge(JudgeConfig(num_shapes=1, is_timed=False), nursery, lambda text: print(text, flush=True))
+    judge.judge(ops()["rms_norm"], resolve_set(sys.argv[1]), [])
+"""
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def test_killed_judge_leaves_no_process(tmp_path: Path) -> None:
+    """SIGKILL gives the judge no last word, and the candidate spins: the kernel must end it."""
+    candidates = write_set(tmp_path / "endless", "rms_norm", rms_norm("while True: pass"))
+    judge = subprocess.Popen([sys.executable, "-c", JUDGE, str(candidates)], stdout=subprocess.DEVNULL)
+
+    def spins() -> bool:
+        below = [p for p in _descendants(judge.pid) if p.ppid() != judge.pid]
+        return len(below) >= 2 and any(p.cpu_percent(0.2) > 40 for p in below)
+
+    assert wait_until(spins, 60)
+    processes = _descendants(judge.pid)
+    judge.kill()
+    judge.wait()
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    for process in alive:
+        process.kill()
+    assert not alive
+
+
+def test_death_with_the_parent_survives_the_namespaces_of_an_ordinary_user() -> None:
+    """A change of credentials may clear the signal, and an ordinary user enters a namespace of his own."""
+    code = """
+    import ctypes, os
+    from fastkernels.harness import sandbox
+    if os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+    sandbox.die_with_parent()
+    sandbox.enter_namespaces()
+    signal = ctypes.c_int()
+    ctypes.CDLL(None).prctl(2, ctypes.byref(signal), 0, 0, 0)  # PR_GET_PDEATHSIG
+    print(signal.value)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == str(int(signal.SIGKILL)), done.stderr
+
+
+def test_worker_that_ends_by_itself_is_told_with_its_last_words() -> None:
+    with Nursery("cpu", LIMITS) as nursery, nursery.start("worker", 1 << 16) as worker:
+        os.kill(worker._tree()[-1].pid, signal.SIGKILL)
+        with pytest.raises(Rejection, match="The worker process ended during the call") as caught:
+            worker.request({"cmd": "load"})
+        assert caught.value.verdict is Verdict.RUNTIME_ERROR
+        assert wait_until(lambda: not worker.is_alive(), 2)
+
+
+def test_worker_is_ended_with_all_its_children() -> None:
+    with Nursery("cpu", LIMITS) as nursery:
+        with nursery.start("worker", 1 << 16) as worker:
+            assert worker.is_alive()
+            processes = worker._tree()
+        assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+        assert not worker._private.exists()
+    assert not workers()
+
+
+def test_worker_that_dies_while_it_starts_leaves_nothing() -> None:
+    with Nursery("cpu", LIMITS) as nursery:
+        worker = nursery.start("worker", 1 << 16)
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(Rejection, match="The worker process ended"):
+            worker.__enter__()
+        assert worker.arena.fd == -1
+        assert not worker._private.exists()
+
+
+def test_silent_worker_is_a_timeout() -> None:
+    with Nursery("cpu", LIMITS) as nursery, nursery.start("worker", 1 << 16) as worker:
+        started = time.monotonic()
+        with pytest.raises(Rejection) as caught:
+            worker.reply(0.3)
+        assert caught.value.verdict is Verdict.TIMEOUT
+        assert time.monotonic() - started < 2
+
+
+def test_unknown_words_to_a_worker_are_an_error_and_it_lives_on() -> None:
+    with Nursery("cpu", LIMITS) as nursery, nursery.start("worker", 1 << 16) as worker:
+        for message in ({"cmd": "no such"}, {}, {"cmd": "calls", "first": 1, "count": 1}):
+            with pytest.raises(Rejection) as caught:
+                worker.request(message)
+            assert caught.value.verdict is Verdict.RUNTIME_ERROR
+        assert worker.is_alive()
+
+
+def test_nursery_that_is_gone_is_an_environment_problem() -> None:
+    with Nursery("cpu", LIMITS) as nursery:
+        with nursery.start("worker", 1 << 16):
+            pass
+        os.kill(nursery._process.pid, signal.SIGKILL)
+        nursery._process.wait()
+        with pytest.raises(EnvironmentProblem, match="exit code -9"):
+            nursery.start("worker", 1 << 16)
+
+
+def test_nursery_closes_all_it_opened() -> None:
+    before = num_descriptors()
+    with Nursery("cpu", Limits()) as nursery:
+        folder = nursery._folder
+        for _ in range(3):
+            with nursery.start("worker", 1 << 20):
+                pass
+    assert num_descriptors() == before
+    assert not folder.exists()
+    assert nursery._process.poll() is not None
+
+
+def test_worker_does_not_inherit_the_judges_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_JUDGE", "seed 7")
+    with Nursery("cpu", LIMITS) as nursery, nursery.start("worker", 1 << 16) as worker:
+        for process in (nursery._process.pid, *(p.pid for p in worker._tree())):
+            assert b"SECRET_OF_THE_JUDGE" not in Path(f"/proc/{process}/environ").read_bytes()
