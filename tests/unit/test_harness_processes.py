@@ -91,14 +91,15 @@ def test_worker_is_ended_with_all_its_children() -> None:
     assert not workers()
 
 
-def test_worker_that_dies_while_it_starts_leaves_nothing() -> None:
+def test_worker_that_does_not_come_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with Nursery("cpu", LIMITS) as nursery:
         worker = nursery.start("worker", 1 << 16)
-        os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(Rejection, match="The worker process ended"):
+        monkeypatch.setattr(worker, "_receive", lambda seconds: {}["no message"])
+        with pytest.raises(KeyError):
             worker.__enter__()
         assert worker.arena.fd == -1
         assert not worker._private.exists()
+        assert wait_until(lambda: not worker.is_alive(), 2)
 
 
 def test_silent_worker_is_a_timeout() -> None:

@@ -1,0 +1,210 @@
+"""A sweep keeps each result the moment it is there, goes on after a broken one, and loses nothing when cut short."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from judging import LIMITS, rms_norm, write_set
+
+from fastkernels.bench.run_folder import RunFolder
+from fastkernels.bench.sweep import Progress, Sweep, plan_items, run_sweep, start_run
+from fastkernels.capture.case import Case
+from fastkernels.capture.store import CaseSet
+from fastkernels.errors import EnvironmentProblem, RunFolderError, UsageError
+from fastkernels.harness.judge import Judge, JudgeConfig
+from fastkernels.harness.records import OpRecord
+from fastkernels.harness.verdict import Verdict
+from fastkernels.registry import find_ops, ops
+from fastkernels.sets import resolve_set
+
+CONFIG = JudgeConfig(num_shapes=1, is_timed=False)
+SILU = """
+from torch import nn
+
+class SiluAndMul(nn.Module):
+    def forward(self, x):
+        gate, up = x.float().chunk(2, -1)
+        return (nn.functional.silu(gate) * up).to(x.dtype)
+"""
+STORE = "import os\nfrom torch import nn\n\nclass StoreKVCache(nn.Module):\n    forward = None\n\nos._exit(9)\n"
+RIGHT = rms_norm("return self.right(x, residual)")
+
+
+def record(op: str = "rms_norm", implementation: str = "mine", **values: Any) -> OpRecord:
+    base = {"level": 1, "source_path": "", "source_sha256": "0" * 64, "device": "cpu", "verdict": "PASSED"}
+    return OpRecord(op=op, implementation=implementation, **{**base, **values})  # type: ignore[arg-type]
+
+
+def a_set(folder: Path) -> Path:
+    write_set(folder, "rms_norm", RIGHT)
+    write_set(folder, "silu_and_mul", SILU)
+    return write_set(folder, "store_kvcache", STORE)
+
+
+def sweep_of(folder: Path, config: JudgeConfig = CONFIG, cases: CaseSet | None = None) -> Sweep:
+    return Sweep(plan_items(list(ops().values()), [resolve_set(folder)]), config, cases, LIMITS, {"device": "cpu"})
+
+
+class Heard:
+    """What a sweep told while it ran."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.ended: list[str] = []
+        self.progress = Progress(
+            lambda item, number, total: self.begun.append(f"{item[0].name} {number + 1}/{total}"),
+            lambda text: None,
+            lambda r: self.ended.append(f"{r.op} {r.verdict}"),
+        )
+
+
+def _children() -> set[int]:
+    return {process.pid for process in psutil.Process().children()}
+
+
+def test_plan_takes_what_the_sets_offer_lowest_level_first(tmp_path: Path) -> None:
+    candidates = a_set(tmp_path / "mine")
+    write_set(candidates, "llama_mlp", "class LlamaMLP: pass")
+    items = plan_items(list(ops().values()), [resolve_set(candidates), resolve_set("torch_native")])
+    assert [entry.level for entry, _ in items] == sorted(entry.level for entry, _ in items)
+    assert (items[-1][0].name, items[-1][1].name) == ("llama_mlp", "mine")
+    assert {s.name for entry, s in items if entry.name == "rms_norm"} == {"mine", "torch_native"}
+    assert [e.name for e, _ in plan_items(find_ops("silu_and_mul"), [resolve_set(candidates)])] == ["silu_and_mul"]
+
+
+def test_plan_of_nothing_says_how_to_write_one(tmp_path: Path) -> None:
+    candidates = write_set(tmp_path / "mine", "rms_norm", RIGHT)
+    with pytest.raises(UsageError, match="fastkernels stubs --target OP"):
+        plan_items(find_ops("linear"), [resolve_set(candidates)])
+
+
+def test_sweep_judges_all_and_resumes_what_is_missing_or_changed(tmp_path: Path) -> None:
+    """One file ends its process, which is its own verdict; then only what changed is judged again."""
+    sweep, heard, before = sweep_of(a_set(tmp_path / "mine")), Heard(), _children()
+    folder = start_run(sweep, tmp_path / "run")
+    results = run_sweep(sweep, folder, heard.progress)
+    assert heard.begun == ["rms_norm 1/3", "silu_and_mul 2/3", "store_kvcache 3/3"]
+    assert heard.ended == ["rms_norm PASSED", "silu_and_mul PASSED", "store_kvcache RUNTIME_ERROR"]
+    assert results["status"] == "finished"
+    assert [r["op"] for r in results["ops"]] == ["rms_norm", "silu_and_mul", "store_kvcache"]
+    assert results["ceilings"]["copy_bytes_per_s"] > 1e8
+    assert json.loads((folder.path / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert {p.name for p in (folder.path / "ops").iterdir()} == {f"mine--{r['op']}.json" for r in results["ops"]}
+    assert not list(folder.path.rglob("*.partial"))
+    assert _children() == before
+
+    heard = Heard()
+    assert run_sweep(sweep, RunFolder(folder.path), heard.progress)["ops"] == results["ops"]
+    assert heard.ended == []
+    write_set(tmp_path / "mine", "silu_and_mul", SILU.replace("* up", "* up * 1.1"))
+    (folder.path / "ops" / "mine--rms_norm.json").unlink()
+    again = run_sweep(sweep_of(tmp_path / "mine"), RunFolder(folder.path), heard.progress)
+    assert heard.ended == ["rms_norm PASSED", "silu_and_mul INCORRECT_NUMERICAL"]
+    assert [r["verdict"] for r in again["ops"]] == ["PASSED", "INCORRECT_NUMERICAL", "RUNTIME_ERROR"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a fault of the judge")])
+def test_sweep_that_is_cut_short_keeps_what_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    real = Judge.judge
+
+    def judge(self: Judge, entry: Any, implementations: Any, cases: Any) -> OpRecord:
+        if entry.name == "silu_and_mul":
+            raise error
+        return real(self, entry, implementations, cases)
+
+    monkeypatch.setattr(Judge, "judge", judge)
+    before, sweep = _children(), sweep_of(a_set(tmp_path / "mine"))
+    folder = start_run(sweep, tmp_path / "run")
+    with pytest.raises(type(error)):
+        run_sweep(sweep, folder, Progress())
+    results = RunFolder(tmp_path / "run").results()
+    assert results["status"] == "interrupted"
+    assert [(r["op"], r["verdict"]) for r in results["ops"]] == [("rms_norm", "PASSED")]
+    assert _children() == before
+
+
+def test_op_that_the_workload_never_calls_does_not_pass(tmp_path: Path) -> None:
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    case = Case("silu_and_mul", {}, {"x": x}, {}, torch.float32)
+    candidates = write_set(tmp_path / "mine", "rms_norm", RIGHT)
+    write_set(candidates, "silu_and_mul", SILU)
+    sweep = sweep_of(candidates, cases=CaseSet([case], model="tiny", workload="demo"))
+    results = run_sweep(sweep, start_run(sweep, tmp_path / "run"), Progress())
+    verdicts = {r["op"]: r["verdict"] for r in results["ops"]}
+    assert verdicts == {"rms_norm": Verdict.NEVER_CALLED, "silu_and_mul": Verdict.PASSED}
+    assert "tiny on demo never calls rms_norm" in results["ops"][0]["message"]
+    assert [len(hashes) for hashes in results["case_hashes"].values()] == [1]
+    assert "captured" in {c["family"] for c in results["ops"][1]["cases"]}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_sweep_on_a_device_that_is_not_there_is_an_environment_problem(tmp_path: Path) -> None:
+    sweep = sweep_of(a_set(tmp_path / "mine"), JudgeConfig(device="cuda"))
+    folder = RunFolder.create("kernels", {}, {}, tmp_path / "run")
+    with pytest.raises(EnvironmentProblem, match="no GPU is visible"):
+        run_sweep(sweep, folder, Progress())
+
+
+def test_run_folder_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up in the middle of a file leaves the file from before and no part of the new one."""
+    folder = RunFolder.create("kernels", {}, {}, tmp_path / "run")
+    folder.add(record(message="before"))
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        folder.add(record(message="after"))
+    with pytest.raises(OSError, match="No space left"):
+        folder.finish(status="finished")
+    assert [r["message"] for r in folder.records()] == ["before"]
+    assert {p.name for p in folder.path.rglob("*")} == {"run.json", "ops", "mine--rms_norm.json"}
+    assert folder.results()["status"] == "unfinished"
+
+
+def test_run_folder_reads_what_it_wrote(tmp_path: Path) -> None:
+    folder = RunFolder.create("kernels", {"device": "cpu"}, {"cpu": "x"}, tmp_path / "run")
+    for op, level in (("llama_mlp", 2), ("rms_norm", 1), ("linear", 1)):
+        folder.add(record(op, level=level))
+    assert [r["op"] for r in folder.records()] == ["linear", "rms_norm", "llama_mlp"]
+    results = folder.finish(status="finished", seconds=1.5)
+    assert RunFolder(folder.path).results() == results
+    assert (results["kind"], results["run_id"], results["request"]) == ("kernels", "run", {"device": "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [(None, "run.json is missing"), ("{", "cut off or altered"), ("[1]", "does not hold a JSON object")],
+)
+def test_run_folder_that_is_none_is_named(tmp_path: Path, text: str | None, says: str) -> None:
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RunFolderError, match=says):
+        RunFolder(tmp_path).header()
+
+
+def test_run_folder_of_another_version_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder.create("kernels", {}, {}, tmp_path / "run")
+    folder.finish(status="finished")
+    for name in ("run.json", "results.json"):
+        data = json.loads((folder.path / name).read_text())
+        (folder.path / name).write_text(json.dumps({**data, "schema_version": 999}))
+    for read in (folder.header, folder.results):
+        with pytest.raises(RunFolderError, match="has schema version 999; this program reads"):
+            read()
+
+
+def test_run_folders_of_one_second_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTKERNELS_HOME", str(tmp_path))
+    paths = {RunFolder.create("kernels", {}, {}).path for _ in range(3)}
+    assert len(paths) == 3
+    assert all(path.parent == tmp_path for path in paths)
