@@ -16,10 +16,10 @@ def verdict_table(results: dict[str, Any]) -> Table:
     """One row a judgement and timed case: verdict, speed with its interval, share of the roofline."""
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for name in ("op", "set", "verdict"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("case", max_width=24, no_wrap=True, overflow="ellipsis")
-    for name in ("baseline us", "us", "speedup", "95 % interval", "", "% roof"):
-        table.add_column(name, justify="right", no_wrap=name != "baseline us")
+        table.add_column(name, overflow="fold", min_width=8)
+    table.add_column("case", max_width=20, no_wrap=True, overflow="ellipsis")
+    for name, width in (("base us", 7), ("us", 6), ("speedup", 7), ("95 % interval", 9), ("", 4), ("% roof", 3)):
+        table.add_column(name, justify="right", min_width=width)
     for record in results["ops"]:
         is_passed = record["verdict"] == Verdict.PASSED
         verdict = f"[{'green' if is_passed else 'bold red'}]{record['verdict']}[/]"

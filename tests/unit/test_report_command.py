@@ -36,7 +36,7 @@ def test_a_run_is_shown_and_its_report_written(tmp_path: Path, capsys: pytest.Ca
     run = write_run(tmp_path / "run")
     assert run_command("report", run) == 0
     out = capsys.readouterr().out
-    assert "1.620" in out
+    assert "1.62" in out
     assert "CHEATING" in out
     assert (run / "report.html").read_text().startswith("<!doctype html>")
     assert f"report: {run / 'report.html'}" in out

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from fastkernels.distributed.sharded_layer import Shard, ShardedLayer, ShardId, refuse_quantization
 from fastkernels.distributed.tensor_parallel import kv_head_shard, shard_size, tp_rank, tp_size
 from fastkernels.op import Op
-from fastkernels.spec import Cost, OpSpec, TensorSpec
+from fastkernels.spec import Compare, Cost, OpSpec, TensorSpec
 from fastkernels.tasks.baseline.L1.allgather import AllGather
 from fastkernels.tasks.baseline.L1.allreduce import AllReduce
 from fastkernels.tasks.baseline.L1.linear import Linear
 
-_OUTPUT_BIAS = TensorSpec(("output_size_per_partition",)).optional()
+_OUTPUT_BIAS = TensorSpec(("output_size_per_partition",), compare=Compare.EXACT).optional()
 
 
 def _linear_cost(
@@ -209,7 +209,10 @@ class RowParallelLinear(ShardedLayer, Op):
     inner = "linear"
     spec = OpSpec(
         inputs={"x": TensorSpec(("...", "num_inputs")).strided()},
-        outputs={"output": TensorSpec(("...", "output_size")), "output_bias": TensorSpec(("output_size",)).optional()},
+        outputs={
+            "output": TensorSpec(("...", "output_size")),
+            "output_bias": TensorSpec(("output_size",), compare=Compare.EXACT).optional(),
+        },
         examples=(
             {"input_size": 176, "output_size": 64, "bias": False},
             {"input_size": 131, "output_size": 67, "bias": True},
