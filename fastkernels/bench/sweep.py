@@ -130,7 +130,11 @@ def case_hashes(cases: CaseSet, names: set[str]) -> dict[str, list[str]]:
 
 
 def start_run(sweep: Sweep, out: Path | None, kind: str = "kernels") -> RunFolder:
-    """A new run folder; kind: the command that made it."""
+    """A new run folder; kind: the command that made it.
+
+    Errors: EnvironmentProblem when the device is missing.
+    """
+    _require_device(sweep.config.device)
     return RunFolder.create(kind, sweep.request, environment(sweep.config.device), out)
 
 
