@@ -1,0 +1,163 @@
+"""`fastkernels kernels` as a user meets it: exit codes, one message each, what is on disk, what is left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from judging import rms_norm, wait_until, write_set
+
+from fastkernels.bench.run_folder import RunFolder
+from fastkernels.capture.case import Case
+from fastkernels.capture.store import CaseSet
+
+RIGHT = rms_norm("return self.right(x, residual)")
+QUICK = ("--device", "cpu", "--quick", "--check-only", "--no-track")
+
+
+def command(folder: Path, *words: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "FASTKERNELS_HOME": str(folder / "runs"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment["FASTKERNELS_CANDIDATE_DIR"] = str(folder / "candidate")
+    (folder / "candidate").mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastkernels", "kernels", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=environment,
+    )
+
+
+def run(folder: Path, *words: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr); a traceback is never an answer."""
+    process = command(folder, *words)
+    out, err = process.communicate(timeout=120)
+    assert "Traceback" not in err
+    return process.returncode, out, err
+
+
+def test_right_and_wrong_candidates_give_0_and_1_and_json(tmp_path: Path) -> None:
+    mine = write_set(tmp_path / "mine", "rms_norm", RIGHT)
+    code, out, err = run(tmp_path, "--target", "RMSNorm", "--candidates", mine, *QUICK, "--json")
+    assert code == 0, err
+    results = json.loads(out)
+    assert [(r["op"], r["implementation"], r["verdict"]) for r in results["ops"]] == [("rms_norm", "mine", "PASSED")]
+    (path,) = (tmp_path / "runs").iterdir()
+    assert {p.name for p in path.iterdir()} >= {"run.json", "results.json", "report.html", "ops"}
+    assert RunFolder(path).results() == results
+    assert results["environment"]["packages"]["torch"] == torch.__version__
+
+    write_set(mine, "rms_norm", rms_norm("y, h = self.right(x, residual); return y * 1.01, h"))
+    code, out, _ = run(tmp_path, "--candidates", mine, *QUICK, "--resume", path)
+    assert code == 1
+    assert "INCORRECT_NUMERICAL" in out
+    assert f"run:    {path}" in out
+    assert [r["verdict"] for r in RunFolder(path).results()["ops"]] == ["INCORRECT_NUMERICAL"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--target", "rms_nrm"), 2, "There is no op named 'rms_nrm'. Did you mean rms_norm?"),
+        (("--target", "rms_norm"), 2, "Write one with `fastkernels stubs --target OP`"),
+        (("--candidates", "no_such_set"), 2, "no_such_set"),
+        (("--candidates", "./no/such/dir"), 2, "There is no directory './no/such/dir'"),
+        (("--level", "7"), 2, "There is no level 7"),
+        (("--candidates", "reference", "--dtype", "int8"), 2, "--dtype int8 is not one of"),
+        (("--candidates", "reference", "--cases", "no_such_cases"), 3, "no_such_cases"),
+        (("--candidates", "reference", "--device", "cpu", "--resume", "no_such_run"), 3, "run.json is missing"),
+    ],
+)
+def test_mistake_is_one_message_and_its_exit_code(tmp_path: Path, words: tuple[str, ...], code: int, says: str) -> None:
+    got, out, err = run(tmp_path, *words)
+    assert (got, out) == (code, "")
+    assert err.startswith("error: ")
+    assert says in err
+    assert err.count("error:") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_case_set_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    case = Case("rms_norm", {"hidden_size": 64}, {"x": x, "residual": None}, {"weight": torch.ones(64)})
+    CaseSet([case]).save(tmp_path / "cases")
+    tensors = tmp_path / "cases" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    code, _, err = run(tmp_path, "--candidates", "reference", *QUICK, "--cases", tmp_path / "cases")
+    assert code == 3
+    assert "tensors.safetensors" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_missing_gpu_is_exit_5(tmp_path: Path) -> None:
+    code, out, err = run(tmp_path, "--target", "rms_norm", "--candidates", "torch_native", "--device", "cuda")
+    assert (code, out) == (5, "")
+    assert "no GPU is visible to torch here. Use --device cpu." in err
+    assert not (tmp_path / "runs").exists()
+
+
+def _with_endless_op(folder: Path) -> Path:
+    """rms_norm is right; silu_and_mul, judged after it, never answers."""
+    mine = write_set(folder / "mine", "rms_norm", RIGHT)
+    source = (
+        "from torch import nn\n\nclass SiluAndMul(nn.Module):\n    def forward(self, x):\n        while True: pass\n"
+    )
+    return write_set(mine, "silu_and_mul", source)
+
+
+def _reaches_endless_op(folder: Path) -> bool:
+    return bool(list((folder / "runs").glob("*/ops/*rms_norm.json")))
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=["interrupted", "killed"])
+def test_signal_in_the_middle_keeps_what_was_finished_and_leaves_no_process(
+    tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    process = command(tmp_path, "--candidates", _with_endless_op(tmp_path), *QUICK, "--timeout", "100")
+    assert wait_until(lambda: _reaches_endless_op(tmp_path), 60)
+    time.sleep(1.0)
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert below
+    started = time.monotonic()
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=20)
+    assert time.monotonic() - started < 8
+    assert process.returncode == code
+    _, alive = psutil.wait_procs(below, timeout=5)
+    assert not alive
+    (path,) = (tmp_path / "runs").iterdir()
+    results = RunFolder(path).results()
+    assert results["status"] == ("interrupted" if sent == signal.SIGINT else "unfinished")
+    assert [(r["op"], r["verdict"]) for r in results["ops"]] == [("rms_norm", "PASSED")]
+    assert not list(path.rglob("*.partial"))
+    if sent == signal.SIGINT:
+        assert err.count("error:") == 1
+        assert "Interrupted. What was finished is kept." in err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
+def test_full_disk_is_one_message_and_no_partial_file(tmp_path: Path) -> None:
+    """A judgement holds more bytes than the disk has left: the header is written, the judgement is not."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount")
+    try:
+        mine = write_set(tmp_path / "mine", "rms_norm", RIGHT)
+        code, _, err = run(tmp_path, "--candidates", mine, *QUICK, "--out", disk / "run")
+        assert code == 5, err
+        assert err.count("error:") == 1
+        assert "The disk is full" in err
+        assert {p.name for p in (disk / "run").rglob("*")} <= {"run.json", "ops", "results.json"}
+        assert RunFolder(disk / "run").results()["status"] in ("unfinished", "interrupted")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
