@@ -167,12 +167,12 @@ def test_right_candidate_passes(bench: Bench, op: str) -> None:
     assert record.message == record.witness == ""
 
 
-def test_right_candidate_passes_in_every_dtype(bench: Bench) -> None:
-    config = JudgeConfig(num_shapes=1, is_timed=False, dtypes=(torch.bfloat16, torch.float16, torch.float32))
-    for op in ("rms_norm", "linear", "llama_mlp"):
+def test_right_candidate_passes_in_half_precision(bench: Bench) -> None:
+    config = JudgeConfig(num_shapes=1, is_timed=False, dtypes=(torch.bfloat16, torch.float16))
+    for op in ("rms_norm", "linear"):
         record = bench.judge(op, CANDIDATES[op], config)
         assert record.verdict == Verdict.PASSED, record.message
-        assert {case.dtype for case in record.cases} == {"bfloat16", "float16", "float32"}
+        assert {case.dtype for case in record.cases} == {"bfloat16", "float16"}
 
 
 def test_cache_that_is_not_written_is_wrong_although_the_answer_is_right(bench: Bench) -> None:
