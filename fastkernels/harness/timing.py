@@ -194,19 +194,19 @@ def check_clocks(timed: Timed, *, is_remote: bool) -> None:
 
     Errors: Rejection CHEATING with the figures.
     """
-    clock = "device" if is_remote else "claim"
+    settled = [n for s in timed.samples if s.side == BASELINE for n in s.settle_ns]
     _check_excess(
         "the answer came {excess:.0f} us later after the call had claimed to be done than the baseline's",
-        [n for s in timed.samples if s.side == BASELINE for n in s.settle_ns],
+        settled,
         [n for s in timed.samples if s.side == CANDIDATE for n in s.settle_ns],
-        _allowance_ns(timed, clock, least=100e3),
+        _allowance_ns(timed, least=100e3) if is_remote else _spread_ns(settled),
     )
     if is_remote:
         _check_excess(
             "the judge's clock saw {excess:.0f} us more than the device events reported, beyond the baseline's",
             [n for s in timed.samples if s.side == BASELINE for n in _hidden(s)],
             [n for s in timed.samples if s.side == CANDIDATE for n in _hidden(s)],
-            _allowance_ns(timed, clock, least=40e3),
+            _allowance_ns(timed, least=40e3),
         )
 
 
@@ -214,9 +214,17 @@ def _hidden(sample: Samples) -> list[int]:
     return [claim - device for claim, device in zip(sample.claim_ns, sample.device_ns, strict=True)]
 
 
-def _allowance_ns(timed: Timed, clock: str, least: float) -> float:
-    baseline = timed.median_us(BASELINE, clock) or 0.0
+def _allowance_ns(timed: Timed, least: float) -> float:
+    baseline = timed.median_us(BASELINE, "device") or 0.0
     return max(least, 0.25 * baseline * 1e3)
+
+
+def _spread_ns(settled: Sequence[float]) -> float:
+    """How far the baseline's own answers stray: four times what its slower tenth exceeds its median by."""
+    if not settled:
+        return 0.0
+    middle = median(settled)
+    return max(30e3, 0.25 * middle, 4 * (percentile(settled, 0.9) - middle))
 
 
 def _check_excess(text: str, baseline: Sequence[float], candidate: Sequence[float], allowance_ns: float) -> None:
