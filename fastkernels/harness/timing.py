@@ -195,18 +195,19 @@ def check_clocks(timed: Timed, *, is_remote: bool) -> None:
     Errors: Rejection CHEATING with the figures.
     """
     settled = [n for s in timed.samples if s.side == BASELINE for n in s.settle_ns]
+    allowance = _allowance_ns(timed, 100e3, "device" if is_remote else "claim")
     _check_excess(
         "the answer came {excess:.0f} us later after the call had claimed to be done than the baseline's",
         settled,
         [n for s in timed.samples if s.side == CANDIDATE for n in s.settle_ns],
-        _allowance_ns(timed, least=100e3) if is_remote else _spread_ns(settled),
+        allowance if is_remote else min(allowance, _spread_ns(settled)),
     )
     if is_remote:
         _check_excess(
             "the judge's clock saw {excess:.0f} us more than the device events reported, beyond the baseline's",
             [n for s in timed.samples if s.side == BASELINE for n in _hidden(s)],
             [n for s in timed.samples if s.side == CANDIDATE for n in _hidden(s)],
-            _allowance_ns(timed, least=40e3),
+            _allowance_ns(timed, 40e3, "device"),
         )
 
 
@@ -214,8 +215,8 @@ def _hidden(sample: Samples) -> list[int]:
     return [claim - device for claim, device in zip(sample.claim_ns, sample.device_ns, strict=True)]
 
 
-def _allowance_ns(timed: Timed, least: float) -> float:
-    baseline = timed.median_us(BASELINE, "device") or 0.0
+def _allowance_ns(timed: Timed, least: float, clock: str) -> float:
+    baseline = timed.median_us(BASELINE, clock) or 0.0
     return max(least, 0.25 * baseline * 1e3)
 
 
