@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastkernels.harness.tolerance import Error, Tolerance
 from fastkernels.harness.verdict import Rejection, Verdict
-from fastkernels.spec import Compare, TensorSpec
+from fastkernels.spec import Compare
 
 _TINY = 1e-30
 _LEAST_ROW = 16
@@ -29,10 +29,6 @@ class Expected:
     dtype: torch.dtype
     compare: Compare
     of: Tensor | None = None
-
-
-def expected_from(name: str, spec: TensorSpec, value: Tensor, dtype: torch.dtype, of: Tensor | None) -> Expected:
-    return Expected(name, value, dtype, spec.compare, of)
 
 
 def check_form(

@@ -139,7 +139,6 @@ class Worker:
         self.bell = Bell(arena.bell)
         self.sequence = 0
         self._sock, self._private, self._log_path = sock, private, log_path
-        self._next_memory_check = 0.0
         self.peak_memory_bytes = 0
         self.confinement: dict[str, Any] = {}
 
