@@ -1,0 +1,151 @@
+"""How a request's tokens are drawn and when they end; fields as in vLLM's SamplingParams."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fastkernels.errors import UsageError
+
+MAX_LOGPROBS = 20
+_SEED_LIMIT = 2**63
+
+
+class SamplingParamsError(UsageError):
+    """`parameter` names the field that is off."""
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+@dataclass(frozen=True)
+class StructuredOutputsParams:
+    """What the text must be: exactly one of these is set. json: a schema, as text or object."""
+
+    json: str | Mapping[str, Any] | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+    json_object: bool = False
+
+    def __post_init__(self) -> None:
+        chosen = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False)]
+        if len(chosen) != 1:
+            names = ", ".join(f.name for f in fields(self))
+            raise SamplingParamsError(
+                "structured_outputs", f"structured_outputs sets {chosen or 'nothing'}; set exactly one of {names}."
+            )
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are drawn and when to stop.
+
+    n: answers to the prompt. temperature 0 is greedy; top_k 0 (or -1), top_p 1 and min_p 0 are off.
+    presence_penalty, frequency_penalty: subtracted once, or for each time, a token was made; repetition_penalty
+        divides the positive logits and multiplies the negative ones of every token of prompt and answer.
+    logit_bias: added by token id. allowed_token_ids: no other token is drawn.
+    seed: the same request gives the same tokens in any batch; None: the engine's seed and the request's id.
+    stop: texts that end the answer and are cut from it, unless include_stop_str_in_output.
+    stop_token_ids: end the answer; kept in token_ids. ignore_eos: run past the model's end token.
+    min_tokens: no end before so many. logprobs: how many of the likeliest tokens to report beside the one drawn.
+    prompt_logprobs: the same for every token of the prompt after the first.
+    Errors: SamplingParamsError names the field, its value and its limit.
+    """
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    max_tokens: int = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
+        for name, holds, limit in self._limits():
+            if not holds:
+                raise SamplingParamsError(name, f"{name} is {getattr(self, name)!r}; it must be {limit}.")
+
+    def _limits(self) -> tuple[tuple[str, bool, str], ...]:
+        least_logprobs = f"in [0, {MAX_LOGPROBS}]"
+        return (
+            ("n", _is_int(self.n) and 1 <= self.n <= 128, "in [1, 128]"),
+            ("presence_penalty", _within(self.presence_penalty, -2, 2), "in [-2, 2]"),
+            ("frequency_penalty", _within(self.frequency_penalty, -2, 2), "in [-2, 2]"),
+            ("repetition_penalty", _within(self.repetition_penalty, 1e-3, 1e3), "in [0.001, 1000] (1 is off)"),
+            ("temperature", _within(self.temperature, 0, 1e3), "in [0, 1000] (0 is greedy)"),
+            ("top_p", _within(self.top_p, 0, 1) and self.top_p > 0, "in (0, 1] (1 is off)"),
+            ("top_k", _is_int(self.top_k) and 0 <= self.top_k < 2**31, "at least 0 (0 is off)"),
+            ("min_p", _within(self.min_p, 0, 1), "in [0, 1] (0 is off)"),
+            ("seed", self.seed is None or (_is_int(self.seed) and 0 <= self.seed < _SEED_LIMIT), "in [0, 2**63)"),
+            ("stop", all(isinstance(s, str) and s for s in self.stop), "texts that are not empty"),
+            ("stop_token_ids", all(_is_int(t) for t in self.stop_token_ids), "token ids"),
+            ("max_tokens", _is_int(self.max_tokens) and self.max_tokens >= 1, "at least 1"),
+            (
+                "min_tokens",
+                _is_int(self.min_tokens) and 0 <= self.min_tokens <= self.max_tokens,
+                f"in [0, max_tokens = {self.max_tokens}]",
+            ),
+            ("logprobs", self.logprobs is None or _is_count(self.logprobs), least_logprobs),
+            ("prompt_logprobs", self.prompt_logprobs is None or _is_count(self.prompt_logprobs), least_logprobs),
+            (
+                "logit_bias",
+                all(_is_int(t) and _within(b, -100, 100) for t, b in self.logit_bias.items()),
+                "a map of token ids to numbers in [-100, 100]",
+            ),
+            (
+                "allowed_token_ids",
+                self.allowed_token_ids is None
+                or (len(self.allowed_token_ids) > 0 and all(_is_int(t) for t in self.allowed_token_ids)),
+                "token ids, at least one",
+            ),
+        )
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Errors: SamplingParamsError when a token id is not one of the model's."""
+        given = {
+            "stop_token_ids": self.stop_token_ids,
+            "logit_bias": tuple(self.logit_bias),
+            "allowed_token_ids": self.allowed_token_ids or (),
+        }
+        for name, tokens in given.items():
+            for token in tokens:
+                if not 0 <= token < vocab_size:
+                    raise SamplingParamsError(name, f"{name} holds token id {token}; it must be in [0, {vocab_size}).")
+
+
+def _within(value: float, least: float, most: float) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and least <= value <= most
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_LOGPROBS
