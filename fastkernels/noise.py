@@ -24,6 +24,11 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+def splitmix64(seeds: Tensor, positions: Tensor) -> Tensor:
+    """mix(seed + (position + 1) * G): output `position` of each seed's generator, 64 bits as int64, wrapping."""
+    return _mix(seeds + (positions + 1) * _GAMMA)
+
+
 def random_bits(seeds: Tensor, counters: Tensor) -> Tensor:
     """mix(mix(seed + G) + counter * G): 64 bits as int64, wrapping; seeds and counters broadcast.
 

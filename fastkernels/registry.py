@@ -54,7 +54,7 @@ ARCHITECTURES = (
         class_name="LlamaForCausalLM",
         hf_architectures=("LlamaForCausalLM",),
         config="fastkernels.tasks.configs.llama:LlamaConfig",
-        engine_ops=("greedy_sample", "top_k_top_p_sample"),
+        engine_ops=("greedy_sample", "draw_seeds", "top_k_top_p_sample"),
     ),
 )
 
