@@ -47,6 +47,11 @@ class Architecture:
     engine_ops: tuple[str, ...] = ()
 
 
+_SAMPLING_OPS = (
+    *("apply_logit_bias", "apply_penalties", "apply_token_bitmask", "draw_seeds"),
+    *("greedy_sample", "min_p", "top_k_top_p_sample", "top_logprobs"),
+)
+
 ARCHITECTURES = (
     Architecture(
         name="llama",
@@ -54,7 +59,7 @@ ARCHITECTURES = (
         class_name="LlamaForCausalLM",
         hf_architectures=("LlamaForCausalLM",),
         config="fastkernels.tasks.configs.llama:LlamaConfig",
-        engine_ops=("greedy_sample", "draw_seeds", "top_k_top_p_sample"),
+        engine_ops=_SAMPLING_OPS,
     ),
 )
 

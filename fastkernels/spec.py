@@ -25,6 +25,7 @@ class Role(StrEnum):
     TOKEN_ID = "token_id"  # ints in [0, bound)
     POSITION = "position"  # ints in [0, bound): place of a token in its sequence
     INDEX = "index"  # ints in [0, bound)
+    OPTIONAL_INDEX = "optional_index"  # ints in [-1, bound); -1: none
     SLOT = "slot"  # page * page_size + offset per token; -1: not stored
     PAGE_TABLE = "page_table"  # [num_seqs, max_pages]; negative entries are never read
     QUERY_START = "query_start"  # [num_seqs + 1]: first query row of each sequence
@@ -32,6 +33,11 @@ class Role(StrEnum):
     TEMPERATURE = "temperature"  # floats >= 0; 0 is greedy
     TOP_K = "top_k"  # ints in [0, vocab]; 0 is off
     TOP_P = "top_p"  # floats in (0, 1]; 1 is off
+    MIN_P = "min_p"  # floats in [0, 1]; 0 is off
+    PENALTY = "penalty"  # floats in [-2, 2]; 0 is off
+    REPETITION_PENALTY = "repetition_penalty"  # floats > 0; 1 is off
+    TOKEN_COUNT = "token_count"  # ints, mostly 0: 2 * (times a token was made) + (1 if it is in the prompt)
+    BITMASK = "bitmask"  # int32 words, bit i of word w for token 32 * w + i
     SEED = "seed"  # int64 per row; the same seed gives the same sample
     SCALAR = "scalar"  # a Python number or bool
     MAX_QUERY_LEN = "max_query_len"  # Python int: the largest query length of the batch

@@ -235,6 +235,19 @@ def _draw_special(
         return (share * 0.5 + 0.5).masked_fill(is_edge, 1.0)
     if tensor.role is Role.TOP_K:  # as many of few tokens as of many: there the last one is likely
         return (bound**share).masked_fill(is_edge, 0.0).to(getattr(torch, tensor.dtype))
+    if tensor.role is Role.MIN_P:
+        return (1e-3**share).masked_fill(is_edge, 0.0)
+    if tensor.role is Role.PENALTY:
+        return (4 * share - 2).masked_fill(is_edge, 0.0)
+    if tensor.role is Role.REPETITION_PENALTY:
+        return (0.5 * 4**share).masked_fill(is_edge, 1.0)
+    if tensor.role is Role.TOKEN_COUNT:  # of a few tokens: in the prompt, made once, both, or often
+        return (64**share).masked_fill(~is_edge, 0.0).to(getattr(torch, tensor.dtype))
+    if tensor.role is Role.BITMASK:
+        return torch.randint(-(1 << 31), 1 << 31, dims, generator=generator).to(getattr(torch, tensor.dtype))
+    if tensor.role is Role.OPTIONAL_INDEX:
+        index = torch.randint(0, bound, dims, generator=generator).to(getattr(torch, tensor.dtype))
+        return index.masked_fill(is_edge, -1)
     return torch.randint(0, bound, dims, generator=generator).to(getattr(torch, tensor.dtype))
 
 

@@ -89,7 +89,15 @@ def _draw(tensor: TensorSpec, sizes: dict[str, int], context: ForwardContext | N
     bound = axis_size(tensor.bound, sizes) if tensor.bound else 2**40
     if tensor.role in (Role.TOKEN_ID, Role.POSITION, Role.INDEX, Role.SEED, Role.TOP_K):
         return _integers(bound, shape, tensor.dtype, generator)
-    if tensor.role in (Role.TEMPERATURE, Role.TOP_P):
+    if tensor.role is Role.OPTIONAL_INDEX:
+        return _integers(bound + 1, shape, tensor.dtype, generator) - 1
+    if tensor.role is Role.TOKEN_COUNT:
+        return _integers(6, shape, tensor.dtype, generator) * _integers(2, shape, tensor.dtype, generator)
+    if tensor.role is Role.BITMASK:
+        return (_integers(2**32, shape, "int64", generator) - 2**31).to(getattr(torch, tensor.dtype))
+    if tensor.role is Role.REPETITION_PENALTY:
+        return torch.rand(shape, generator=generator) + 0.5
+    if tensor.role in (Role.TEMPERATURE, Role.TOP_P, Role.MIN_P):
         return torch.rand(shape, generator=generator).clamp_min(0.1)
     return torch.randn(shape, generator=generator)
 
