@@ -30,3 +30,8 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+
+def api_key() -> str | None:
+    """FASTKERNELS_API_KEY: what clients of `fastkernels serve` must send."""
+    return os.environ.get("FASTKERNELS_API_KEY") or None

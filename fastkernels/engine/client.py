@@ -1,0 +1,362 @@
+"""The engine as an asyncio program sees it: it runs in a process of its own, and its outputs are awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from os import getpid
+from pathlib import Path
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer
+
+import fastkernels
+from fastkernels.engine.config import EngineConfig
+from fastkernels.engine.output_processor import OutputKind, OutputProcessor, RequestState
+from fastkernels.engine.outputs import EngineInfo, EngineStats, FinishReason, RequestOutput, StepOutput
+from fastkernels.engine.process import LENGTH, pack
+from fastkernels.engine.sampling_params import SamplingParams, SamplingParamsError
+from fastkernels.errors import FastKernelsError, UnsupportedError
+
+_START = """import sys
+sys.path.insert(0, sys.argv[1])
+from fastkernels.engine.process import main
+main(int(sys.argv[2]), int(sys.argv[3]))"""
+_CLOSE_SECONDS = 5.0
+_INLINE_CHARACTERS = 20_000
+"""Longer texts are tokenised in a thread, so that the others' tokens are not held up."""
+
+
+class EngineDeadError(FastKernelsError):
+    """The engine's process is gone, and with it every request."""
+
+
+class EngineStartError(FastKernelsError):
+    """The engine could not be built; `exit_code` is that of the reason."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class RequestFailedError(FastKernelsError):
+    """The engine could not go on with this request; the others go on."""
+
+
+class OverloadedError(FastKernelsError):
+    """Too many requests wait; `retry_after` seconds is about how long their first tokens take."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Observer(Protocol):
+    """Is told when tokens come, whoever reads them when."""
+
+    def first_token(self, seconds: float) -> None: ...
+    def next_token(self, seconds: float) -> None: ...
+
+
+class _Running:
+    """One generate() call: its request, and the bell that rings when there is news."""
+
+    def __init__(self, state: RequestState) -> None:
+        self.state = state
+        self.bell = asyncio.Event()
+        self.started = self.last = time.perf_counter()
+        self.has_token = False
+        self.error: Exception | None = None
+
+
+class AsyncEngine:
+    """An engine in another process. Build one with `start`; every call belongs to the loop that did.
+
+    died: set once the process is gone without having been asked to go.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        process: subprocess.Popen[bytes],
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        ready: tuple[EngineInfo, str],
+        observer: Observer | None,
+    ) -> None:
+        self.config, self.process, self.info = config, process, ready[0]
+        self.tokenizer = Tokenizer.from_str(ready[1])
+        self.processor = OutputProcessor(self.tokenizer, self.info.eos_token_ids)
+        self.died = asyncio.Event()
+        self.death = ""
+        self._reader, self._writer = streams
+        self._observer = observer
+        self._running: dict[str, _Running] = {}
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._call_ids = itertools.count()
+        self._num_waiting = 0
+        self._wait_seconds = 0.0
+        self._is_closing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task = asyncio.get_running_loop().create_task(self._receive())
+
+    @classmethod
+    async def start(cls, config: EngineConfig, observer: Observer | None = None) -> AsyncEngine:
+        """Errors: EngineStartError with the message and the exit code of what went wrong."""
+        ours, theirs = socket.socketpair()
+        root = str(Path(fastkernels.__file__).parents[1])
+        command = [sys.executable, "-c", _START, root, str(theirs.fileno()), str(getpid())]
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        try:
+            writer.write(pack(("start", config)))
+            kind, *rest = await _read(reader)
+        except (EOFError, ConnectionError) as error:
+            writer.close()
+            raise EngineStartError(
+                f"The engine's process ended before it was ready ({await _end(process)}).", 1
+            ) from error
+        except BaseException:
+            writer.close()
+            process.kill()
+            process.wait()
+            raise
+        if kind == "fatal":
+            writer.close()
+            await _end(process)
+            raise EngineStartError(rest[1], rest[0])
+        return cls(config, process, (reader, writer), (rest[0], rest[1]), observer)
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._is_closing and not self.died.is_set() and self.process.poll() is None
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Answers that have no first token yet."""
+        return self._num_waiting
+
+    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        if len(text) <= _INLINE_CHARACTERS:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        many = await asyncio.to_thread(self.tokenizer.encode_batch, [text], add_special_tokens=add_special_tokens)
+        return many[0].ids
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        request_id: str,
+        kind: OutputKind = OutputKind.CUMULATIVE,
+        prompt_text: str | None = None,
+        is_embedding: bool = False,
+    ) -> AsyncGenerator[RequestOutput]:
+        """Outputs as they come; what comes while nobody reads is told together. Leaving early aborts the request.
+
+        Errors: SamplingParamsError and UnsupportedError for what can never run, OverloadedError, EngineDeadError.
+        """
+        tokens = await self.encode(prompt) if isinstance(prompt, str) else prompt
+        running = self._add(
+            request_id, prompt if isinstance(prompt, str) else prompt_text, tokens, params, is_embedding
+        )
+        state, bell = running.state, running.bell
+        try:
+            while True:
+                await bell.wait()
+                bell.clear()
+                if running.error is not None:
+                    raise running.error
+                if state.error is not None:
+                    raise RequestFailedError(state.error)
+                if state.is_finished:
+                    yield state.output(kind)
+                    return
+                if kind is not OutputKind.FINAL_ONLY:
+                    output = state.output(kind)
+                    if output.outputs:
+                        yield output
+        finally:
+            self._leave(request_id)
+
+    async def embed(self, prompt: str | Sequence[int], request_id: str) -> RequestOutput:
+        """The prompt's embedding."""
+        params = SamplingParams(max_tokens=1)
+        async for output in self.generate(prompt, params, request_id, OutputKind.FINAL_ONLY, is_embedding=True):
+            return output
+        raise EngineDeadError(self.death)
+
+    def abort(self, request_ids: Iterable[str]) -> list[str]:
+        """End these; their readers get what there is, with finish_reason ABORT. Returns those that were running."""
+        known = [request_id for request_id in request_ids if request_id in self._running]
+        for request_id in known:
+            running = self._running[request_id]
+            self._end_at_engine(running)
+            running.bell.set()
+        return known
+
+    async def stats(self) -> EngineStats:
+        return await self._call("stats")
+
+    async def kernels(self) -> list[dict[str, Any]]:
+        return await self._call("kernels")
+
+    async def drain(self, timeout: float) -> bool:
+        """Wait for all requests to finish; whether they did."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """End the process; what still runs fails."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        self._fail("The server is shutting down.")
+        try:
+            self._writer.write(pack(("shutdown",)))
+            await _end(self.process)
+        finally:
+            self._task.cancel()
+            self._writer.close()
+
+    def _add(
+        self, request_id: str, prompt: str | None, tokens: Sequence[int], params: SamplingParams, is_embedding: bool
+    ) -> _Running:
+        if not self.is_alive:
+            raise EngineDeadError(self.death or "The engine is not running.")
+        limit = self.config.max_num_waiting
+        if params.n > limit:
+            raise UnsupportedError(f"n is {params.n}; at most {limit} answers may wait (max_num_waiting).")
+        if self._num_waiting + params.n > limit:
+            raise OverloadedError(
+                f"{self._num_waiting} requests wait; at most {limit} may (max_num_waiting). Try again later.",
+                min(60, max(1, round(self._wait_seconds))),
+            )
+        requests = self.processor.add(request_id, prompt, tokens, params, is_embedding)
+        running = self._running[request_id] = _Running(self.processor.state(request_id))
+        self._num_waiting += params.n
+        self._idle.clear()
+        self._writer.write(pack(("add", requests)))
+        return running
+
+    def _leave(self, request_id: str) -> None:
+        """The reader is done with it, finished or not."""
+        running = self._running.pop(request_id)
+        self._end_at_engine(running)
+        self._num_waiting -= sum(not answer.has_started for answer in running.state.answers)
+        if not self._running:
+            self._idle.set()
+
+    def _end_at_engine(self, running: _Running) -> None:
+        open_ids = self.processor.abort(running.state.request_id)
+        if open_ids and self.is_alive:
+            self._writer.write(pack(("abort", open_ids)))
+
+    async def _call(self, name: str) -> Any:
+        if not self.is_alive:
+            raise EngineDeadError(self.death or "The engine is not running.")
+        call_id = next(self._call_ids)
+        future = self._calls[call_id] = asyncio.get_running_loop().create_future()
+        self._writer.write(pack(("call", call_id, name)))
+        try:
+            return await future
+        finally:
+            self._calls.pop(call_id, None)
+
+    async def _receive(self) -> None:
+        message = ""
+        try:
+            while True:
+                kind, *rest = await _read(self._reader)
+                if kind == "outputs":
+                    self._on_outputs(rest[0])
+                elif kind == "refused":
+                    self._on_refused(*rest)
+                elif kind == "answer":
+                    future = self._calls.get(rest[0])
+                    if future is not None and not future.done():
+                        future.set_result(rest[1])
+                else:
+                    message = rest[1]
+        except (EOFError, ConnectionError):
+            how = await _end(self.process)
+        if not self._is_closing:
+            self.death = f"The engine's process ended ({how}). {message}".rstrip()
+            self.died.set()
+            self._fail(self.death)
+
+    def _on_outputs(self, outputs: list[StepOutput]) -> None:
+        now = time.perf_counter()
+        changed, to_abort = self.processor.update(outputs)
+        if to_abort:
+            self._writer.write(pack(("abort", to_abort)))
+        for state in changed:
+            running = self._running.get(state.request_id)
+            if running is None:
+                continue
+            self._time(running, now)
+            running.bell.set()
+
+    def _time(self, running: _Running, now: float) -> None:
+        for answer in running.state.answers:
+            if not answer.has_started and (answer.token_ids or answer.finish_reason is not None):
+                answer.has_started = True
+                self._num_waiting -= 1
+        if running.has_token:
+            if self._observer is not None:
+                self._observer.next_token(now - running.last)
+        else:
+            running.has_token = True
+            seconds = now - running.started
+            self._wait_seconds += 0.1 * (seconds - self._wait_seconds)
+            if self._observer is not None:
+                self._observer.first_token(seconds)
+        running.last = now
+
+    def _on_refused(self, engine_id: str, fault: str, parameter: str | None, message: str) -> None:
+        state = self.processor.find(engine_id)
+        running = self._running.get(state.request_id) if state is not None else None
+        if running is None:
+            return
+        if fault == "parameter":
+            running.error = SamplingParamsError(parameter or "", message)
+        else:
+            running.error = (UnsupportedError if fault == "unsupported" else RequestFailedError)(message)
+        running.bell.set()
+
+    def _fail(self, message: str) -> None:
+        for running in self._running.values():
+            self.processor.abort(running.state.request_id, FinishReason.ERROR)
+            running.error = running.error or EngineDeadError(message)
+            running.bell.set()
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(EngineDeadError(message))
+
+
+async def _read(reader: asyncio.StreamReader) -> tuple[Any, ...]:
+    (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+    return pickle.loads(await reader.readexactly(size))
+
+
+async def _end(process: subprocess.Popen[bytes]) -> str:
+    """Wait for the process, and end it when it does not by itself; how it ended."""
+    try:
+        code = await asyncio.to_thread(process.wait, _CLOSE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        code = await asyncio.to_thread(process.wait)
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,213 @@
+"""The engine in a process of its own: requests in through a socket, steps, what they gave out through it.
+
+Both ends are ours and the socket is an unnamed pair, so messages are pickled tuples: (kind, ...) behind their length.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from fastkernels.engine.outputs import StepOutput
+from fastkernels.engine.sampling_params import SamplingParamsError
+from fastkernels.errors import EXIT_NOT_PASSED, FastKernelsError
+
+if TYPE_CHECKING:
+    from fastkernels.engine.core import EngineCore
+
+LENGTH = struct.Struct("<Q")
+_CHUNK = 1 << 20
+_PARENT_POLL_SECONDS = 0.5
+
+
+def pack(message: tuple[Any, ...]) -> bytes:
+    body = pickle.dumps(message, protocol=5)
+    return LENGTH.pack(len(body)) + body
+
+
+class Channel:
+    """The engine's end: it never blocks a step; what the other end is slow to read is sent together later."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._received = bytearray()
+        self._unsent = bytearray()
+        self._outputs: list[StepOutput] = []
+
+    def receive(self, may_block: bool) -> list[tuple[Any, ...]]:
+        """The messages that are there; waits for one when `may_block`. Errors: EOFError when the parent is gone."""
+        messages = self._parse()
+        while not messages:
+            wait = None if may_block else 0
+            readable, writable, _ = select.select([self._socket], [self._socket] if self._has_unsent else [], [], wait)
+            if writable:
+                self.flush()
+            if readable:
+                self._read()
+                messages = self._parse()
+            if not may_block:
+                break
+        return messages
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        self._queue_outputs()
+        self._unsent += pack(message)
+        self.flush()
+
+    def tell(self, outputs: list[StepOutput]) -> None:
+        self._outputs += outputs
+        self.flush()
+
+    def flush(self) -> None:
+        if not self._unsent:
+            self._queue_outputs()
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise EOFError from error
+
+    def finish(self) -> None:
+        """Send all that is left, waiting for the reader."""
+        self._socket.setblocking(True)
+        self._queue_outputs()
+        self.flush()
+
+    @property
+    def _has_unsent(self) -> bool:
+        return bool(self._unsent or self._outputs)
+
+    def _queue_outputs(self) -> None:
+        if self._outputs:
+            self._unsent += pack(("outputs", self._outputs))
+            self._outputs = []
+
+    def _read(self) -> None:
+        try:
+            while data := self._socket.recv(_CHUNK):
+                self._received += data
+        except BlockingIOError:
+            return
+        except ConnectionResetError as error:
+            raise EOFError from error
+        raise EOFError
+
+    def _parse(self) -> list[tuple[Any, ...]]:
+        messages, start = [], 0
+        while len(self._received) - start >= LENGTH.size:
+            (size,) = LENGTH.unpack_from(self._received, start)
+            end = start + LENGTH.size + size
+            if len(self._received) < end:
+                break
+            messages.append(pickle.loads(memoryview(self._received)[start + LENGTH.size : end]))
+            start = end
+        del self._received[:start]
+        return messages
+
+
+class EngineLoop:
+    """Takes messages between steps, and steps while there is work."""
+
+    def __init__(self, core: EngineCore, channel: Channel) -> None:
+        self.core, self.channel = core, channel
+        self._is_done = False
+
+    def run(self) -> None:
+        while not self._is_done:
+            for message in self.channel.receive(may_block=not self.core.has_unfinished):
+                self._handle(message)
+            if self.core.has_unfinished:
+                self.channel.tell(self.core.step())
+
+    def _handle(self, message: tuple[Any, ...]) -> None:
+        kind, *rest = message
+        if kind == "add":
+            for request in rest[0]:
+                try:
+                    self.core.add(request)
+                except Exception as error:  # whatever a request does to `add`, the others go on
+                    self.channel.send(("refused", request.request_id, *_describe(error)))
+        elif kind == "abort":
+            self.core.abort(rest[0])
+        elif kind == "call":
+            call_id, name = rest
+            self.channel.send(("answer", call_id, getattr(self.core, name)()))
+        else:
+            self._is_done = True
+
+
+def _describe(error: Exception) -> tuple[str, str | None, str]:
+    """Whose fault it is, the field, and the message."""
+    if isinstance(error, SamplingParamsError):
+        return "parameter", error.parameter, str(error)
+    if isinstance(error, FastKernelsError):
+        return "unsupported", None, str(error)
+    traceback.print_exception(error)
+    return "internal", None, f"{type(error).__name__}: {error}"
+
+
+def _follow(parent_id: int) -> None:
+    """End this process when its parent is gone, whatever the step is doing."""
+
+    def watch() -> None:
+        while os.getppid() == parent_id:
+            time.sleep(_PARENT_POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def main(fd: int, parent_id: int) -> None:
+    """Build the engine that the first message describes, and serve it until the parent says or is gone."""
+    _follow(parent_id)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal's or a supervisor's go to the parent too: it decides
+        signal.signal(number, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=fd))
+    try:
+        ((_, config),) = channel.receive(may_block=True)
+        from fastkernels.engine.core import EngineCore  # seconds: the parent does without it
+
+        core = EngineCore(config)
+    except EOFError:
+        return
+    except Exception as error:
+        _report_fatal(channel, error)
+    gc.collect()
+    gc.freeze()
+    try:
+        channel.send(("ready", core.info, core.tokenizer.to_str()))
+        EngineLoop(core, channel).run()
+    except EOFError:
+        pass
+    except Exception as error:
+        _report_fatal(channel, error)
+    core.close()
+
+
+def _report_fatal(channel: Channel, error: Exception) -> None:
+    """Tell the parent and end; a mistake of the user's needs no traceback."""
+    is_known = isinstance(error, FastKernelsError)
+    if not is_known:
+        traceback.print_exception(error)
+    message = str(error) if is_known else f"{type(error).__name__}: {error}"
+    exit_code = error.exit_code if isinstance(error, FastKernelsError) else EXIT_NOT_PASSED
+    try:
+        channel.send(("fatal", exit_code, message))
+        channel.finish()
+    except (EOFError, OSError):
+        pass
+    sys.stderr.flush()
+    os._exit(exit_code)  # threads and a broken device must not hold it

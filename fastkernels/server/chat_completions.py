@@ -1,0 +1,88 @@
+"""/v1/chat/completions: messages answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastkernels.engine.detokenizer import Vocabulary
+from fastkernels.engine.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from fastkernels.server.completions import prompt_logprobs
+from fastkernels.server.generation import Job, Prompt, usage
+from fastkernels.server.protocol import ChatBody
+from fastkernels.server.service import Service
+
+
+async def build_job(service: Service, body: ChatBody, request_id: str) -> Job:
+    """Errors: ApiError, ChatTemplateError and SamplingParamsError name the field."""
+    body.check()
+    tools = None if body.tool_choice == "none" else body.tools
+    options = dict(body.chat_template_kwargs or {})
+    options["add_generation_prompt"] = body.add_generation_prompt is not False
+    for reserved in ("messages", "conversation", "tools", "tokenize", "chat_template"):
+        options.pop(reserved, None)
+    text = service.template.render([m.for_template() for m in body.messages], tools, **options)
+    tokens = await service.encode(text, "messages", add_special_tokens=False)
+    wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    max_tokens = service.max_tokens(wanted, None, len(tokens), "messages")
+    params = body.sampling_params(max_tokens, body.num_logprobs)
+    return Job(request_id, body.model or service.model_names[0], [Prompt(tokens, text)], params)
+
+
+class ChatShape:
+    def __init__(self, body: ChatBody, job: Job, vocabulary: Vocabulary) -> None:
+        self._job, self._vocabulary = job, vocabulary
+        self._wants_logprobs = bool(body.logprobs)
+        self._begun: set[int] = set()
+
+    def response(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        (output,) = outputs
+        num_output = sum(len(answer.token_ids) for answer in output.outputs)
+        value = self._head("chat.completion") | {
+            "choices": [
+                self._choice(answer) | {"message": {"role": "assistant", "content": answer.text}}
+                for answer in output.outputs
+            ],
+            "usage": usage(self._job.num_prompt_tokens, num_output, output.num_cached_tokens),
+        }
+        if output.prompt_logprobs is not None:
+            value["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs, self._vocabulary)
+        return value
+
+    def chunks(self, prompt_index: int, output: RequestOutput) -> list[dict[str, Any]]:
+        choices = []
+        for answer in output.outputs:
+            if answer.index not in self._begun:
+                self._begun.add(answer.index)
+                first = {"role": "assistant", "content": ""}
+                choices.append({"index": answer.index, "delta": first, "logprobs": None, "finish_reason": None})
+            choice = self._choice(answer)
+            if answer.text or choice["finish_reason"] or choice["logprobs"]:
+                choices.append(choice | {"delta": {"content": answer.text} if answer.text else {}})
+        return [self._head("chat.completion.chunk") | {"choices": [choice]} for choice in choices]
+
+    def last_chunk(self) -> dict[str, Any]:
+        return self._head("chat.completion.chunk") | {"choices": []}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        job = self._job
+        return {"id": job.request_id, "object": kind, "created": job.created, "model": job.model}
+
+    def _choice(self, answer: CompletionOutput) -> dict[str, Any]:
+        logprobs = None
+        if self._wants_logprobs:
+            logprobs = {"content": [self._token(one) for one in answer.logprobs or ()]}
+        return {
+            "index": answer.index,
+            "logprobs": logprobs,
+            "finish_reason": answer.finish_reason.value if answer.finish_reason is not None else None,
+            "stop_reason": answer.stop_reason,
+        }
+
+    def _token(self, said: TokenLogprobs) -> dict[str, Any]:
+        told = [self._one(t, v) for t, v in zip(said.token_ids, said.logprobs, strict=True)]
+        return told[0] | {"top_logprobs": told[1:]}
+
+    def _one(self, token: int, logprob: float) -> dict[str, Any]:
+        raw = self._vocabulary.token_bytes(token)
+        return {"token": self._vocabulary.token_text(token), "logprob": max(logprob, -9999.0), "bytes": list(raw)}

@@ -1,0 +1,137 @@
+"""Running one HTTP request's generations: all at once, or as events."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fastkernels.engine.client import AsyncEngine
+from fastkernels.engine.output_processor import OutputKind
+from fastkernels.engine.outputs import RequestOutput
+from fastkernels.engine.sampling_params import SamplingParams
+from fastkernels.server.errors import ApiError, json_response
+from fastkernels.server.record import Record
+from fastkernels.server.stream import EventStream, Started, merge, unless_gone
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    token_ids: Sequence[int]
+    text: str | None = None
+
+
+@dataclass
+class Job:
+    """What a request asks for: n answers to each prompt."""
+
+    request_id: str
+    model: str
+    prompts: list[Prompt]
+    params: SamplingParams
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
+
+
+class Shape(Protocol):
+    """How a route tells answers."""
+
+    def response(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        """All of them, finished."""
+
+    def chunks(self, prompt_index: int, output: RequestOutput) -> list[dict[str, Any]]:
+        """What is new."""
+
+    def last_chunk(self) -> dict[str, Any]:
+        """No answer; the usage belongs to it."""
+
+
+def request_id_of(request: Request, prefix: str) -> str:
+    """From X-Request-Id when it is fit to be one, so that /abort can name it before the answer comes."""
+    given = request.headers.get("x-request-id", "")
+    return f"{prefix}-{given if _ID.fullmatch(given) else uuid.uuid4().hex}"
+
+
+def usage(num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_output_tokens,
+        "total_tokens": num_prompt_tokens + num_output_tokens,
+        "prompt_tokens_details": {"cached_tokens": num_cached_tokens},
+    }
+
+
+def _streams(
+    engine: AsyncEngine, job: Job, kind: OutputKind, is_embedding: bool = False
+) -> list[AsyncGenerator[RequestOutput]]:
+    limit = engine.config.max_num_waiting
+    if len(job.prompts) * job.params.n > limit:
+        message = f"{len(job.prompts)} prompts of n = {job.params.n} were sent; at most {limit} answers may wait."
+        raise ApiError(400, message, "prompt")
+    is_one = len(job.prompts) == 1
+    return [
+        engine.generate(
+            prompt.token_ids,
+            job.params,
+            job.request_id if is_one else f"{job.request_id}-{index}",
+            kind,
+            prompt.text,
+            is_embedding,
+        )
+        for index, prompt in enumerate(job.prompts)
+    ]
+
+
+async def collect(request: Request, engine: AsyncEngine, job: Job, is_embedding: bool = False) -> list[RequestOutput]:
+    """Every prompt's answers; all are dropped when the client leaves or one fails."""
+    record: Record = request.state.record
+    record.begin(job.request_id, job.num_prompt_tokens)
+    outputs: dict[int, RequestOutput] = {}
+
+    async def run() -> None:
+        async with contextlib.aclosing(merge(_streams(engine, job, OutputKind.FINAL_ONLY, is_embedding))) as merged:
+            async for index, output in merged:
+                outputs[index] = output
+                record.add(output)
+
+    await unless_gone(request.receive, run())
+    return [outputs[index] for index in range(len(job.prompts))]
+
+
+async def respond(
+    request: Request, engine: AsyncEngine, job: Job, shape: Shape, is_stream: bool, includes_usage: bool
+) -> Response:
+    if not is_stream:
+        outputs = await collect(request, engine, job)
+        return json_response(shape.response(outputs))
+    record: Record = request.state.record
+    record.begin(job.request_id, job.num_prompt_tokens)
+    events = _events(engine, job, shape, includes_usage, record)
+    return EventStream(await unless_gone(request.receive, Started.of(events)))
+
+
+async def _events(
+    engine: AsyncEngine, job: Job, shape: Shape, includes_usage: bool, record: Record
+) -> AsyncGenerator[dict[str, Any]]:
+    extra: dict[str, Any] = {"usage": None} if includes_usage else {}
+    async with contextlib.aclosing(merge(_streams(engine, job, OutputKind.DELTA))) as merged:
+        async for index, output in merged:
+            record.add(output)
+            for chunk in shape.chunks(index, output):
+                yield chunk | extra
+    if includes_usage:
+        yield shape.last_chunk() | {
+            "usage": usage(job.num_prompt_tokens, record.num_output_tokens, record.num_cached_tokens)
+        }

@@ -1,0 +1,167 @@
+"""What every route needs: the engine, the models' names, the chat template, and whether requests are taken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from fastkernels.engine.chat import ChatTemplate, find_chat_template
+from fastkernels.engine.client import AsyncEngine
+from fastkernels.engine.config import EngineConfig
+from fastkernels.engine.outputs import EngineInfo
+from fastkernels.errors import UsageError
+from fastkernels.server.errors import ApiError
+from fastkernels.server.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where the server listens and whom it serves. allowed_origins: for browsers; none are unless named.
+
+    shutdown_timeout: seconds that running requests get after SIGTERM. max_body_bytes: larger bodies are refused.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    served_model_names: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    chat_template: Path | None = None
+    shutdown_timeout: float = 30.0
+    max_body_bytes: int = 8 * 2**20
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise UsageError(f"port is {self.port}; it must be in [0, 65535] (0 is any free one).")
+        if self.shutdown_timeout < 0 or self.max_body_bytes < 1:
+            raise UsageError("shutdown_timeout is at least 0 and max_body_bytes at least 1.")
+        if self.api_key is not None and not self.api_key:
+            raise UsageError("The API key is empty; leave it out to serve without one.")
+
+
+class Phase(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+class Service:
+    """One server's state."""
+
+    def __init__(self, engine_config: EngineConfig, config: ServerConfig) -> None:
+        self.engine_config, self.config = engine_config, config
+        self.metrics = Metrics()
+        self.phase = Phase.LOADING
+        self.template: ChatTemplate = find_chat_template(engine_config.model, config.chat_template)
+        self.routes: frozenset[str] = frozenset()
+        self._engine: AsyncEngine | None = None
+        path = Path(engine_config.model)
+        self.model_names = config.served_model_names or (path.name if path.exists() else engine_config.model,)
+
+    async def start(self) -> AsyncEngine:
+        self._engine = await AsyncEngine.start(self.engine_config, self.metrics)
+        if self.phase is Phase.LOADING:
+            self.phase = Phase.READY
+        return self._engine
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            await self._engine.close()
+
+    @property
+    def started_engine(self) -> AsyncEngine | None:
+        return self._engine
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """Errors: ApiError 503 while it loads and when it is gone."""
+        if self._engine is None:
+            raise ApiError(503, "The model is being loaded; ask /ready.", code="loading", retry_after=1)
+        return self._engine
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.engine.info
+
+    def engine_for(self, model: str | None) -> AsyncEngine:
+        """The engine for a new request. Errors: ApiError for another model, or when none is taken."""
+        self.check_model(model)
+        if self.phase is Phase.DRAINING:
+            raise ApiError(
+                503, "The server is shutting down; it takes no new requests.", code="draining", retry_after=1
+            )
+        return self.engine
+
+    def check_model(self, model: str | None) -> None:
+        if model is not None and model not in self.model_names:
+            names = ", ".join(self.model_names)
+            raise ApiError(404, f"There is no model {model[:200]!r} here; served: {names}.", "model", "model_not_found")
+
+    async def encode(self, text: str, param: str, add_special_tokens: bool = True) -> list[int]:
+        """Errors: ApiError when the text is not Unicode, or longer than the model can hold."""
+        try:
+            num_bytes = len(text.encode())
+        except UnicodeEncodeError as error:
+            raise ApiError(
+                400, f"{param} holds a lone surrogate at {error.start}; it is no Unicode text.", param
+            ) from error
+        most = self.info.max_model_len * self.longest_token
+        if num_bytes > most:
+            raise ApiError(400, f"{param} has {num_bytes} bytes; max_model_len tokens hold {most} at most.", param)
+        return await self.engine.encode(text, add_special_tokens)
+
+    @property
+    def longest_token(self) -> int:
+        """Characters: no text of a fitting prompt is longer than max_model_len of these."""
+        if self._longest_token is None:
+            self._longest_token = max(map(len, self.engine.tokenizer.get_vocab()), default=1)
+        return self._longest_token
+
+    _longest_token: int | None = None
+
+    def check_tokens(self, tokens: Sequence[int], param: str) -> None:
+        size = self.info.vocab_size
+        if tokens and (min(tokens) < 0 or max(tokens) >= size):
+            off = next(t for t in tokens if not 0 <= t < size)
+            raise ApiError(400, f"{param} holds token id {off}; it must be in [0, {size}).", param)
+
+    def max_tokens(self, wanted: int | None, default: int | None, prompt_len: int, param: str) -> int:
+        """New tokens to make at most. Errors: ApiError when fewer fit than are wanted."""
+        room = self.room(prompt_len, param)
+        if wanted is None:
+            return room if default is None else min(room, default)
+        if wanted > room:
+            message = (
+                f"max_tokens is {wanted}; {param} has {prompt_len} tokens and max_model_len is "
+                f"{self.info.max_model_len}: at most {room} fit."
+            )
+            raise ApiError(400, message, "max_tokens", "context_length_exceeded")
+        return wanted
+
+    def room(self, prompt_len: int, param: str) -> int:
+        """New tokens that fit behind a prompt. Errors: ApiError when none does."""
+        info = self.info
+        most = min(info.max_model_len, info.num_pages * info.page_size) if info.num_pages else info.max_model_len
+        if prompt_len == 0:
+            raise ApiError(400, f"{param} is empty; at least 1 token is needed.", param)
+        if prompt_len >= most:
+            what = f"max_model_len is {info.max_model_len}"
+            if most < info.max_model_len:
+                what += f" and the KV cache holds {most}"
+            message = f"{param} has {prompt_len} tokens; {what}: at most {most - 1} leave room for an answer."
+            raise ApiError(400, message, param, "context_length_exceeded")
+        return most - prompt_len
+
+    async def metrics_text(self) -> bytes:
+        """A busy engine answers between two steps; what it said last stands in for it when that takes long."""
+        engine, stats = self._engine, None
+        if engine is not None and engine.is_alive:
+            try:
+                stats = await asyncio.wait_for(engine.stats(), 1.0)
+            except TimeoutError:
+                stats = None
+        return self.metrics.render(engine.info if engine is not None else None, stats)
