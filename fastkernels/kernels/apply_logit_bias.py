@@ -9,7 +9,7 @@ from fastkernels.kernels.backend import check_dtypes, tl, triton
 BLOCK = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_biases"])
 def _apply_logit_bias_kernel(
     logits_ptr, id_ptr, bias_ptr, logits_stride, id_stride, bias_stride, num_biases, BLOCK: tl.constexpr
 ):

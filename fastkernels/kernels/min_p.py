@@ -36,11 +36,10 @@ def _cut_kernel(
     least = top.to(tl.float64) + tl.load(temperature_ptr + row).to(tl.float64) * tl.log(p.to(tl.float64))
     # x < least in float64, decided in float32: `nearest` itself is out when it was rounded down.
     nearest = least.to(tl.float32)
-    is_under = nearest.to(tl.float64) < least
     ids = (pid % num_blocks) * BLOCK + tl.arange(0, BLOCK)
     places = logits_ptr + row * logits_stride + ids
     x = tl.load(places, mask=ids < vocab_size, other=float("inf")).to(tl.float32)
-    is_cut = (x < nearest) | ((x == nearest) & is_under)
+    is_cut = tl.where(nearest.to(tl.float64) < least, x <= nearest, x < nearest)
     lowest = tl.full([BLOCK], float("-inf"), dtype=logits_ptr.dtype.element_ty)
     tl.store(places, lowest, mask=is_cut & (ids < vocab_size))
 

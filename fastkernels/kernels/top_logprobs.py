@@ -45,12 +45,12 @@ def _reduce_blocks_kernel(
         tl.store(strip_ptr + pid.to(tl.int64) * NUM_STRIPS + tl.arange(0, NUM_STRIPS), keys)
 
 
-@triton.jit(do_not_specialize=["num_blocks", "num_strips"])
+@triton.jit(do_not_specialize=["num_blocks", "num_strips", "num_top"])
 def _top_kernel(
     logits_ptr, chosen_ptr, max_ptr, mass_ptr, larger_ptr, strip_ptr,
     top_id_ptr, top_logprob_ptr, chosen_logprob_ptr, rank_ptr,
-    logits_stride, vocab_size, num_blocks, num_strips,
-    NUM_TOP: tl.constexpr, STRIP: tl.constexpr, BLOCK_BLOCKS: tl.constexpr, BLOCK_STRIPS: tl.constexpr,
+    logits_stride, vocab_size, num_blocks, num_strips, num_top,
+    HAS_TOP: tl.constexpr, STRIP: tl.constexpr, BLOCK_BLOCKS: tl.constexpr, BLOCK_STRIPS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * logits_stride
@@ -65,16 +65,16 @@ def _top_kernel(
     tl.store(chosen_logprob_ptr + row, (chosen - shift) - log_mass)
     larger = tl.sum(tl.load(larger_ptr + row * num_blocks + blocks, mask=is_block, other=0), axis=0)
     tl.store(rank_ptr + row, larger.to(tl.int64) + 1)
-    if NUM_TOP > 0:
+    if HAS_TOP:
         LEAST: tl.constexpr = -0x8000000000000000
         strips = tl.arange(0, BLOCK_STRIPS)
         keys = tl.load(strip_ptr + row * num_strips + strips, mask=strips < num_strips, other=LEAST)
-        for place in range(NUM_TOP):
+        for place in range(num_top):
             key = tl.max(keys, axis=0)
             token = 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)
             x = tl.load(row_ptr + token).to(tl.float32)
-            tl.store(top_id_ptr + row * NUM_TOP + place, token.to(tl.int64))
-            tl.store(top_logprob_ptr + row * NUM_TOP + place, (x - shift) - log_mass)
+            tl.store(top_id_ptr + row * num_top + place, token.to(tl.int64))
+            tl.store(top_logprob_ptr + row * num_top + place, (x - shift) - log_mass)
             strip = token // STRIP
             ids = strip * STRIP + tl.arange(0, STRIP)
             x = tl.load(row_ptr + ids, mask=ids < vocab_size, other=float("-inf")).to(tl.float32)
@@ -113,7 +113,8 @@ def top_logprobs(logits: Tensor, token_ids: Tensor, num_logprobs: int) -> tuple[
     )  # fmt: skip
     _top_kernel[(num_rows,)](
         logits, token_ids, tops, masses, larger, strips, top_ids, top, chosen, ranks,
-        logits.stride(0), vocab_size, num_blocks, num_strips, NUM_TOP=num_logprobs, STRIP=STRIP,
+        logits.stride(0), vocab_size, num_blocks, num_strips, num_logprobs, HAS_TOP=num_logprobs > 0,
+        STRIP=STRIP,
         BLOCK_BLOCKS=triton.next_power_of_2(num_blocks), BLOCK_STRIPS=triton.next_power_of_2(num_strips), num_warps=4,
     )  # fmt: skip
     return top_ids, top, chosen, ranks
