@@ -38,7 +38,21 @@ class Grammars:
 
     def start(self, wanted: StructuredOutputsParams) -> TokenGrammar:
         """A grammar before its first token. Errors: as `check`."""
-        return TokenGrammar(self._xgrammar.GrammarMatcher(self._compiled(wanted)), self.vocab_size, self.eos_token_ids)
+        matcher = self._xgrammar.GrammarMatcher(self._compiled(wanted))
+        is_json = wanted.json is not None or wanted.json_object
+        return TokenGrammar(matcher, self._end_mask, self._json_mask if is_json else None)
+
+    @cached_property
+    def _end_mask(self) -> np.ndarray:
+        return mask_of(self.eos_token_ids, self.vocab_size)
+
+    @cached_property
+    def _json_mask(self) -> np.ndarray:
+        """Tokens without control characters but line ends, which JSON never needs: xgrammar 0.2.8 lets the others into
+        strings whose length a schema bounds."""
+        vocab = enumerate(self._info.decoded_vocab)
+        plain = [token for token, text in vocab if all(c >= 0x20 or c in b"\r\n" for c in bytes(text))]
+        return mask_of(plain, self.vocab_size)
 
     def _compiled(self, wanted: StructuredOutputsParams) -> Any:
         compiler = self._compiler
@@ -76,9 +90,10 @@ class Grammars:
             raise SamplingParamsError(
                 "structured_outputs", "structured_outputs need an end token, and the model's configuration names none."
             )
-        return self._xgrammar.GrammarCompiler(self._tokenizer_info(), cache_limit_bytes=_CACHE_BYTES)
+        return self._xgrammar.GrammarCompiler(self._info, cache_limit_bytes=_CACHE_BYTES)
 
-    def _tokenizer_info(self) -> Any:
+    @cached_property
+    def _info(self) -> Any:
         xgrammar, transformers = self._xgrammar, importlib.import_module("transformers")
         fast = transformers.PreTrainedTokenizerFast(tokenizer_object=self.tokenizer)
         stops = self.eos_token_ids
@@ -101,11 +116,10 @@ class Grammars:
 
 
 class TokenGrammar:
-    """Where one answer is in its grammar."""
+    """Where one answer is in its grammar. plain_mask: no other token comes, when given."""
 
-    def __init__(self, matcher: Any, vocab_size: int, eos_token_ids: Collection[int]) -> None:
-        self._matcher = matcher
-        self._end_mask = mask_of(eos_token_ids, vocab_size)
+    def __init__(self, matcher: Any, end_mask: np.ndarray, plain_mask: np.ndarray | None = None) -> None:
+        self._matcher, self._end_mask, self._plain_mask = matcher, end_mask, plain_mask
         self.num_tokens = 0
 
     def accept(self, token: int) -> None:
@@ -126,6 +140,8 @@ class TokenGrammar:
             return
         mask[:] = 0
         self._matcher.fill_next_token_bitmask(mask[None])
+        if self._plain_mask is not None and (mask & self._plain_mask).any():
+            mask &= self._plain_mask
         if self.num_tokens < min_tokens and (mask & ~self._end_mask).any():
             mask &= ~self._end_mask
         if allowed is not None and (mask & allowed).any():

@@ -110,7 +110,7 @@ def a_request(rng: random.Random) -> dict[str, Any]:
 
 @pytest.fixture
 def sampler() -> Iterator[Sampler]:
-    yield Sampler(VOCAB_SIZE, CPU, MAX_ROWS, eos_token_ids=(EOS,))
+    return Sampler(VOCAB_SIZE, CPU, MAX_ROWS, eos_token_ids=(EOS,))
 
 
 def add(sampler: Sampler, row: int, request: dict[str, Any]) -> None:
@@ -220,7 +220,7 @@ def test_a_row_table_grows_without_losing_biases(sampler: Sampler) -> None:
     logits = torch.zeros(2, VOCAB_SIZE)
     sampler.add(0, SamplingParams(temperature=0, logit_bias={11: 5.0}), 0, [1])
     assert sample(sampler, logits[:1], [0], [1]).token_ids.tolist() == [11]
-    many = {t: -1.0 for t in range(40)} | {60: 2.0}
+    many = dict.fromkeys(range(40), -1.0) | {60: 2.0}
     sampler.add(1, SamplingParams(temperature=0, logit_bias=many), 0, [1])
     assert sample(sampler, logits, [1, 0], [1, 2]).token_ids.tolist() == [60, 11]
 
@@ -315,9 +315,9 @@ def test_allowed_tokens_alone_are_drawn(sampler: Sampler) -> None:
 
 
 def test_what_no_row_can_do_is_refused_by_name(sampler: Sampler) -> None:
-    sampler.check(SamplingParams(logit_bias={t: 1.0 for t in range(MAX_BIASES)}))
+    sampler.check(SamplingParams(logit_bias=dict.fromkeys(range(MAX_BIASES), 1.0)))
     with pytest.raises(SamplingParamsError, match=rf"holds {MAX_BIASES + 1} tokens; at most {MAX_BIASES}") as many:
-        sampler.check(SamplingParams(logit_bias={t: 1.0 for t in range(MAX_BIASES + 1)}))
+        sampler.check(SamplingParams(logit_bias=dict.fromkeys(range(MAX_BIASES + 1), 1.0)))
     assert many.value.parameter == "logit_bias"
     with pytest.raises(SamplingParamsError, match="need a tokenizer"):
         sampler.check(SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+")))
