@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Collection
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
@@ -69,7 +70,7 @@ class Grammars:
         except SamplingParamsError:
             raise
         except Exception as error:  # xgrammar raises what its C++ parts raise, RuntimeError mostly
-            name = next(n for n in ("json", "regex", "choice", "grammar", "json_object") if getattr(wanted, n))
+            name = next(f.name for f in fields(wanted) if getattr(wanted, f.name) not in (None, False))
             reason = " ".join(str(error).split())[-300:]
             raise SamplingParamsError(f"structured_outputs.{name}", f"{name} cannot be compiled: {reason}") from error
 
@@ -157,7 +158,7 @@ def mask_of(tokens: Collection[int], vocab_size: int) -> np.ndarray:
 
 def _schema_text(schema: Any) -> str:
     if not isinstance(schema, str):
-        return json.dumps(dict(schema))
+        return json.dumps(dict(schema), ensure_ascii=False)
     try:
         json.loads(schema)
     except ValueError as error:
@@ -167,4 +168,4 @@ def _schema_text(schema: Any) -> str:
 
 def _choice_grammar(choices: Collection[str]) -> str:
     """EBNF of which any of `choices` is a text; its literals escape as JSON's do."""
-    return "root ::= " + " | ".join(json.dumps(choice) for choice in choices)
+    return "root ::= " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)

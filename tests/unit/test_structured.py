@@ -90,7 +90,7 @@ def test_a_regex_is_matched(grammars: Grammars, seed: int) -> None:
 
 
 def test_a_choice_is_one_of_the_choices(grammars: Grammars) -> None:
-    choices = ("yes", "no", 'he said "maybe"', "na\\ïve\n")
+    choices = ("yes", "no", 'he said "maybe"', "na\\ïve\n", "😀")
     texts = {generate(grammars, structured(choice=choices), seed)[0] for seed in range(60)}
     assert texts == set(choices)
 
@@ -173,6 +173,7 @@ def test_a_preempted_answer_goes_on_in_its_grammar(grammars: Grammars) -> None:
         ({"json": {"type": "objekt"}}, "json"),
         ({"regex": "[a-"}, "regex"),
         ({"regex": "(a"}, "regex"),
+        ({"choice": ()}, "choice"),
         ({"grammar": "start ::= nothing"}, "grammar"),
         ({"grammar": "root ::= missing"}, "grammar"),
     ],
