@@ -155,10 +155,20 @@ class Sampler:
         """Whether `accept` must have heard of the row's last token before the row is sampled again."""
         return row in self._followers
 
+    def num_logprobs(self, rows: Sequence[int]) -> list[int | None]:
+        """How many of the likeliest tokens each row's request asks for; None for no log-probabilities."""
+        return [self._num_logprobs.get(row) for row in rows]
+
     def accept(self, row: int, token: int) -> None:
         """A token of the row is final. Errors: RuntimeError when the row's grammar does not allow it."""
         if row in self._followers:
             self._followers[row].grammar.accept(token)
+
+    def is_plain_greedy(self, rows: Sequence[int]) -> bool:
+        """Whether a call is GreedySample on the logits and nothing more, which a graph may hold."""
+        special = (self._drawn, self._masked, self._biased, self._penalised)
+        has_logprobs = bool(self._num_logprobs) and any(row in self._num_logprobs for row in rows)
+        return not has_logprobs and not any(_meets(some, rows) for some in special)
 
     @torch.inference_mode()
     def __call__(self, logits: Tensor, rows: Sequence[int], row_index: Tensor, positions: Tensor) -> Sampled:

@@ -61,6 +61,20 @@ def test_greedy_takes_the_lowest_index_of_the_largest(vocab_size: int, dtype: to
     assert greedy_sample(strided(logits)).tolist() == first
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_greedy_orders_every_16_bit_number(dtype: torch.dtype) -> None:
+    """Each number beside its successor and below a block of equals, in blocks of both widths."""
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
+    numbers = bits.view(dtype)[~bits.view(dtype).float().isnan()].float().unique().to(dtype)
+    pairs = torch.stack((numbers[1:], numbers[:-1], numbers[1:]), dim=1)
+    assert greedy_sample(pairs[::97]).eq(0).all()
+    assert greedy_sample(pairs[::97, 1:].contiguous()).eq(1).all()
+    wide = torch.full((130, 9000), -1.5, dtype=dtype)
+    places = torch.arange(130) * 67
+    wide[torch.arange(130), places] = torch.tensor(-1.25).to(dtype)
+    assert greedy_sample(wide).equal(places)
+
+
 def test_greedy_of_no_rows_is_empty_and_float64_is_refused() -> None:
     assert greedy_sample(torch.zeros(0, 9)).tolist() == []
     with pytest.raises(UnsupportedError, match="float64"):

@@ -289,6 +289,10 @@ def test_a_greedy_batch_is_one_argmax(sampler: Sampler) -> None:
     with Operations() as seen:
         out = sampler(logits, [1, 2, 3], index, index)
     assert seen.names == ["argmax.default"]
+    assert sampler.is_plain_greedy([1, 2, 3])
+    for field in ({"temperature": 1.0}, {"logprobs": 0}, {"min_tokens": 2}, {"allowed_token_ids": (1,)}):
+        sampler.add(4, SamplingParams(**({"temperature": 0.0} | field)), 0, [1])
+        assert not sampler.is_plain_greedy([1, 4])
     assert out.token_ids.equal(logits.argmax(-1))
     assert out.logprobs is None
 
