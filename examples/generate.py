@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from fastkernels.engine.llm import LLM
-from fastkernels.engine.request import SamplingParams
+from fastkernels import LLM, SamplingParams
 from fastkernels.workloads import prompts
 
 
@@ -17,9 +16,9 @@ def main() -> None:
     outputs = llm.generate(prompts(), SamplingParams(temperature=0.7, top_p=0.9, seed=1, max_tokens=32))
     seconds = time.perf_counter() - start
     for output in outputs[:4]:
-        print(f"{output.prompt!r}\n -> {output.text!r}\n")
-    num_tokens = sum(len(output.token_ids) for output in outputs)
-    print(f"{len(outputs)} requests, {num_tokens} tokens in {seconds:.2f} s, {llm.num_steps} steps on {llm.device}")
+        print(f"{output.prompt!r}\n -> {output.outputs[0].text!r}\n")
+    num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    print(f"{len(outputs)} requests, {num_tokens} tokens in {seconds:.2f} s, {llm.core.stats().num_steps} steps on {llm.core.info.device}")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
 class CacheKind(StrEnum):
+    """full, window, mla and cross have pages; state has one slot a request; none has nothing."""
+
     FULL = "full"
     WINDOW = "window"
     MLA = "mla"
@@ -23,15 +26,27 @@ class CacheKind(StrEnum):
     NONE = "none"
 
 
+PAGED_KINDS = frozenset({CacheKind.FULL, CacheKind.WINDOW, CacheKind.MLA, CacheKind.CROSS})
+
+
 @dataclass(frozen=True)
 class CacheSpec:
-    """The cache of one attention layer: [2 (key, value), num_pages, page_size, num_kv_heads, head_size]."""
+    """The cache of one layer.
+
+    full, window, cross: [2 (key, value), num_pages, page_size, num_kv_heads, head_size]; mla: [num_pages, page_size,
+    head_size], one latent a token. window: tokens that are seen, the newest included.
+    state: (shape, dtype) of each tensor kept for a request; kv_cache is then a tuple of [num_slots, *shape].
+    """
 
     kind: CacheKind
-    num_kv_heads: int
-    head_size: int
+    num_kv_heads: int = 0
+    head_size: int = 0
+    window: int | None = None
+    state: tuple[tuple[tuple[int, ...], torch.dtype], ...] = ()
 
     def shape(self, num_pages: int, page_size: int) -> tuple[int, ...]:
+        if self.kind is CacheKind.MLA:
+            return (num_pages, page_size, self.head_size)
         return (2, num_pages, page_size, self.num_kv_heads, self.head_size)
 
 
@@ -40,7 +55,7 @@ def cached_layers(module: nn.Module) -> list[Any]:
     return [layer for layer in module.modules() if getattr(layer, "cache_spec", None) is not None]
 
 
-def bind_caches(module: nn.Module, caches: Sequence[Tensor]) -> None:
+def bind_caches(module: nn.Module, caches: Sequence[Tensor | tuple[Tensor, ...]]) -> None:
     """Give each cached layer its cache.
 
     Errors: ValueError when the numbers differ.

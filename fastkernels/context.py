@@ -30,7 +30,12 @@ class ForwardContext:
 
     Shapes:  query_start_loc: [num_seqs + 1] int32; seq_lens: [num_seqs] int32 (cached + new tokens);
              block_table: [num_seqs, max_pages] int32, negative entries never read;
-             slot_mapping: [num_tokens] int64, page * page_size + offset, -1 where nothing is stored.
+             slot_mapping: [num_tokens] int64, page * page_size + offset, -1 where nothing is stored;
+             num_decodes: at least so many sequences at the front have a single new token;
+             window_block_table, window_slot_mapping: the same for layers that see a window, entries behind it
+             negative; cross_block_table, cross_seq_lens: pages and length of each sequence's encoder states;
+             state_slots: [num_seqs] int32, the slot of each sequence's states; has_initial_state: [num_seqs] bool,
+             whether the slot holds anything of it yet.
     """
 
     query_start_loc: Tensor
@@ -40,6 +45,13 @@ class ForwardContext:
     max_query_len: int
     max_seq_len: int
     phase: Phase
+    num_decodes: int = 0
+    window_block_table: Tensor | None = None
+    window_slot_mapping: Tensor | None = None
+    cross_block_table: Tensor | None = None
+    cross_seq_lens: Tensor | None = None
+    state_slots: Tensor | None = None
+    has_initial_state: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}

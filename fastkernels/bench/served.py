@@ -50,20 +50,20 @@ def serve(request: ServeRequest) -> dict[str, Any]:
 
 def _run(request: ServeRequest) -> dict[str, Any]:
     from fastkernels.engine.llm import LLM
-    from fastkernels.engine.request import SamplingParams
+    from fastkernels.engine.sampling_params import SamplingParams
     from fastkernels.workloads import find_workload
 
     workload = find_workload(request.workload)
     llm = LLM(request.model, device=request.device, seed=request.seed, num_pages=4096, candidates=request.candidates)
     prompts = workload.token_ids(llm.tokenizer)
-    params = SamplingParams(max_tokens=workload.output_len, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=workload.output_len, ignore_eos=True)
     started = time.perf_counter()
     outputs = llm.generate(prompts, params)
     return {
         "seconds": time.perf_counter() - started,
-        "token_ids": [list(output.token_ids) for output in outputs],
-        "texts": [output.text for output in outputs],
-        "candidates": [] if llm.overlay is None else llm.overlay.report(),
+        "token_ids": [list(output.outputs[0].token_ids) for output in outputs],
+        "texts": [output.outputs[0].text for output in outputs],
+        "candidates": llm.replacements(),
     }
 
 

@@ -44,7 +44,9 @@ def case_digest(case: Case) -> str:
         content = tensor_digest(tensor) if tensor.device.type != "meta" else repr(case.moments[name])
         tensors[name] = [content, kept_stride(tensor)]
     context = case.context
-    numbers = None if context is None else [context.max_query_len, context.max_seq_len, context.phase]
+    numbers = None
+    if context is not None:
+        numbers = [context.max_query_len, context.max_seq_len, context.phase, context.num_decodes]
     scalars = {name: repr(value) for name, value in case.inputs.items() if not isinstance(value, Tensor)}
     text = json.dumps(
         [case.op, encode_value(case.init), str(case.dtype), case.phase, numbers, scalars, tensors, case.outputs_digest],

@@ -12,7 +12,8 @@ from fastkernels.capture.record import MEGABYTE, Recorder
 from fastkernels.capture.store import CaseSet, environment
 from fastkernels.context import Phase
 from fastkernels.engine.llm import LLM
-from fastkernels.engine.request import RequestOutput, SamplingParams
+from fastkernels.engine.outputs import RequestOutput
+from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.workloads import Workload
 
 _PAGE_SIZE = 16
@@ -48,8 +49,10 @@ def capture(
             page_size=_PAGE_SIZE,
             max_num_batched_tokens=max_num_batched_tokens,
             seed=seed,
+            enforce_eager=True,
+            enable_prefix_caching=False,
         )
         params = SamplingParams(temperature=temperature, max_tokens=workload.output_len, ignore_eos=True)
         outputs = llm.generate(workload.token_ids(llm.tokenizer), params, progress)
-    cases = CaseSet(recorder.cases, llm.source.name, workload.name, environment(llm.device))
+    cases = CaseSet(recorder.cases, llm.core.info.model, workload.name, environment(torch.device(llm.core.info.device)))
     return cases, recorder.calls, outputs

@@ -126,6 +126,7 @@ def _case_to_json(case: Case, tensors: dict[str, Tensor]) -> dict[str, Any]:
             "max_query_len": context.max_query_len,
             "max_seq_len": context.max_seq_len,
             "phase": context.phase,
+            "num_decodes": context.num_decodes,
         },
         "tensors": entries,
     }

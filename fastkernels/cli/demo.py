@@ -41,7 +41,8 @@ def demo(
     with error_console.status("serving"):
         cases, calls, outputs = capture(MODEL, find_workload(WORKLOAD), device="cpu")
     first = outputs[0]
-    say(f"   {first.prompt!r} -> {first.text!r}" if first.prompt else f"   -> {first.text!r}", markup=False)
+    answer = first.outputs[0].text
+    say(f"   {first.prompt!r} -> {answer!r}" if first.prompt else f"   -> {answer!r}", markup=False)
     say("   (its weights are random: the text means nothing, the tensors are real)")
     say(f"   {sum(calls.values())} calls of {len(cases.ops)} ops kept as {len(cases)} cases")
     say(f"[bold]2. Three candidates for {OP} are judged on them.[/]")

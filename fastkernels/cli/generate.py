@@ -11,7 +11,7 @@ from typer import Option
 
 from fastkernels.cli.common import console, error_console, print_json
 from fastkernels.engine.llm import LLM
-from fastkernels.engine.request import SamplingParams
+from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import UsageError
 
 
@@ -52,12 +52,13 @@ def generate(
     )
     with error_console.status("generating") as status:
         outputs = llm.generate(prompts, params, lambda done, most: status.update(f"{done} of at most {most} tokens"))
-    replaced = llm.overlay.report() if llm.overlay is not None else []
+    replaced = llm.replacements()
     if as_json:
         print_json({"outputs": [asdict(output) for output in outputs], "candidates": replaced})
         return
     for output in outputs:
-        console.print(f"[bold]{escape(output.prompt or '')}[/]{escape(output.text)}", soft_wrap=True)
+        for answer in output.outputs:
+            console.print(f"[bold]{escape(output.prompt or '')}[/]{escape(answer.text)}", soft_wrap=True)
     for line in replaced:
         console.print(f"[dim]{line['op']} of {line['set']}: {line['status']}, {line['num_calls']} calls[/]")
 

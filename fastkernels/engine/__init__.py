@@ -1,5 +1,1 @@
-"""The one engine: requests that chase a target, pages, a scheduler, a runner."""
-
-from fastkernels.engine.request import FinishReason, RequestOutput, SamplingParams
-
-__all__ = ["FinishReason", "RequestOutput", "SamplingParams"]
+"""The one engine: requests that chase a target, pages and slots, a scheduler, runners by kind of computation."""

@@ -1,66 +1,194 @@
-"""Pages of the KV cache: who holds which, and the tensors behind them."""
+"""The caches of a model: which groups of layers share page tables, who holds which pages, the tensors behind them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastkernels.cache import CacheKind, bind_caches, cached_layers
-from fastkernels.errors import UnsupportedError, UsageError
+from fastkernels.cache import PAGED_KINDS, CacheKind, CacheSpec, bind_caches, cached_layers
+from fastkernels.engine.pages import PagePool, page_hash
+from fastkernels.engine.request import Request
 
-_PAGED_KINDS = frozenset({CacheKind.FULL})
+_SHARED_KINDS = frozenset({CacheKind.FULL, CacheKind.MLA})
 
 
-class PageAllocator:
-    """Hands out page numbers; each is held once or free, and none is ever lost."""
+@dataclass(frozen=True)
+class CacheGroup:
+    """Layers whose tokens live and die together, so that one page table serves them."""
 
-    def __init__(self, num_pages: int) -> None:
-        if num_pages < 1:
-            raise UsageError(f"num_pages is {num_pages}; a cache has at least 1 page.")
-        self.num_pages = num_pages
-        self._free = list(range(num_pages - 1, -1, -1))
-        self._is_used = [False] * num_pages
+    kind: CacheKind
+    window: int | None = None
+
+
+def cache_groups(specs: Sequence[CacheSpec]) -> list[CacheGroup]:
+    """The paged groups among the layers' specs, in order of appearance; full and mla layers share one."""
+    groups: dict[CacheGroup, None] = {}
+    for spec in specs:
+        if spec.kind in PAGED_KINDS:
+            kind = CacheKind.FULL if spec.kind in _SHARED_KINDS else spec.kind
+            groups.setdefault(CacheGroup(kind, spec.window if kind is CacheKind.WINDOW else None))
+    return list(groups)
+
+
+class CacheManager:
+    """Pages by group, and the page tables by row that a step's inputs are cut from.
+
+    State slots need no manager: a request's slot is its row. Prefixes are shared only where every layer's cache is
+    full: the pages of a window are given up, and a state is not kept for every prefix.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[CacheGroup],
+        num_pages: int,
+        page_size: int,
+        max_num_seqs: int,
+        max_model_len: int,
+        shares_prefixes: bool,
+        has_state: bool = False,
+    ) -> None:
+        self.groups = list(groups)
+        self.page_size = page_size
+        self.pools = [PagePool(num_pages) for _ in self.groups]
+        max_pages = -(-max_model_len // page_size)
+        self.tables = [np.full((max_num_seqs, max_pages), -1, dtype=np.int32) for _ in self.groups]
+        is_full = [group.kind is CacheKind.FULL for group in self.groups]
+        self.shares_prefixes = shares_prefixes and is_full == [True] and not has_state
 
     @property
-    def num_free(self) -> int:
-        return len(self._free)
+    def num_pages(self) -> int:
+        return self.pools[0].num_pages if self.pools else 0
 
     @property
-    def num_used(self) -> int:
-        return sum(self._is_used)
+    def num_free_pages(self) -> int:
+        return min((pool.num_free for pool in self.pools), default=0)
 
-    def allocate(self, count: int) -> list[int] | None:
-        """`count` pages, or None and nothing taken when there are not as many."""
-        if count > len(self._free):
-            return None
-        pages = [self._free.pop() for _ in range(count)]
-        for page in pages:
-            self._is_used[page] = True
-        return pages
+    def num_pages_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)
 
-    def free(self, pages: Sequence[int]) -> None:
-        """Errors: ValueError when a page is not held: a double free would give it to two requests."""
-        for page in pages:
-            if not self._is_used[page]:
-                raise ValueError(f"Page {page} is freed but nobody holds it.")
-            self._is_used[page] = False
-            self._free.append(page)
+    def most_pages(self, group: CacheGroup, num_tokens: int, chunk: int) -> int:
+        """Pages that a request of `num_tokens`, computed at most `chunk` at a time, holds at once."""
+        if group.window is None:
+            return self.num_pages_for(num_tokens)
+        return self.num_pages_for(min(num_tokens, group.window + chunk)) + 1
+
+    def can_ever_hold(self, num_tokens: int, chunk: int) -> bool:
+        pairs = zip(self.groups, self.pools, strict=True)
+        return all(self.most_pages(group, num_tokens, chunk) <= pool.num_pages for group, pool in pairs)
+
+    def take_prefix(self, request: Request) -> int:
+        """Give a request that holds nothing the pages of its longest known head; its tokens that they hold.
+
+        At least one token is left to compute, else there would be nothing to sample from.
+        """
+        request.pages = [[] for _ in self.groups]
+        if not self.shares_prefixes or request.params.prompt_logprobs is not None:
+            return 0
+        self._hash_known_pages(request)
+        most = (len(request.tokens) - 1) // self.page_size
+        request.pages[0] = self.pools[0].share(request.page_hashes[:most])
+        return len(request.pages[0]) * self.page_size
+
+    def grow(self, request: Request, num_tokens: int, num_ahead: int = 0) -> bool:
+        """Whether the request now holds pages for its first `num_tokens`, in every group; else nothing changed.
+
+        num_ahead: tokens for which groups without a window must have pages besides.
+        """
+        lacking = [
+            self.num_pages_for(num_tokens + (num_ahead if group.window is None else 0)) - len(pages)
+            for group, pages in zip(self.groups, request.pages, strict=True)
+        ]
+        if all(count <= 0 for count in lacking):
+            return True
+        if any(count > pool.num_free for count, pool in zip(lacking, self.pools, strict=True)):
+            return False
+        for pages, pool, table, count in zip(request.pages, self.pools, self.tables, lacking, strict=True):
+            if count > 0:
+                new = pool.allocate(count)
+                assert new is not None
+                if request.row >= 0:
+                    table[request.row, len(pages) : len(pages) + count] = new
+                pages += new
+        return True
+
+    def enter_row(self, request: Request) -> None:
+        """Write a request's pages into its row of the tables."""
+        for pages, table in zip(request.pages, self.tables, strict=True):
+            table[request.row, : len(pages)] = pages
+
+    def leave_window(self, request: Request) -> None:
+        """Free the pages that no further token of the request can see."""
+        for group, pages, pool, table in zip(self.groups, request.pages, self.pools, self.tables, strict=True):
+            if group.window is None:
+                continue
+            i = max(0, request.num_computed - group.window + 1) // self.page_size - 1
+            while i >= 0 and pages[i] >= 0:
+                pool.free([pages[i]])
+                pages[i] = table[request.row, i] = -1
+                i -= 1
+
+    def register(self, request: Request) -> None:
+        """Make the full pages, whose tokens the host knows and a step has computed, known to later requests."""
+        if not self.shares_prefixes or request.is_embedding:
+            return
+        num_full = min(len(request.tokens), request.num_computed) // self.page_size
+        if request.num_registered >= num_full:
+            return
+        self._hash_known_pages(request)
+        for i in range(request.num_registered, num_full):
+            self.pools[0].register(request.pages[0][i], request.page_hashes[i])
+        request.num_registered = num_full
+
+    def release(self, request: Request) -> None:
+        for pages, pool in zip(request.pages, self.pools, strict=True):
+            pool.free([page for page in pages if page >= 0])
+        request.pages = [[] for _ in self.groups]
+        request.num_registered = 0
+
+    def _hash_known_pages(self, request: Request) -> None:
+        hashes, size = request.page_hashes, self.page_size
+        while (len(hashes) + 1) * size <= len(request.tokens):
+            start = len(hashes) * size
+            hashes.append(page_hash(hashes[-1] if hashes else b"", request.tokens[start : start + size]))
+
+    def check_invariants(self, requests: Sequence[Request]) -> None:
+        """Errors: AssertionError when a page is lost, or held by another number of requests than say so."""
+        for i, pool in enumerate(self.pools):
+            count = [0] * pool.num_pages
+            for request in requests:
+                for page in request.pages[i] if request.pages else ():
+                    if page >= 0:
+                        count[page] += 1
+            assert count == pool.holders(), "A page is held by another number of requests than hold it."
+            assert pool.num_free == count.count(0), f"{pool.num_free} pages are free, {count.count(0)} are unheld."
+
+
+def cache_bytes(specs: Sequence[CacheSpec], page_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one page in every paged layer."""
+    paged = [spec for spec in specs if spec.kind in PAGED_KINDS]
+    return sum(int(np.prod(spec.shape(1, page_size))) for spec in paged) * dtype.itemsize
+
+
+def state_bytes(specs: Sequence[CacheSpec]) -> int:
+    """Bytes of one request's states."""
+    return sum(int(np.prod(shape)) * dtype.itemsize for spec in specs for shape, dtype in spec.state)
 
 
 def allocate_caches(
-    model: nn.Module, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
-) -> list[Tensor]:
-    """Zeroed caches for every layer of `model` that declares one, bound to it.
-
-    Errors: UnsupportedError when a layer declares a kind that is not paged.
-    """
-    caches = []
+    model: nn.Module, num_pages: int, page_size: int, num_slots: int, dtype: torch.dtype, device: torch.device
+) -> list[Tensor | tuple[Tensor, ...]]:
+    """Zeroed caches for every layer of `model` that declares one, bound to it."""
+    caches: list[Tensor | tuple[Tensor, ...]] = []
     for layer in cached_layers(model):
         spec = layer.cache_spec
-        if spec.kind not in _PAGED_KINDS:
-            raise UnsupportedError(f"{type(layer).__name__} keeps a {spec.kind} cache; the engine has pages for full.")
-        caches.append(torch.zeros(spec.shape(num_pages, page_size), dtype=dtype, device=device))
+        if spec.kind in PAGED_KINDS:
+            caches.append(torch.zeros(spec.shape(num_pages, page_size), dtype=dtype, device=device))
+        else:
+            states = [torch.zeros((num_slots, *shape), dtype=kind, device=device) for shape, kind in spec.state]
+            caches.append(tuple(states))
     bind_caches(model, caches)
     return caches

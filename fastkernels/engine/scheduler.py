@@ -2,24 +2,25 @@
 
 There is no prefill and no decode: a request is behind by some tokens, and a step takes as many of them as the
 budget and the pages allow. The idea is vLLM's (https://docs.vllm.ai/en/latest/design/arch_overview.html, V1).
+A step may be scheduled before the tokens of the step before it are known: they count as pending.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fastkernels.engine.cache import PageAllocator
-from fastkernels.engine.request import Request
+from fastkernels.engine.cache import CacheManager
+from fastkernels.engine.outputs import FinishReason
+from fastkernels.engine.request import NO_ROW, Request
 from fastkernels.errors import UnsupportedError, UsageError
 
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """What a step and the cache can hold. max_model_len: the positions that the model knows."""
+    """What a step can hold. max_model_len: the positions that a request may come to."""
 
-    num_pages: int
-    page_size: int
     max_num_batched_tokens: int
     max_num_seqs: int
     max_model_len: int
@@ -31,26 +32,27 @@ class SchedulerLimits:
                 raise UsageError(f"{name} is {value}; the least is 1.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScheduledRow:
-    """The next `num_tokens` of a request; `samples` when they are all that it lacked."""
+    """Tokens [start, start + num_tokens) of a request; `samples` when they are all that it lacked."""
 
     request: Request
+    row: int
+    start: int
     num_tokens: int
-
-    @property
-    def samples(self) -> bool:
-        return self.num_tokens == self.request.num_missing
+    samples: bool
 
 
 class Scheduler:
     """Running requests first, oldest first; then waiting ones. Who is youngest gives way when pages run out."""
 
-    def __init__(self, limits: SchedulerLimits) -> None:
+    def __init__(self, limits: SchedulerLimits, cache: CacheManager) -> None:
         self.limits = limits
-        self.pages = PageAllocator(limits.num_pages)
+        self.cache = cache
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self.num_preemptions = 0
+        self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
 
     @property
     def has_unfinished(self) -> bool:
@@ -62,7 +64,7 @@ class Scheduler:
         self.waiting.append(request)
 
     def schedule(self) -> list[ScheduledRow]:
-        """The rows of the next step, with their pages; never empty while a request is unfinished."""
+        """The rows of the next step, with their pages; empty while all that is left waits for pending tokens."""
         rows: list[ScheduledRow] = []
         budget = self.limits.max_num_batched_tokens
         was_preempted = False
@@ -70,102 +72,148 @@ class Scheduler:
         while index < len(self.running) and budget > 0:
             request = self.running[index]
             num_tokens = min(request.num_missing, budget)
-            while not self._grow(request, request.num_computed + num_tokens):
+            if num_tokens <= 0:
+                index += 1
+                continue
+            while not self.cache.grow(request, request.num_computed + num_tokens):
                 was_preempted = True
                 if self._preempt_youngest() is request:
                     break
             else:
-                rows.append(ScheduledRow(request, num_tokens))
+                rows.append(self._take(request, num_tokens))
                 budget -= num_tokens
                 index += 1
-        while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs and not was_preempted:
-            # A request comes in only with pages for all that it knows, so that a chunked prompt is not cut short.
-            if not self._grow(self.waiting[0], self.waiting[0].num_tokens):
-                break
-            request = self.waiting.popleft()
-            self.running.append(request)
-            num_tokens = min(request.num_missing, budget)
-            rows.append(ScheduledRow(request, num_tokens))
-            budget -= num_tokens
+        if not was_preempted:
+            self._admit(rows, budget)
         return rows
 
-    def update(self, rows: list[ScheduledRow], sampled: dict[int, int], eos_token_ids: frozenset[int]) -> list[Request]:
-        """Take the results of a step: `sampled` by request id. Returns the requests that finished."""
-        finished = []
-        for row in rows:
-            request = row.request
-            request.num_computed += row.num_tokens
-            if request.request_id in sampled:
-                request.append(sampled[request.request_id], eos_token_ids)
-            if request.finish_reason is not None:
-                self._release(request)
-                self.running.remove(request)
-                finished.append(request)
-        return finished
+    def _admit(self, rows: list[ScheduledRow], budget: int) -> None:
+        while self.waiting and budget > 0 and self._free_rows:
+            request = self.waiting[0]
+            if request.num_pending or not self._enter(request, budget):
+                return
+            self.waiting.popleft()
+            self.running.append(request)
+            num_tokens = min(request.num_missing, budget)
+            rows.append(self._take(request, num_tokens))
+            budget -= num_tokens
 
-    def abort_all(self) -> None:
-        """Drop every request and take its pages back."""
-        for request in self.running:
-            self._release(request)
-        self.running.clear()
-        self.waiting.clear()
+    def _enter(self, request: Request, budget: int) -> bool:
+        """Give a waiting request a row and pages for all that it knows, so that a chunked prompt is not cut short.
+
+        One page for each running request is left besides: else the next steps would take this one's pages away.
+        """
+        num_cached = self.cache.take_prefix(request)
+        chunk_end = min(len(request.tokens), num_cached + budget)
+        has_room = self.cache.grow(request, chunk_end, len(request.tokens) - chunk_end)
+        if not has_room or (self.running and self.cache.num_free_pages < len(self.running)):
+            self.cache.release(request)
+            return False
+        request.num_computed = num_cached
+        if request.num_cached is None:
+            request.num_cached = num_cached
+        request.row, request.row_is_new = self._free_rows.pop(), True
+        self.cache.enter_row(request)
+        return True
+
+    def _take(self, request: Request, num_tokens: int) -> ScheduledRow:
+        start = request.num_computed
+        self.cache.leave_window(request)
+        request.num_computed += num_tokens
+        samples = request.num_computed == request.num_tokens
+        if samples and not request.is_embedding:
+            request.num_pending += 1
+        return ScheduledRow(request, request.row, start, num_tokens, samples)
+
+    def update(
+        self, rows: Sequence[ScheduledRow], tokens: Sequence[int], eos_token_ids: frozenset[int]
+    ) -> list[tuple[Request, int]]:
+        """Take the results of a step: `tokens` of the rows that sample, in order.
+
+        Returns each request that is still wanted with its new token; those with a finish_reason are released.
+        """
+        news = []
+        sampled = iter(tokens)
+        for scheduled in rows:
+            if not scheduled.samples:
+                continue
+            token, request = next(sampled), scheduled.request
+            if request.finish_reason is not None:
+                continue
+            if request.is_embedding:
+                request.finish_reason = FinishReason.STOP
+            else:
+                request.append(token, eos_token_ids)
+            if request.row != NO_ROW:
+                self.cache.register(request)
+            if request.finish_reason is not None:
+                self._remove(request)
+            news.append((request, token))
+        return news
+
+    def abort(self, request_ids: Iterable[str]) -> list[Request]:
+        """Drop these requests and take back what they hold; those that are not here are ignored."""
+        wanted = set(request_ids)
+        dropped = [r for r in (*self.running, *self.waiting) if r.request_id in wanted]
+        for request in dropped:
+            request.finish_reason = FinishReason.ABORT
+            self._remove(request)
+        return dropped
+
+    def _remove(self, request: Request) -> None:
+        if request.row == NO_ROW:
+            self.waiting.remove(request)
+        else:
+            self._leave_row(request)
+            self.running.remove(request)
+
+    def _preempt_youngest(self) -> Request:
+        """The last of the running gives its pages back and will be computed again from its first token."""
+        request = self.running.pop()
+        self._leave_row(request)
+        request.num_computed = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(request)
+        return request
+
+    def _leave_row(self, request: Request) -> None:
+        self.cache.release(request)
+        self._free_rows.append(request.row)
+        request.row = NO_ROW
 
     def check_invariants(self) -> None:
-        """Errors: AssertionError when a page is lost, held twice, or too many or too few are held."""
-        held = [page for request in (*self.running, *self.waiting) for page in request.pages]
-        assert len(held) == len(set(held)), f"A page is held twice: {sorted(held)}."
-        assert self.pages.num_used == len(held), f"{self.pages.num_used} pages are used, requests hold {len(held)}."
-        assert self.pages.num_free + self.pages.num_used == self.pages.num_pages
+        """Errors: AssertionError when a page or a row is lost, or held twice."""
+        self.cache.check_invariants(self.running)
+        rows = [request.row for request in self.running]
+        assert sorted(rows + self._free_rows) == list(range(self.limits.max_num_seqs)), "A row is lost or held twice."
         for request in self.running:
-            assert request.num_computed <= len(request.pages) * self.limits.page_size
+            assert 0 <= request.num_computed <= request.num_tokens
+            for pages in request.pages:
+                assert request.num_computed <= len(pages) * self.cache.page_size
         for request in self.waiting:
-            assert not request.pages
+            assert not any(request.pages)
             assert request.num_computed == 0
+            assert request.row == NO_ROW
 
     def _check(self, request: Request) -> None:
-        limits, most = self.limits, request.prompt_len + request.params.max_tokens
+        limits, most = self.limits, request.max_tokens
         label = f"Request {request.request_id}"
         if request.prompt_len == 0:
             raise UnsupportedError(f"{label} has an empty prompt; at least 1 token is needed.")
-        for token in request.tokens:
+        for token in (min(request.tokens), max(request.tokens)):
             if not 0 <= token < limits.vocab_size:
                 raise UnsupportedError(f"{label}: token id {token} is not in [0, {limits.vocab_size}), the vocabulary.")
-        sizes = f"{request.prompt_len} prompt + {request.params.max_tokens} new = {most} tokens"
+        request.params.check_vocabulary(limits.vocab_size)
+        sizes = f"{request.prompt_len} prompt + {most - request.prompt_len} new = {most} tokens"
         if most > limits.max_model_len:
             raise UnsupportedError(
                 f"{label} may come to {sizes}; max_model_len is {limits.max_model_len}. Ask for fewer tokens."
             )
         # The token sampled last is never written to the cache.
-        needed = self._num_pages(most - 1)
-        if needed > limits.num_pages:
+        held = max(request.prompt_len, most - 1)
+        if not self.cache.can_ever_hold(held, limits.max_num_batched_tokens):
             raise UnsupportedError(
-                f"{label} may come to {sizes}, {needed} pages of {limits.page_size}; num_pages is {limits.num_pages}. "
-                f"Raise num_pages or ask for fewer tokens."
+                f"{label} may come to {sizes}, {self.cache.num_pages_for(held)} pages of {self.cache.page_size}; "
+                f"num_pages is {self.cache.num_pages}. Raise num_pages or ask for fewer tokens."
             )
-
-    def _num_pages(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.limits.page_size)
-
-    def _grow(self, request: Request, num_tokens: int) -> bool:
-        """Whether `request` now holds the pages for its first `num_tokens`."""
-        lacking = self._num_pages(num_tokens) - len(request.pages)
-        if lacking <= 0:
-            return True
-        pages = self.pages.allocate(lacking)
-        if pages is None:
-            return False
-        request.pages += pages
-        return True
-
-    def _preempt_youngest(self) -> Request:
-        """The last of the running gives its pages back and will be computed again from its first token."""
-        request = self.running.pop()
-        self._release(request)
-        request.num_computed = 0
-        request.num_preemptions += 1
-        self.waiting.appendleft(request)
-        return request
-
-    def _release(self, request: Request) -> None:
-        self.pages.free(request.pages)
-        request.pages = []

@@ -27,7 +27,7 @@ def flash_attn_varlen(
     Shapes:  query and the result: [num_tokens, num_heads, head_size]; key_cache, value_cache: [num_pages,
              page_size, num_kv_heads, head_size]; query_start_loc: [num_seqs + 1]; seq_lens: [num_seqs], cached
              plus new tokens; block_table: [num_seqs, max_pages], read only up to a sequence's last page.
-             Rows past query_start_loc's last entry are not written.
+             Rows before query_start_loc's first entry and past its last are not written.
     Dtypes:  bf16, fp16 or fp32; the softmax and both sums are taken in fp32.
     Errors:  UnsupportedError for dtypes, head sizes or head counts that the kernels lack.
     """

@@ -13,7 +13,7 @@ from fastkernels.capture.replay import build_op, call_op, case_inputs, replay
 from fastkernels.capture.run import capture
 from fastkernels.context import Phase
 from fastkernels.engine.llm import LLM
-from fastkernels.engine.request import SamplingParams
+from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.registry import ops
 from fastkernels.workloads import Workload, find_workload
 
@@ -31,10 +31,10 @@ def _needs_a_gpu() -> Iterator[None]:
 
 def tokens(temperature: float = 0.0, **changes: int) -> list[tuple[int, ...]]:
     llm = LLM("tiny-llama", device="cuda", **{"num_pages": 64, **changes})  # type: ignore[arg-type]
-    params = SamplingParams(temperature, top_p=0.9, seed=3, max_tokens=24, ignore_eos=True)
+    params = SamplingParams(temperature=temperature, top_p=0.9, seed=3, max_tokens=24, ignore_eos=True)
     outputs = llm.generate(WORKLOAD.token_ids(llm.tokenizer), params)
-    assert llm.scheduler.pages.num_used == 0
-    return [output.token_ids for output in outputs]
+    assert llm.core.cache.num_free_pages == llm.core.info.num_pages
+    return [output.outputs[0].token_ids for output in outputs]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -57,8 +57,8 @@ def test_every_case_replays_bit_for_bit(dtype: str) -> None:
 def test_capture_changes_no_token() -> None:
     _, _, outputs = capture("tiny-llama", WORKLOAD, device="cuda", max_num_batched_tokens=64)
     llm = LLM("tiny-llama", device="cuda", max_num_batched_tokens=64)
-    plain = llm.generate(WORKLOAD.token_ids(llm.tokenizer), SamplingParams(max_tokens=6, ignore_eos=True))
-    assert [o.token_ids for o in outputs] == [o.token_ids for o in plain]
+    plain = llm.generate(WORKLOAD.token_ids(llm.tokenizer), SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
+    assert [o.outputs[0].token_ids for o in outputs] == [o.outputs[0].token_ids for o in plain]
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from fastkernels.capture.store import TENSORS, CaseSet
 from fastkernels.capture.tensors import named_tensors
 from fastkernels.context import ForwardContext, Phase, forward_context, set_forward_context
 from fastkernels.engine.llm import LLM
-from fastkernels.engine.request import SamplingParams
+from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import CaseFileError, UnknownNameError, UnsupportedError, UsageError
 from fastkernels.op import Op
 from fastkernels.registry import ops
@@ -41,7 +41,7 @@ def captured(temperature: float = 0.0) -> tuple[CaseSet, Counter[tuple[str, Phas
     cases, calls, outputs = capture(
         "tiny-llama", WORKLOAD, device="cpu", temperature=temperature, max_num_batched_tokens=64
     )
-    return cases, calls, [output.token_ids for output in outputs]
+    return cases, calls, [output.outputs[0].token_ids for output in outputs]
 
 
 def all_cases() -> list[Case]:
@@ -290,9 +290,9 @@ def test_positions_and_pages_are_kept_by_value_without_any_budget() -> None:
 
 def test_capture_changes_no_token() -> None:
     llm = LLM("tiny-llama", device="cpu", max_num_batched_tokens=64)
-    params = SamplingParams(max_tokens=WORKLOAD.output_len, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=WORKLOAD.output_len, ignore_eos=True)
     plain = llm.generate(WORKLOAD.token_ids(llm.tokenizer), params)
-    assert captured()[2] == [output.token_ids for output in plain]
+    assert captured()[2] == [output.outputs[0].token_ids for output in plain]
     assert len(set(captured()[2])) == len(plain)
 
 

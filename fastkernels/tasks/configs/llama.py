@@ -117,8 +117,8 @@ class LlamaConfig:
             "max_position_embeddings": 512,
             "rms_norm_eps": 1e-5,
             "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64),
-            "bos_token_id": None,
-            "eos_token_ids": (),
+            "bos_token_id": 0,
+            "eos_token_ids": (1,),
             "torch_dtype": "float32",
         }
         return cls(**{**sizes, **changes})

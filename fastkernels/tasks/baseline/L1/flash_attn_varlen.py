@@ -35,7 +35,7 @@ class FlashAttnVarlen(Op):
     Shapes:  query, out: [num_tokens, num_heads, head_size]; key_cache, value_cache: [num_pages, page_size,
              num_kv_heads, head_size]; query_start_loc: [num_seqs + 1]; seq_lens: [num_seqs], new tokens included;
              block_table: [num_seqs, max_pages], entries behind a sequence's end never read; max_query_len,
-             max_seq_len: the longest. Rows after the last sequence are undefined.
+             max_seq_len: the longest. Rows before the first sequence and after the last are undefined.
     Dtypes:  bf16, fp16 or fp32; scores, softmax and sums in fp32; integers int32.
     Returns: out. No argument is written to.
     Errors:  ValueError when heads, head_size or the number of sequences do not fit.

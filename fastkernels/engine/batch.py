@@ -1,0 +1,153 @@
+"""The inputs of one step, as arrays on the host: what a runner needs, and all that it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastkernels.cache import CacheKind
+from fastkernels.context import Phase
+from fastkernels.engine.cache import CacheManager
+from fastkernels.engine.sampling_params import SamplingParams
+from fastkernels.engine.scheduler import ScheduledRow
+
+PENDING = -1
+"""In token_ids: the token that the row sampled last, which only the device knows."""
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EnteringRow:
+    """A request that takes a row of the device's per-request state with this step."""
+
+    row: int
+    params: SamplingParams
+    seed: int
+    prompt_token_ids: tuple[int, ...]
+    output_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PromptPart:
+    """Part of a prompt whose log-probabilities are wanted, with `num` of the likeliest beside each.
+
+    first: index in the batch of the token that next_ids[0] follows.
+    """
+
+    row: int
+    first: int
+    next_ids: tuple[int, ...]
+    num: int
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """Sequences in batch order, single tokens first.
+
+    rows, starts, counts: [num_seqs]; token_ids, positions: [num_tokens], PENDING where only the device knows.
+    slot_mappings, block_tables: by kind of cache, [num_tokens] and [num_seqs, width].
+    sample_index: [num_samples], which tokens' logits are sampled; sample_rows: their rows.
+    """
+
+    rows: Ints
+    starts: Ints
+    counts: Ints
+    token_ids: Ints
+    positions: Ints
+    slot_mappings: dict[CacheKind, Ints]
+    block_tables: dict[CacheKind, NDArray[np.int32]]
+    sample_index: Ints
+    sample_rows: Ints
+    phase: Phase
+    entering: tuple[EnteringRow, ...] = ()
+    embedding_rows: frozenset[int] = frozenset()
+    prompt_logprobs: tuple[PromptPart, ...] = ()
+
+    @property
+    def num_seqs(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def is_uniform_decode(self) -> bool:
+        return self.phase is Phase.DECODE and len(self.sample_rows) == len(self.rows) and not self.embedding_rows
+
+
+def build_inputs(
+    scheduled: Sequence[ScheduledRow], cache: CacheManager, entering: Sequence[EnteringRow] = ()
+) -> StepInputs:
+    """The arrays of a step from the rows that the scheduler chose, which are put in batch order."""
+    rows = np.array([s.row for s in scheduled], dtype=np.int64)
+    starts = np.array([s.start for s in scheduled], dtype=np.int64)
+    counts = np.array([s.num_tokens for s in scheduled], dtype=np.int64)
+    ends = counts.cumsum()
+    positions = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+    token_rows = np.repeat(rows, counts)
+    pages, offsets = np.divmod(positions, cache.page_size)
+    width = -(-int((starts + counts).max()) // cache.page_size)
+    slots: dict[CacheKind, Ints] = {}
+    tables: dict[CacheKind, NDArray[np.int32]] = {}
+    for group, table in zip(cache.groups, cache.tables, strict=True):
+        slots[group.kind] = table[token_rows, pages].astype(np.int64) * cache.page_size + offsets
+        tables[group.kind] = table[rows, :width]
+    samples = np.array([s.samples for s in scheduled], dtype=bool)
+    return StepInputs(
+        rows=rows,
+        starts=starts,
+        counts=counts,
+        token_ids=_token_ids(scheduled),
+        positions=positions,
+        slot_mappings=slots,
+        block_tables=tables,
+        sample_index=(ends - 1)[samples],
+        sample_rows=rows[samples],
+        phase=_phase(starts, counts),
+        entering=tuple(entering),
+        embedding_rows=frozenset(s.row for s in scheduled if s.samples and s.request.is_embedding),
+        prompt_logprobs=_prompt_parts(scheduled, (ends - counts).tolist()),
+    )
+
+
+def batch_order(scheduled: Sequence[ScheduledRow]) -> list[ScheduledRow]:
+    """Single tokens first, so that layers with a state can split the batch at one place."""
+    return sorted(scheduled, key=lambda s: s.num_tokens > 1)
+
+
+def _token_ids(scheduled: Sequence[ScheduledRow]) -> Ints:
+    ids: list[int] = []
+    for s in scheduled:
+        tokens = s.request.tokens
+        if s.num_tokens == 1:
+            ids.append(tokens[s.start] if s.start < len(tokens) else PENDING)
+        else:
+            ids += tokens[s.start : s.start + s.num_tokens]
+            ids += [PENDING] * (s.start + s.num_tokens - len(tokens))
+    return np.array(ids, dtype=np.int64)
+
+
+def _prompt_parts(scheduled: Sequence[ScheduledRow], firsts: Sequence[int]) -> tuple[PromptPart, ...]:
+    parts = []
+    for s, first in zip(scheduled, firsts, strict=True):
+        num, request = s.request.params.prompt_logprobs, s.request
+        if num is not None and len(request.prompt_logprobs) < request.prompt_len - 1:
+            end = min(s.start + s.num_tokens + 1, request.prompt_len)
+            next_ids = tuple(request.tokens[s.start + 1 : end])
+            if next_ids:
+                parts.append(PromptPart(s.row, first, next_ids, num))
+    return tuple(parts)
+
+
+def _phase(starts: Ints, counts: Ints) -> Phase:
+    """What the batch holds; a first chunk of a single token counts as prefill."""
+    if not starts.any():
+        return Phase.PREFILL
+    if (counts == 1).all():
+        return Phase.DECODE
+    return Phase.MIXED

@@ -1,0 +1,151 @@
+"""CUDA graphs of decode steps: one for each padded number of sequences, captured when it is first needed."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastkernels.cache import CacheKind
+from fastkernels.context import Phase, set_forward_context
+from fastkernels.engine.batch import StepInputs
+from fastkernels.engine.staging import Array, views
+
+if TYPE_CHECKING:
+    from fastkernels.engine.runners.autoregressive import AutoregressiveRunner
+
+_MAX_GRAPH_SEQS = 512
+
+
+def graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
+    """1, 2, 4, then steps of 8 up to 256 and of 16 above: at most a few padding rows in any step."""
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, _MAX_GRAPH_SEQS + 1, 16)]
+    most = min(max_num_seqs, _MAX_GRAPH_SEQS)
+    return (*(size for size in sizes if size < most), most)
+
+
+@dataclass(frozen=True)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    logits: Tensor
+    rows: Tensor
+    positions: Tensor
+
+
+class GraphPool:
+    """Replays the model and its logits from static buffers; all graphs share one pool of memory."""
+
+    def __init__(self, runner: AutoregressiveRunner, kinds: Sequence[CacheKind]) -> None:
+        self.runner, self.kinds = runner, list(kinds)
+        limits, device = runner.limits, runner.device
+        self.sizes = limits.graph_sizes
+        self.captured: dict[int, _Captured] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        most = self.sizes[-1]
+        num_bytes = sum(-(-array.nbytes // 16) * 16 for array in self._arrays(most, None))
+        self._static = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+        max_pages = -(-limits.max_model_len // limits.page_size)
+        self._tables = {k: torch.zeros((most, max_pages), dtype=torch.int32, device=device) for k in self.kinds}
+        self._starts = torch.arange(most + 1, dtype=torch.int32, device=device)
+
+    def size_for(self, inputs: StepInputs) -> int | None:
+        """The graph for a step; None where it has to run eagerly."""
+        if not inputs.is_uniform_decode or inputs.num_seqs > self.sizes[-1] or inputs.prompt_logprobs:
+            return None
+        return self.sizes[bisect_left(self.sizes, inputs.num_seqs)]
+
+    def warm(self) -> None:
+        """Capture every size, the largest first, so that the smaller ones fit into its memory."""
+        with torch.inference_mode(), torch.cuda.stream(self.runner._stream):
+            for size in reversed(self.sizes):
+                self._get(size)
+
+    def replay(self, inputs: StepInputs, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Run a decode step. Returns logits [num_seqs, vocab_size], the rows and the positions of the drawn tokens."""
+        captured = self._get(size)
+        num = inputs.num_seqs
+        tables = [np.ascontiguousarray(inputs.block_tables[kind]) for kind in self.kinds]
+        self.runner._staging.put(self._arrays(size, inputs), self._static)
+        for kind, table in zip(self.kinds, self.runner._staging.put(tables), strict=True):
+            self._tables[kind][: table.shape[0], : table.shape[1]].copy_(table)
+        captured.graph.replay()
+        return captured.logits[:num], captured.rows[:num], captured.positions[:num]
+
+    def _arrays(self, size: int, inputs: StepInputs | None) -> list[Array]:
+        """ids, positions, rows, sequence lengths, positions of the drawn tokens, state slots, then slots by kind."""
+        pad_row = self.runner.limits.max_num_seqs
+        num = 0 if inputs is None else inputs.num_seqs
+
+        def padded(values: Array | None, fill: int, dtype: type) -> Array:
+            array: Array = np.full(size, fill, dtype=dtype)
+            if values is not None:
+                array[:num] = values
+            return array
+
+        if inputs is None:
+            fields: list[tuple[Array | None, int, type]] = [
+                (None, 0, np.int64), (None, 0, np.int64), (None, pad_row, np.int64), (None, 0, np.int32),
+                (None, 0, np.int64), (None, pad_row, np.int32), (None, 1, np.bool_),
+            ]  # fmt: skip
+            fields += [(None, -1, np.int64)] * len(self.kinds)
+        else:
+            ends = inputs.positions + 1
+            fields = [
+                (inputs.token_ids, 0, np.int64), (inputs.positions, 0, np.int64), (inputs.rows, pad_row, np.int64),
+                (ends, 0, np.int32), (ends, 0, np.int64), (inputs.rows, pad_row, np.int32),
+                (inputs.starts > 0, 1, np.bool_),
+            ]  # fmt: skip
+            fields += [(inputs.slot_mappings[kind], -1, np.int64) for kind in self.kinds]
+        return [padded(*field) for field in fields]
+
+    def _get(self, size: int) -> _Captured:
+        if size not in self.captured:
+            self.captured[size] = self._capture(size)
+        return self.captured[size]
+
+    def _capture(self, size: int) -> _Captured:
+        from fastkernels.engine.runners.autoregressive import step_context
+
+        runner = self.runner
+        empty = self._arrays(size, None)
+        runner._staging.put(empty, self._static)
+        ids, positions, rows, seq_lens, drawn, state_slots, has_state, *slots = views(empty, self._static)
+        context = step_context(
+            dict(zip(self.kinds, slots, strict=True)),
+            {kind: table[:size] for kind, table in self._tables.items()},
+            self._starts[: size + 1],
+            seq_lens,
+            *((state_slots, has_state) if runner.limits.has_state else (None, None)),
+            max_query_len=1,
+            max_seq_len=runner.limits.max_model_len,
+            phase=Phase.DECODE,
+            num_decodes=size,
+        )
+
+        def forward() -> Tensor:
+            known = torch.where(ids < 0, runner.last_token[rows], ids)
+            with set_forward_context(context):
+                return runner.model.compute_logits(runner.model(known, positions))  # type: ignore[operator]
+
+        forward()  # compiles what is compiled at first use: a capture must not
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool)
+        try:
+            logits = forward()
+        finally:
+            graph.capture_end()
+        return _Captured(graph, _unowned(logits), rows, drawn)
+
+
+def _unowned(tensor: Tensor) -> Tensor:
+    """The same memory, not kept alive: each replay's results are read before another graph may write there."""
+    storage = tensor.untyped_storage()
+    raw = torch._C._construct_storage_from_data_pointer(storage.data_ptr(), tensor.device, storage.nbytes())
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(raw, tensor.storage_offset(), tensor.shape, tensor.stride())

@@ -1,0 +1,100 @@
+"""Host arrays to the device with one copy a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ALIGNMENT = 16
+_RING = 3
+"""Blocks in turn: a step's block is written while the copies of at most two earlier steps may still be under way."""
+
+Array = NDArray[Any]
+
+
+class Staging:
+    """Packs arrays into pinned memory and copies them in one piece; on a CPU they are used where they are."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._is_cuda = device.type == "cuda"
+        self._blocks: list[Tensor | None] = [None] * _RING
+        self._turn = 0
+
+    def put(self, arrays: Sequence[Array], target: Tensor | None = None) -> list[Tensor]:
+        """The arrays on the device, in `target` (uint8) from its start when it is given.
+
+        Equal shapes and dtypes give equal places in `target`, so that a graph finds them there again.
+        """
+        if not self._is_cuda:
+            return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        offsets, num_bytes = _layout(arrays)
+        block = self._next_block(num_bytes)
+        view = block.numpy()
+        for array, offset in zip(arrays, offsets, strict=True):
+            view[offset : offset + array.nbytes].view(array.dtype)[:] = array.ravel()
+        if target is None:
+            target = block[:num_bytes].to(self.device, non_blocking=True)
+        else:
+            target[:num_bytes].copy_(block[:num_bytes], non_blocking=True)
+        return views(arrays, target)
+
+    def _next_block(self, num_bytes: int) -> Tensor:
+        self._turn = (self._turn + 1) % _RING
+        block = self._blocks[self._turn]
+        if block is None or block.numel() < num_bytes:
+            block = torch.empty(max(2 * num_bytes, 1 << 16), dtype=torch.uint8, pin_memory=True)
+            self._blocks[self._turn] = block
+        return block
+
+
+def views(arrays: Sequence[Array], packed: Tensor) -> list[Tensor]:
+    """Tensors over the places that `arrays` have in a packed block."""
+    offsets, _ = _layout(arrays)
+    result = []
+    for array, offset in zip(arrays, offsets, strict=True):
+        dtype = torch.from_numpy(array[:0]).dtype
+        result.append(packed[offset : offset + array.nbytes].view(dtype).view(array.shape))
+    return result
+
+
+def _layout(arrays: Sequence[Array]) -> tuple[list[int], int]:
+    offsets, end = [], 0
+    for array in arrays:
+        offsets.append(end)
+        end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return offsets, end
+
+
+class Readback:
+    """Results to the host without waiting: pinned blocks in turn, and an event each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+
+    def start(self, tensor: Tensor) -> PendingRead:
+        """The copy is in stream order; `PendingRead.wait` blocks until it is done."""
+        if not self._is_cuda:
+            return PendingRead(tensor, None)
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return PendingRead(host, event)
+
+
+class PendingRead:
+    """A tensor on its way to the host."""
+
+    def __init__(self, host: Tensor, event: torch.cuda.Event | None) -> None:
+        self._host, self._event = host, event
+
+    def wait(self) -> Tensor:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host

@@ -1,0 +1,82 @@
+"""What runs steps, whatever it computes with: steps are launched, and waited for later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer
+
+from fastkernels.engine.batch import StepInputs
+from fastkernels.engine.cache import CacheGroup
+from fastkernels.engine.outputs import EngineRequest, TokenLogprobs
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """tokens, logprobs: of the rows that sample, in order. embeddings, prompt_logprobs: by row."""
+
+    tokens: list[int]
+    logprobs: Sequence[TokenLogprobs | None] | None = None
+    embeddings: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+
+
+class Step(Protocol):
+    """A step that was launched."""
+
+    def wait(self) -> StepResult:
+        """Block until the step's results are on the host."""
+
+
+class Runner(Protocol):
+    """Launches steps in order; a step may read what the one before it sampled."""
+
+    num_graph_steps: int
+
+    def launch(self, inputs: StepInputs) -> Step: ...
+
+    def accept(self, row: int, token: int) -> None:
+        """The host has seen a token of a row whose next one depends on it."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the engine has to know of a model that is ready to run."""
+
+    model: str
+    dtype: str
+    device: str
+    vocab_size: int
+    max_model_len: int
+    max_num_seqs: int
+    eos_token_ids: frozenset[int]
+    cache_groups: tuple[CacheGroup, ...]
+    num_pages: int
+    tokenizer: Tokenizer
+    has_state: bool = False
+    can_embed: bool = True
+    weight_bytes: int = 0
+    cache_bytes: int = 0
+
+
+class Executor(Protocol):
+    """A model with its caches on its devices, and the runner that steps it."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
+
+    @property
+    def runner(self) -> Runner: ...
+
+    def check(self, request: EngineRequest) -> None:
+        """Errors: SamplingParamsError when the request asks for what cannot be compiled or kept."""
+
+    def kernels(self) -> list[dict[str, Any]]: ...
+
+    def num_compilations(self) -> int: ...
+
+    def peak_memory_bytes(self) -> int: ...
+
+    def close(self) -> None: ...
