@@ -1,5 +1,5 @@
 # demo and test work on a machine that has only Python: each makes .venv when it is missing or out of date.
-.PHONY: demo test check bench
+.PHONY: demo test check bench serve-demo
 
 demo: .venv/.installed
 	.venv/bin/fastkernels demo
@@ -12,6 +12,9 @@ check: .venv/.installed
 
 bench: .venv/.installed
 	.venv/bin/fastkernels kernels
+
+serve-demo: .venv/.installed
+	.venv/bin/python examples/client.py
 
 .venv/.installed: pyproject.toml constraints.txt
 	scripts/install

@@ -161,19 +161,23 @@ class TextStream:
         return stop
 
     def _push(self, new: str, may_stop: bool) -> str | None:
-        if self._matcher is None or not may_stop:
+        if self._matcher is None:
             self._pieces.append(new)
             return None
         found = self._matcher.feed(new)
+        while found is not None and not may_stop:  # too early for it
+            self._pieces.append(self._held + new[: found[0]])
+            self._held, new = "", new[found[0] :]
+            found = self._matcher.feed(new)
         if found is None:
             text = self._held + new
-            border = len(text) - self._matcher.num_held
+            border = max(0, len(text) - self._matcher.num_held)
             self._pieces.append(text[:border])
             self._held = text[border:]
             return None
         end, stop = found
         text = self._held + new[:end]
-        self._pieces.append(text if self._include_stop else text[: -len(stop)])
+        self._pieces.append(text if self._include_stop else text[: max(0, len(text) - len(stop))])
         self._held = ""
         return stop
 

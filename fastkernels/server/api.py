@@ -27,7 +27,7 @@ from fastkernels.server.service import Phase, Service
 
 _ERROR: dict[str, Any] = {"description": "What is off, in OpenAI's form."}
 _OK: dict[int | str, dict[str, Any]] = {200: {"description": "The answer; events when `stream` is set."}}
-router = APIRouter(responses=dict.fromkeys((400, 401, 404, 413, 429, 503), _ERROR) | _OK)
+router = APIRouter(responses=_OK | dict.fromkeys((400, 401, 404, 413, 429, 503), _ERROR))
 _started = int(time.time())
 
 
@@ -133,7 +133,7 @@ async def health(service: Served) -> Response:
 async def ready(service: Served) -> Response:
     """200 when requests are taken."""
     if service.phase is not Phase.READY:
-        raise ApiError(503, f"The server is {service.phase}.", code=service.phase, retry_after=1)
+        raise ApiError(503, f"The server is {service.phase}.", code=str(service.phase), retry_after=1)
     return json_response({"status": service.phase})
 
 

@@ -85,7 +85,7 @@ class Gate:
 
     async def _answer(self, error: Exception, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
         failure = from_exception(error)
-        record.error = failure.message
+        record.error, record.error_code = failure.message, failure.code
         if failure.status == 500:
             traceback.print_exception(error)
         if record.status is None:
@@ -93,7 +93,7 @@ class Gate:
 
     def _close(self, record: Record, path: str) -> None:
         metrics = self.service.metrics
-        if path in _UNRECORDED_PATHS and record.outcome == "finished":
+        if path in _UNRECORDED_PATHS and record.outcome != "failed":
             return
         route = path if path in self.service.routes else "other"
         metrics.requests.labels(route, record.outcome, str(record.status or "")).inc()

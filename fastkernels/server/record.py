@@ -24,6 +24,7 @@ class Record:
         self.finish_reasons: list[str] = []
         self.status: int | None = None
         self.error: str | None = None
+        self.error_code: str | None = None
         self.is_gone = False
 
     def begin(self, request_id: str, num_prompt_tokens: int) -> None:
@@ -47,6 +48,8 @@ class Record:
     def outcome(self) -> str:
         if self.is_gone:
             return "aborted"
+        if self.status == 503 and self.error_code in ("loading", "draining"):
+            return "rejected"
         if self.status is None or self.status >= 500 or (self.error is not None and self.status == 200):
             return "failed"
         if self.status >= 400:

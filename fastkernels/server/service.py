@@ -60,7 +60,8 @@ class Service:
         self.routes: frozenset[str] = frozenset()
         self._engine: AsyncEngine | None = None
         path = Path(engine_config.model)
-        self.model_names = config.served_model_names or (path.name if path.exists() else engine_config.model,)
+        name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else engine_config.model
+        self.model_names = config.served_model_names or (name,)
 
     async def start(self) -> AsyncEngine:
         self._engine = await AsyncEngine.start(self.engine_config, self.metrics)

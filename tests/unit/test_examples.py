@@ -12,6 +12,7 @@ import pytest
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 EXPECTED = {
     "generate.py": "32 requests",
+    "client.py": "completion_tokens=48",
     "bring_a_kernel.py": "same tokens in the served model: True",
 }
 

@@ -1,0 +1,65 @@
+"""A server of this machine for as long as a block runs: for examples, tests and load."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from fastkernels.errors import EnvironmentProblem
+
+_POLL_SECONDS = 0.05
+
+
+@dataclass
+class LocalServer:
+    """`url` has no path; `log` is what the server wrote to stderr, one JSON a line."""
+
+    url: str
+    process: subprocess.Popen[str]
+    log_file: IO[str]
+
+    @property
+    def log(self) -> str:
+        self.log_file.seek(0)
+        return self.log_file.read()
+
+    def wait_until_ready(self, timeout: float) -> None:
+        """Errors: EnvironmentProblem with the server's own words when it ends or takes longer."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end and self.process.poll() is None:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"{self.url}/ready", timeout=5).close()
+                return
+            time.sleep(_POLL_SECONDS)
+        raise EnvironmentProblem(f"The server is not ready: {self.log[-2000:]}")
+
+
+@contextlib.contextmanager
+def running_server(
+    model: str = "tiny-llama", *options: str, ready_timeout: float = 300, stop_timeout: float = 40
+) -> Iterator[LocalServer]:
+    """`fastkernels serve MODEL OPTIONS` on a free port, ready; ended by SIGTERM."""
+    command = [sys.executable, "-m", "fastkernels", "serve", model, "--port", "0", *options]
+    with tempfile.TemporaryFile("w+") as log_file:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log_file, text=True)
+        try:
+            assert process.stdout is not None
+            server = LocalServer(process.stdout.readline().rpartition(" ")[2].strip(), process, log_file)
+            server.wait_until_ready(ready_timeout)
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(stop_timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()  # type: ignore[union-attr]

@@ -1,0 +1,207 @@
+"""The engine behind its process border: same tokens, and every way it can end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+import psutil
+import pytest
+from waiting import wait_until
+
+from fastkernels.engine.client import AsyncEngine, EngineDeadError, EngineStartError, OverloadedError
+from fastkernels.engine.config import EngineConfig
+from fastkernels.engine.core import EngineCore
+from fastkernels.engine.output_processor import OutputKind, OutputProcessor
+from fastkernels.engine.outputs import FinishReason, RequestOutput
+from fastkernels.engine.sampling_params import SamplingParams, SamplingParamsError
+from fastkernels.errors import UnsupportedError
+
+CONFIG = EngineConfig("tiny-llama", device="fake")
+PARAMS = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+
+
+def with_engine(
+    test: Callable[[AsyncEngine], Awaitable[None]], config: EngineConfig = CONFIG, observer: object = None
+) -> None:
+    async def run() -> None:
+        engine = await AsyncEngine.start(config, observer)  # type: ignore[arg-type]
+        try:
+            await asyncio.wait_for(test(engine), 30)
+        finally:
+            await engine.close()
+        assert engine.process.poll() is not None
+
+    asyncio.run(run())
+
+
+async def collect(outputs: AsyncIterator[RequestOutput]) -> list[RequestOutput]:
+    return [output async for output in outputs]
+
+
+def test_tokens_are_those_of_the_engine_in_this_process() -> None:
+    prompts = [[5 + i, 7, 9] for i in range(20)]
+    core = EngineCore(CONFIG)
+    processor = OutputProcessor(core.tokenizer)
+    for i, prompt in enumerate(prompts):
+        for request in processor.add(str(i), None, prompt, PARAMS):
+            core.add(request)
+    here: dict[str, RequestOutput] = {}
+    while core.has_unfinished:
+        outputs, _ = processor.process(core.step(), only_finished=True)
+        here |= {output.request_id: output for output in outputs}
+    core.close()
+
+    async def there(engine: AsyncEngine) -> None:
+        answers = await asyncio.gather(
+            *(collect(engine.generate(p, PARAMS, str(i), OutputKind.FINAL_ONLY)) for i, p in enumerate(prompts))
+        )
+        for i, (answer,) in enumerate(answers):
+            assert answer.outputs[0].token_ids == here[str(i)].outputs[0].token_ids
+            assert answer.outputs[0].text == here[str(i)].outputs[0].text
+
+    with_engine(there)
+
+
+def test_deltas_together_are_the_cumulative_text() -> None:
+    async def check(engine: AsyncEngine) -> None:
+        whole = (await collect(engine.generate("Hello", PARAMS, "a")))[-1].outputs[0]
+        deltas = await collect(engine.generate("Hello", PARAMS, "b", OutputKind.DELTA))
+        assert "".join(delta.outputs[0].text for delta in deltas) == whole.text
+        assert sum((delta.outputs[0].token_ids for delta in deltas), ()) == whole.token_ids
+
+    with_engine(check)
+
+
+def test_what_cannot_run_is_refused_by_name_and_the_engine_goes_on() -> None:
+    async def check(engine: AsyncEngine) -> None:
+        with pytest.raises(UnsupportedError, match="600"):
+            await collect(engine.generate([5], replace(PARAMS, max_tokens=600), "a"))
+        with pytest.raises(SamplingParamsError, match="999") as caught:
+            await collect(engine.generate([5], replace(PARAMS, stop_token_ids=(999,)), "b"))
+        assert caught.value.parameter == "stop_token_ids"
+        assert engine.num_unfinished == engine.num_waiting == 0
+        assert (await collect(engine.generate([5], PARAMS, "c")))[-1].finished
+
+    with_engine(check)
+
+
+def test_leaving_a_request_frees_its_pages() -> None:
+    async def check(engine: AsyncEngine) -> None:
+        for i in range(20):
+            outputs = engine.generate([5, i], replace(PARAMS, max_tokens=400, n=2), f"r{i}")
+            async with contextlib.aclosing(outputs):
+                async for _ in outputs:
+                    break
+        assert engine.num_unfinished == engine.num_waiting == 0
+        for _ in range(100):
+            stats = await engine.stats()
+            if not stats.num_running and not stats.num_waiting:
+                break
+        assert stats.num_free_pages == engine.info.num_pages
+        assert stats.num_generated_tokens < 20 * 2 * 400
+
+    with_engine(check)
+
+
+def test_abort_ends_the_reader_with_what_there_is() -> None:
+    async def check(engine: AsyncEngine) -> None:
+        outputs = engine.generate([5], replace(PARAMS, max_tokens=500), "a")
+        await anext(outputs)
+        assert engine.abort(["a", "unknown"]) == ["a"]
+        rest = await collect(outputs)
+        assert rest[-1].outputs[0].finish_reason is FinishReason.ABORT
+
+    with_engine(check)
+
+
+def test_more_than_may_wait_are_refused() -> None:
+    async def check(engine: AsyncEngine) -> None:
+        tasks = [asyncio.create_task(collect(engine.generate([5], PARAMS, str(i)))) for i in range(3)]
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(one, OverloadedError) for one in done] == [False, False, True]
+        with pytest.raises(UnsupportedError, match="max_num_waiting"):
+            await collect(engine.generate([5], replace(PARAMS, n=3), "n"))
+        assert engine.num_waiting == 0
+
+    with_engine(check, replace(CONFIG, max_num_waiting=2))
+
+
+def test_an_embedding_has_length_one() -> None:
+    async def check(engine: AsyncEngine) -> None:
+        output = await engine.embed("Hello", "a")
+        assert sum(x * x for x in output.embedding or ()) == pytest.approx(1)
+
+    with_engine(check)
+
+
+def test_a_killed_process_fails_what_runs_and_what_comes() -> None:
+    async def check(engine: AsyncEngine) -> None:
+        running = asyncio.create_task(collect(engine.generate([5], replace(PARAMS, max_tokens=500), "a")))
+        await asyncio.sleep(0)
+        engine.process.kill()
+        with pytest.raises(EngineDeadError, match="signal 9"):
+            await running
+        assert engine.died.is_set()
+        assert not engine.is_alive
+        with pytest.raises(EngineDeadError):
+            await collect(engine.generate([5], PARAMS, "b"))
+        with pytest.raises(EngineDeadError):
+            await engine.stats()
+
+    with_engine(check)
+
+
+def test_close_leaves_no_process_behind() -> None:
+    seen: list[psutil.Process] = []
+
+    async def check(engine: AsyncEngine) -> None:
+        seen.append(psutil.Process(engine.process.pid))
+        running = asyncio.create_task(collect(engine.generate([5], replace(PARAMS, max_tokens=500), "a")))
+        await asyncio.sleep(0)
+        await engine.close()
+        with pytest.raises(EngineDeadError, match="shutting down"):
+            await running
+
+    with_engine(check)
+    wait_until(lambda: not seen[0].is_running())
+
+
+def test_a_configuration_that_cannot_be_built_is_told_with_its_exit_code() -> None:
+    with pytest.raises(EngineStartError, match="no-such-model") as caught:
+        asyncio.run(AsyncEngine.start(EngineConfig("no-such-model", device="fake")))
+    assert caught.value.exit_code == 2
+
+
+def test_the_observer_hears_of_every_step_with_tokens() -> None:
+    class Heard:
+        firsts = nexts = 0
+
+        def first_token(self, seconds: float) -> None:
+            assert 0 <= seconds < 30
+            self.firsts += 1
+
+        def next_token(self, seconds: float) -> None:
+            self.nexts += 1
+
+    heard = Heard()
+
+    async def check(engine: AsyncEngine) -> None:
+        await collect(engine.generate([5], PARAMS, "a", OutputKind.FINAL_ONLY))
+        assert heard.firsts == 1
+        assert 0 < heard.nexts < PARAMS.max_tokens
+
+    with_engine(check, observer=heard)
+
+
+def test_drain_waits_for_all_or_says_that_it_did_not() -> None:
+    async def check(engine: AsyncEngine) -> None:
+        running = asyncio.create_task(collect(engine.generate([5], replace(PARAMS, max_tokens=500), "a")))
+        await asyncio.sleep(0)
+        assert not await engine.drain(0)
+        assert await engine.drain(20)
+        assert (await running)[-1].finished
+
+    with_engine(check)

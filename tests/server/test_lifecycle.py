@@ -1,0 +1,205 @@
+"""How a server starts, stops and dies, and what is left of it: nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from waiting import gauges, wait_until
+
+from fastkernels.server.local import LocalServer, running_server
+
+LONG = {"prompt": "x", "max_tokens": 100_000, "ignore_eos": True}
+
+
+def engine_of(server: LocalServer) -> psutil.Process:
+    (engine,) = psutil.Process(server.process.pid).children()
+    return engine
+
+
+def long_server(config: Path, *options: str):
+    return running_server(str(config), "--device", "fake", "--num-pages", "20000", *options)
+
+
+def post(server: LocalServer, **body: object) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/completions", json=LONG | body, timeout=60)
+
+
+def test_sigterm_lets_running_requests_finish_and_takes_no_more(long_config: Path) -> None:
+    with long_server(long_config) as server, ThreadPoolExecutor() as pool:
+        running = pool.submit(post, server, max_tokens=6000)
+        wait_until(lambda: gauges(server.url)["num_requests_running"] == 1)
+        server.process.terminate()
+        wait_until(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+        refused = post(server, max_tokens=1)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert refused.headers["retry-after"]
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        done = running.result()
+        assert (done.status_code, done.json()["usage"]["completion_tokens"]) == (200, 6000)
+        assert server.process.wait(10) == 0
+        assert '"event": "drained"' in server.log
+
+
+def test_a_second_sigterm_stops_at_once(long_config: Path) -> None:
+    with long_server(long_config) as server, ThreadPoolExecutor() as pool:
+        engine = engine_of(server)
+        running = pool.submit(post, server)
+        wait_until(lambda: gauges(server.url)["num_requests_running"] == 1)
+        server.process.terminate()
+        wait_until(lambda: '"event": "draining"' in server.log)
+        start = time.monotonic()
+        server.process.terminate()
+        assert server.process.wait(10) == 0
+        assert time.monotonic() - start < 8
+        assert running.result().status_code == 503
+        assert not engine.is_running()
+
+
+def test_the_shutdown_timeout_cuts_what_still_runs(long_config: Path) -> None:
+    with long_server(long_config, "--shutdown-timeout", "0.5") as server, ThreadPoolExecutor() as pool:
+        running = pool.submit(post, server)
+        wait_until(lambda: gauges(server.url)["num_requests_running"] == 1)
+        server.process.terminate()
+        assert server.process.wait(15) == 0
+        assert running.result().status_code == 503
+        assert '"event": "cut"' in server.log
+
+
+def test_a_killed_engine_fails_every_request_and_ends_the_server(long_config: Path) -> None:
+    with long_server(long_config) as server, ThreadPoolExecutor() as pool:
+        running = [pool.submit(post, server) for _ in range(4)]
+        lines: list[str] = []
+
+        def read() -> None:
+            with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG | {"stream": True}, timeout=60) as got:
+                lines.extend(line for line in got.iter_lines() if line)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        wait_until(lambda: gauges(server.url)["num_requests_running"] == 5 and bool(lines))
+        engine_of(server).kill()
+        answers = [one.result() for one in running]
+        reader.join()
+        assert {answer.status_code for answer in answers} == {503}
+        assert {answer.json()["error"]["code"] for answer in answers} == {"engine_dead"}
+        assert "engine_dead" in lines[-1]
+        assert server.process.wait(15) == 1
+        assert "signal 9" in server.log
+
+
+def test_a_killed_server_leaves_no_engine(long_config: Path) -> None:
+    with long_server(long_config) as server, ThreadPoolExecutor() as pool:
+        engine = engine_of(server)
+        running = pool.submit(post, server)
+        wait_until(lambda: gauges(server.url)["num_requests_running"] == 1)
+        server.process.kill()
+        server.process.wait()
+        wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
+        with pytest.raises(httpx.HTTPError):
+            running.result()
+
+
+def test_an_engine_in_a_long_step_ends_with_its_parent(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, threading, time\n"
+        "from fastkernels.engine import process\n"
+        "process._follow(os.getppid())\n"
+        "print(os.getpid(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    starter = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {script!r}]); time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, timeout=5)
+
+
+def test_a_terminals_interrupt_drains_too(long_config: Path) -> None:
+    with long_server(long_config) as server:
+        for pid in (engine_of(server).pid, server.process.pid):  # Ctrl-C reaches both
+            os.kill(pid, signal.SIGINT)
+        assert server.process.wait(10) == 0
+
+
+def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fastkernels", "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_port_in_use_is_one_clear_message() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = serve("tiny-llama", "--device", "fake", "--port", port)
+    assert done.returncode == 5
+    assert f"Port {port} of 127.0.0.1 is in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["no-such-model"], 2, "no-such-model"),
+        (["tiny-llama", "--max-num-seqs", "0"], 2, "max_num_seqs is 0; the least is 1"),
+        (["tiny-llama", "--port", "70000"], 2, "port is 70000"),
+        (["tiny-llama", "--host", "192.0.2.1"], 2, "192.0.2.1"),
+        (["tiny-llama", "--chat-template", "none.jinja"], 2, "none.jinja does not exist"),
+        (["tiny-llama", "--warm", "hot"], 2, "hot"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(arguments: list[str], exit_code: int, message: str) -> None:
+    port = [] if "--port" in arguments else ["--port", "0"]
+    done = serve(*arguments, *port, "--device", "fake")
+    assert done.returncode == exit_code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_it_listens_on_loopback_only_unless_told(server: LocalServer) -> None:
+    found = [c.laddr.ip for c in psutil.Process(server.process.pid).net_connections("tcp") if c.status == "LISTEN"]
+    assert found == ["127.0.0.1"]
+
+
+def test_only_who_has_the_key_is_served() -> None:
+    with running_server("tiny-llama", "--device", "fake", "--api-key", "sesame") as server:
+        models = f"{server.url}/v1/models"
+        assert httpx.get(models, headers={"authorization": "Bearer sesame"}).status_code == 200
+        for headers in (
+            {},
+            {"authorization": "Bearer sesam"},
+            {"authorization": b"Bearer \xff\xe9"},
+            {"x-api-key": "sesame"},
+        ):
+            refused = httpx.get(models, headers=headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        for path in ("/health", "/ready", "/metrics", "/version"):
+            assert httpx.get(server.url + path).status_code == 200
+        assert httpx.post(f"{server.url}/abort", json={"request_id": "x"}).status_code == 401
+        assert "sesame" not in server.log
+
+
+def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTKERNELS_API_KEY", "sesame")
+    with running_server("tiny-llama", "--device", "fake") as server:
+        assert httpx.get(f"{server.url}/v1/models").status_code == 401
+
+
+def test_browsers_of_named_origins_may_call_and_no_others(server: LocalServer) -> None:
+    page = {"origin": "http://page.test", "access-control-request-method": "POST"}
+    assert "access-control-allow-origin" not in httpx.options(f"{server.url}/v1/completions", headers=page).headers
+    with running_server("tiny-llama", "--device", "fake", "--allowed-origin", "http://page.test") as open_server:
+        allowed = httpx.options(f"{open_server.url}/v1/completions", headers=page)
+        assert allowed.headers["access-control-allow-origin"] == "http://page.test"

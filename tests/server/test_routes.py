@@ -1,0 +1,128 @@
+"""Routes beside OpenAI's, and what is written down of requests."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from waiting import gauges, wait_until
+
+from fastkernels import __version__
+from fastkernels.engine.chat import ChatTemplate, ChatTemplateError, find_chat_template
+from fastkernels.server.local import LocalServer, running_server
+from fastkernels.workloads import byte_tokenizer
+
+
+def test_tokens_of_a_text_and_back(server: LocalServer) -> None:
+    asked = {"prompt": "Hello 你好", "return_token_strs": True}
+    told = httpx.post(f"{server.url}/tokenize", json=asked).json()
+    assert told["tokens"] == byte_tokenizer().encode("Hello 你好").ids
+    assert (told["count"], told["max_model_len"]) == (len(told["tokens"]), 512)
+    assert len(told["token_strs"]) == told["count"]
+    back = httpx.post(f"{server.url}/detokenize", json={"tokens": told["tokens"]}).json()
+    assert back == {"prompt": "Hello 你好"}
+
+
+def test_tokens_of_messages_are_those_of_a_chat(server: LocalServer) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    count = httpx.post(f"{server.url}/tokenize", json={"messages": messages}).json()["count"]
+    asked = {"messages": messages, "max_tokens": 1}
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=asked).json()["usage"]["prompt_tokens"] == count
+
+
+def test_the_version_is_told(server: LocalServer) -> None:
+    assert httpx.get(f"{server.url}/version").json() == {"version": __version__}
+
+
+def test_abort_ends_a_request_by_its_id(long_server: LocalServer) -> None:
+    asked = {"prompt": "x", "max_tokens": 100_000, "ignore_eos": True}
+    with ThreadPoolExecutor() as pool:
+        headers = {"x-request-id": "mine"}
+        running = pool.submit(httpx.post, f"{long_server.url}/v1/completions", json=asked, headers=headers, timeout=60)
+        wait_until(lambda: gauges(long_server.url)["num_requests_running"] == 1)
+        again = httpx.post(f"{long_server.url}/v1/completions", json=asked, headers=headers)
+        assert (again.status_code, again.json()["error"]["param"]) == (400, "request_id")
+        ids = {"request_id": ["cmpl-mine", "unknown"]}
+        assert httpx.post(f"{long_server.url}/abort", json=ids).json() == {"aborted": ["cmpl-mine"]}
+        done = running.result()
+    assert done.json()["choices"][0]["finish_reason"] == "abort"
+    assert done.headers["x-request-id"] == "cmpl-mine"
+    wait_until(lambda: gauges(long_server.url)["num_requests_running"] == 0)
+
+
+def test_metrics_are_prometheus_and_count(server: LocalServer) -> None:
+    before = gauges(server.url)
+    httpx.post(f"{server.url}/v1/completions", json={"prompt": "Hello", "max_tokens": 5, "ignore_eos": True})
+    httpx.post(f"{server.url}/v1/completions", json={"prompt": ""})
+    after = gauges(server.url)
+    assert after["generation_tokens_total"] - before["generation_tokens_total"] == 5
+    assert after["time_to_first_token_seconds_count"] - before["time_to_first_token_seconds_count"] == 1
+    assert after["e2e_request_latency_seconds_count"] - before["e2e_request_latency_seconds_count"] == 1
+    families = {f.name: f for f in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)}
+    outcomes = {(s.labels["outcome"], s.labels["status"]) for s in families["fastkernels_requests"].samples if s.labels}
+    assert {("finished", "200"), ("rejected", "400")} <= outcomes
+    names = ("num_free_pages", "num_requests_waiting", "preemptions", "graph_step_ratio", "inter_token_latency_seconds")
+    assert {f"fastkernels_{name}" for name in names} <= set(families)
+
+
+def test_every_request_is_one_line_of_json(server: LocalServer) -> None:
+    headers = {"x-request-id": "logged"}
+    httpx.post(f"{server.url}/v1/completions", json={"prompt": "Hello", "max_tokens": 5}, headers=headers)
+    lines = [json.loads(line) for line in server.log.splitlines()]
+    (line,) = [line for line in lines if line.get("request_id") == "cmpl-logged"]
+    assert (line["outcome"], line["status"], line["path"]) == ("finished", 200, "/v1/completions")
+    assert line["prompt_tokens"] == len(byte_tokenizer().encode("Hello").ids)
+    assert 0 < line["first_output_ms"] <= line["e2e_ms"]
+    ready = next(line for line in lines if line["event"] == "ready")
+    assert (ready["kv_cache_tokens"], ready["full_length_requests"], ready["max_num_seqs"]) == (8192, 16, 256)
+
+
+def test_kernels_are_listed(server: LocalServer) -> None:
+    told = httpx.get(f"{server.url}/v1/kernels").json()
+    assert told["object"] == "list"
+    assert isinstance(told["data"], list)
+
+
+def test_another_name_may_be_served(tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% if messages|length > 1 %}{{ raise_exception('one at a time') }}{% endif %}{{ messages[0].content }}"
+    )
+    names = ("--served-model-name", "a/b", "--served-model-name", "c", "--chat-template", str(template))
+    with running_server("tiny-llama", "--device", "fake", *names) as server:
+        models = httpx.get(f"{server.url}/v1/models").json()["data"]
+        assert [model["id"] for model in models] == ["a/b", "c"]
+        assert httpx.get(f"{server.url}/v1/models/a/b").json()["id"] == "a/b"
+        assert (
+            httpx.post(f"{server.url}/v1/completions", json={"model": "tiny-llama", "prompt": "x"}).status_code == 404
+        )
+        one = [{"role": "user", "content": "Hello"}]
+        url = f"{server.url}/v1/chat/completions"
+        answer = httpx.post(url, json={"model": "c", "messages": one}).json()
+        assert answer["usage"]["prompt_tokens"] == len(byte_tokenizer().encode("Hello").ids)
+        refused = httpx.post(url, json={"messages": one * 2})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+        assert "one at a time" in refused.json()["error"]["message"]
+
+
+def test_a_template_runs_in_a_sandbox() -> None:
+    escape = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(ChatTemplateError, match="unsafe"):
+        ChatTemplate(escape).render([{"role": "user", "content": "x"}])
+
+
+def test_a_checkpoints_own_template_is_used(tmp_path: Path) -> None:
+    byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": "<{{ messages[0]['content'] }}>{{ tools }}",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    template = find_chat_template(str(tmp_path))
+    assert template.render([{"role": "user", "content": "x"}]) == "<x>None"
+    with pytest.raises(ChatTemplateError):
+        template.render([])
