@@ -219,6 +219,10 @@ class EngineCore:
 def _executor(config: EngineConfig) -> Executor:
     if config.is_fake:
         return FakeExecutor(config)
+    if config.tensor_parallel_size > 1:
+        from fastkernels.engine.parallel import ParallelExecutor
+
+        return ParallelExecutor(config)
     from fastkernels.engine.executor import ModelExecutor
 
     return ModelExecutor(config)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from fastkernels.cache import PAGED_KINDS, CacheKind, CacheSpec, cached_layers
 from fastkernels.context import ForwardContext, Phase, set_forward_context
+from fastkernels.distributed.tensor_parallel import tp_size
 from fastkernels.dtypes import find_dtype
 from fastkernels.engine.cache import allocate_caches, cache_bytes, cache_groups, state_bytes
 from fastkernels.engine.config import EngineConfig, Warm
@@ -19,7 +21,7 @@ from fastkernels.engine.outputs import EngineRequest
 from fastkernels.engine.runners.autoregressive import AutoregressiveRunner, RunnerLimits
 from fastkernels.engine.step import ModelFacts
 from fastkernels.engine.structured import Grammars
-from fastkernels.errors import UnsupportedError, UsageError
+from fastkernels.errors import EnvironmentProblem, UnsupportedError, UsageError
 from fastkernels.overlay import Overlay, install
 from fastkernels.registry import ops_of_module
 from fastkernels.sets import ImplementationSet, resolve_set
@@ -37,6 +39,11 @@ class ModelExecutor:
 
     def __init__(self, config: EngineConfig, candidates: Sequence[ImplementationSet] = ()) -> None:
         self.config = config
+        if tp_size() != config.tensor_parallel_size:
+            raise EnvironmentProblem(
+                f"This process belongs to a group of {tp_size()} ranks; an engine with tensor_parallel_size "
+                f"{config.tensor_parallel_size} needs a process of its own."
+            )
         source = find_model(config.model)
         self.device = find_device(config.device)
         sets = [*candidates, *(resolve_set(name) for name in config.candidates)]
@@ -109,6 +116,10 @@ class ModelExecutor:
         free, total = torch.cuda.mem_get_info(self.device)
         kept = int((1 - self.config.gpu_memory_utilization) * total)
         slots = (self.config.max_num_seqs + 1) * state_bytes(specs)
+        if tp_size() > 1:
+            smallest = torch.tensor(free, device=self.device)
+            dist.all_reduce(smallest, dist.ReduceOp.MIN)  # every rank has the same pages
+            free = int(smallest)
         num_pages = (free - kept - largest - slots - (0 if self.config.enforce_eager else GRAPH_BYTES)) // page_bytes
         if num_pages < 1:
             raise UnsupportedError(

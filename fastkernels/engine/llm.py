@@ -76,6 +76,10 @@ class LLM:
             while self.core.has_unfinished:
                 self.core.step()
 
+    def close(self) -> None:
+        """End what runs beside this process: the other ranks of a tensor-parallel engine."""
+        self.core.close()
+
     def replacements(self) -> list[dict[str, Any]]:
         """What became of every op that a candidate replaces: set, status and number of calls."""
         return [line for line in self.core.kernels() if line["status"] != "BASELINE"]

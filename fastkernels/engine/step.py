@@ -33,7 +33,8 @@ class Step(Protocol):
 class Runner(Protocol):
     """Launches steps in order; a step may read what the one before it sampled."""
 
-    num_graph_steps: int
+    @property
+    def num_graph_steps(self) -> int: ...
 
     def launch(self, inputs: StepInputs) -> Step: ...
 

@@ -1,0 +1,239 @@
+"""Tensor parallelism: one scheduler, and a process a rank that runs the same steps on its share of the weights.
+
+Rank 0 lives in the engine's process. The others are told each step's inputs (a few kilobytes), never tensors; every
+rank draws the same tokens from the gathered logits, so none has to be told what was sampled.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fastkernels.engine.batch import StepInputs
+from fastkernels.engine.config import EngineConfig
+from fastkernels.engine.executor import ModelExecutor
+from fastkernels.engine.outputs import EngineRequest
+from fastkernels.engine.step import ModelFacts, Runner, Step
+from fastkernels.errors import EnvironmentProblem, FastKernelsError, UsageError
+
+_PR_SET_PDEATHSIG = 1
+_STOP_SECONDS = 10
+
+
+class RankError(FastKernelsError):
+    """A rank ended or could not start."""
+
+
+class ParallelExecutor:
+    """Rank 0's executor, and the other ranks behind it.
+
+    Errors: UsageError for more ranks than GPUs; RankError with what a rank said when it could not start.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        size = config.tensor_parallel_size
+        is_cuda = _is_cuda(config)
+        if is_cuda and torch.cuda.device_count() < size:
+            raise UsageError(f"tensor_parallel_size is {size}; {torch.cuda.device_count()} GPUs are visible.")
+        if dist.is_initialized():
+            raise EnvironmentProblem("This process already has a process group; one engine with ranks is its limit.")
+        self._folder = tempfile.mkdtemp(prefix="fastkernels-ranks-")
+        self._ranks: list[_Rank] = []
+        self._is_closed = False
+        try:
+            self._ranks = [_Rank(config, rank, self._folder) for rank in range(1, size)]
+            join_group(config, 0, self._folder)
+            self._own = ModelExecutor(_on_device(config, 0))
+            for rank in self._ranks:
+                rank.expect_ready()
+        except BaseException:
+            self.close()
+            raise
+        self.runner: Runner = _ToldRunner(self._own.runner, self._ranks)
+        atexit.register(self.close)
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._own.facts
+
+    def check(self, request: EngineRequest) -> None:
+        self._own.check(request)
+
+    def kernels(self) -> list[dict[str, Any]]:
+        """As of one rank, with the rank that each line is of where a candidate replaces an op."""
+        lines = [{**line, "rank": 0} for line in self._own.kernels()]
+        for rank in self._ranks:
+            lines += [line for line in rank.ask("kernels") if line["status"] != "BASELINE"]
+        return lines
+
+    def num_compilations(self) -> int:
+        return self._own.num_compilations()
+
+    def peak_memory_bytes(self) -> int:
+        return self._own.peak_memory_bytes()
+
+    def close(self) -> None:
+        """End the ranks; those that do not end in time are killed."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        atexit.unregister(self.close)
+        for rank in self._ranks:
+            rank.stop()
+        if dist.is_initialized():
+            with contextlib.suppress(RuntimeError):
+                dist.destroy_process_group()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        own = getattr(self, "_own", None)
+        if own is not None:
+            own.close()
+
+
+class _ToldRunner:
+    """Tells every other rank what rank 0 is about to do, then does it."""
+
+    def __init__(self, own: Runner, ranks: list[_Rank]) -> None:
+        self._own, self._ranks = own, ranks
+
+    @property
+    def num_graph_steps(self) -> int:
+        return self._own.num_graph_steps
+
+    def launch(self, inputs: StepInputs) -> Step:
+        self._tell(("launch", inputs))
+        return self._own.launch(inputs)
+
+    def accept(self, row: int, token: int) -> None:
+        self._tell(("accept", row, token))
+        self._own.accept(row, token)
+
+    def _tell(self, message: tuple[Any, ...]) -> None:
+        body = pickle.dumps(message, protocol=5)
+        for rank in self._ranks:
+            rank.send(body)
+
+
+class _Rank:
+    """A process of another rank, seen from rank 0."""
+
+    def __init__(self, config: EngineConfig, rank: int, folder: str) -> None:
+        self.rank = rank
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "fastkernels.engine.parallel", str(theirs.fileno())]
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._connection: Connection[Any, Any] = Connection(ours.detach())
+        self._is_ending = False
+        self._connection.send((config, rank, folder, os.getpid()))
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def send(self, body: bytes) -> None:
+        try:
+            self._connection.send_bytes(body)
+        except (BrokenPipeError, ConnectionResetError):
+            raise RankError(f"Rank {self.rank} has ended with exit code {self.process.poll()}.") from None
+
+    def ask(self, what: str) -> Any:
+        self.send(pickle.dumps((what,)))
+        return self._receive()
+
+    def expect_ready(self) -> None:
+        said = self._receive()
+        if said != "ready":
+            raise RankError(f"Rank {self.rank} did not start: {said}")
+
+    def stop(self) -> None:
+        self._is_ending = True
+        with contextlib.suppress(OSError):
+            self._connection.send_bytes(pickle.dumps(("stop",)))
+        try:
+            self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._connection.close()
+
+    def _receive(self) -> Any:
+        try:
+            return self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise RankError(f"Rank {self.rank} has ended with exit code {self.process.wait()}.") from None
+
+    def _watch(self) -> None:
+        """A rank that is gone leaves the others waiting in a collective: end what waits."""
+        self.process.wait()
+        if not self._is_ending and dist.is_initialized():
+            with contextlib.suppress(Exception):
+                dist.distributed_c10d._abort_process_group()
+
+
+def join_group(config: EngineConfig, rank: int, folder: str) -> None:
+    """Enter the ranks' process group: NCCL between GPUs, gloo on a CPU."""
+    is_cuda = _is_cuda(config)
+    if is_cuda:
+        torch.cuda.set_device(rank)
+    device = torch.device("cuda", rank) if is_cuda else None
+    dist.init_process_group(
+        "nccl" if is_cuda else "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=config.tensor_parallel_size,
+        device_id=device,
+    )
+
+
+def _is_cuda(config: EngineConfig) -> bool:
+    return torch.cuda.is_available() if config.device is None else config.device.startswith("cuda")
+
+
+def _on_device(config: EngineConfig, rank: int) -> EngineConfig:
+    return replace(config, device=f"cuda:{rank}" if _is_cuda(config) else "cpu")
+
+
+def serve_rank(descriptor: int) -> None:
+    """A rank's life: build its share, then do what rank 0 says until it stops or is gone."""
+    connection: Connection[Any, Any] = Connection(descriptor)
+    config, rank, folder, parent = connection.recv()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when all end
+    try:
+        join_group(config, rank, folder)
+        executor = ModelExecutor(_on_device(config, rank))
+    except FastKernelsError as error:
+        connection.send(str(error))
+        return
+    connection.send("ready")
+    with contextlib.suppress(EOFError, ConnectionResetError):
+        while True:
+            what, *rest = connection.recv()
+            if what == "launch":
+                executor.runner.launch(*rest)
+            elif what == "accept":
+                executor.runner.accept(*rest)
+            elif what == "kernels":
+                connection.send([{**line, "rank": rank} for line in executor.kernels()])
+            else:
+                break
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    serve_rank(int(sys.argv[1]))

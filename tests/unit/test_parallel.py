@@ -1,0 +1,146 @@
+"""Two ranks over gloo behind one scheduler: the same tokens as one, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+
+from fastkernels import LLM, SamplingParams
+from fastkernels.engine.parallel import RankError
+from fastkernels.engine.sampling_params import StructuredOutputsParams
+from fastkernels.errors import EnvironmentProblem, UsageError
+from fastkernels.workloads import prompts
+
+PROMPTS = sorted(prompts(), key=len)[:6]
+PARAMS = [
+    SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=2),
+    SamplingParams(temperature=0.9, top_p=0.9, seed=3, max_tokens=20, ignore_eos=True),
+    SamplingParams(temperature=1.0, frequency_penalty=1.0, min_p=0.02, seed=4, max_tokens=20, ignore_eos=True),
+    SamplingParams(temperature=1.0, seed=5, max_tokens=20, structured_outputs=StructuredOutputsParams(regex="[a-d]+x")),
+    SamplingParams(temperature=0, max_tokens=1),
+    SamplingParams(temperature=0, max_tokens=20, stop=("e",)),
+]
+
+
+def make_llm(size: int, **changes: object) -> LLM:
+    options: dict[str, object] = {"num_pages": 64, "page_size": 4, "max_num_batched_tokens": 40, **changes}
+    return LLM("tiny-llama", device="cpu", tensor_parallel_size=size, **options)
+
+
+def answers(llm: LLM) -> list[tuple[tuple[int, ...], str]]:
+    return [(o.outputs[0].token_ids, o.outputs[0].text) for o in llm.generate(PROMPTS, PARAMS)]
+
+
+@cache
+def alone() -> tuple[list[tuple[tuple[int, ...], str]], int]:
+    """Of one rank: the answers and the bytes of its weights. Before any process group is there."""
+    llm = make_llm(1)
+    return answers(llm), llm.core.info.weight_bytes
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[LLM]:
+    alone()
+    llm = make_llm(2)
+    yield llm
+    llm.close()
+
+
+def test_two_ranks_give_the_tokens_of_one(two_ranks: LLM) -> None:
+    assert answers(two_ranks) == alone()[0]
+    assert answers(two_ranks) == alone()[0], "A second time from shared prefixes."
+    assert two_ranks.core.stats().num_cached_tokens > 0
+
+
+def test_ranks_hold_half_of_the_sharded_weights(two_ranks: LLM) -> None:
+    assert two_ranks.core.info.weight_bytes < 0.6 * alone()[1]
+    with pytest.raises(EnvironmentProblem, match="a group of 2 ranks"):
+        make_llm(1)
+
+
+def test_close_leaves_no_process_and_no_file() -> None:
+    before = set(os.listdir(tempfile.gettempdir()))
+    llm = make_llm(2)
+    children = psutil.Process().children(recursive=True)
+    assert children
+    llm.close()
+    assert not [child for child in children if child.is_running()]
+    left = set(os.listdir(tempfile.gettempdir())) - before
+    assert not [name for name in left if name.startswith("fastkernels-ranks-")]
+    assert not dist.is_initialized()
+
+
+def test_rank_that_dies_is_an_error_and_not_a_hang() -> None:
+    llm = make_llm(2)
+    child = psutil.Process().children()[0]
+    started = time.monotonic()
+    child.send_signal(signal.SIGKILL)
+    try:
+        with pytest.raises((RankError, RuntimeError)):
+            llm.generate(PROMPTS * 20, PARAMS[0])
+    finally:
+        llm.core.close()
+    assert time.monotonic() - started < 60
+    assert not psutil.Process().children()
+
+
+def test_ranks_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "serve.py"
+    script.write_text(
+        "import time\n"
+        "from fastkernels import LLM\n"
+        'llm = LLM("tiny-llama", device="cpu", num_pages=64, tensor_parallel_size=2)\n'
+        'print("ready", flush=True)\n'
+        "time.sleep(100)\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        assert ranks
+        process.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    assert not alive
+
+
+def test_candidate_is_counted_on_every_rank(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    folder = tmp_path / "mine" / "L1"
+    folder.mkdir(parents=True)
+    source = (root / "fastkernels" / "tasks" / "baseline" / "L1" / "silu_and_mul.py").read_text()
+    (folder / "silu_and_mul.py").write_text(source)
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import json\n"
+        "from fastkernels import LLM, SamplingParams\n"
+        f"llm = LLM('tiny-llama', candidates=[{str(tmp_path / 'mine')!r}], device='cpu', num_pages=64,"
+        " tensor_parallel_size=2)\n"
+        "llm.generate('Hello', SamplingParams(max_tokens=3))\n"
+        "print(json.dumps(llm.replacements()))\n"
+        "llm.close()\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120)
+    lines = [line for line in json.loads(done.stdout) if line["op"] == "silu_and_mul"]
+    assert [line["rank"] for line in lines] == [0, 1]
+    assert {line["status"] for line in lines} == {"REPLACED"}
+    assert lines[0]["num_calls"] == lines[1]["num_calls"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() > 63, reason="there are as many GPUs")
+def test_more_ranks_than_gpus_is_one_message() -> None:
+    with pytest.raises(UsageError, match="tensor_parallel_size is 64"):
+        LLM("tiny-llama", device="cuda", tensor_parallel_size=64)
