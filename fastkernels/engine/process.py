@@ -128,11 +128,11 @@ class EngineLoop:
     def run(self) -> None:
         while not self._is_done:
             for message in self.channel.receive(may_block=not self.core.has_unfinished):
-                self._handle(message)
+                self.handle(message)
             if self.core.has_unfinished:
                 self.channel.tell(self.core.step())
 
-    def _handle(self, message: tuple[Any, ...]) -> None:
+    def handle(self, message: tuple[Any, ...]) -> None:
         kind, *rest = message
         if kind == "add":
             for request in rest[0]:

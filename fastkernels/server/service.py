@@ -58,13 +58,16 @@ class Service:
         self.phase = Phase.LOADING
         self.template: ChatTemplate = find_chat_template(engine_config.model, config.chat_template)
         self.routes: frozenset[str] = frozenset()
+        self.longest_token = 1  # bytes: no prompt that fits is longer than max_model_len of them
         self._engine: AsyncEngine | None = None
         path = Path(engine_config.model)
         name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else engine_config.model
         self.model_names = config.served_model_names or (name,)
 
     async def start(self) -> AsyncEngine:
-        self._engine = await AsyncEngine.start(self.engine_config, self.metrics)
+        engine = await AsyncEngine.start(self.engine_config, self.metrics)
+        self.longest_token = max((len(token.encode()) for token in engine.tokenizer.get_vocab()), default=1)
+        self._engine = engine
         if self.phase is Phase.LOADING:
             self.phase = Phase.READY
         return self._engine
@@ -114,15 +117,6 @@ class Service:
         if num_bytes > most:
             raise ApiError(400, f"{param} has {num_bytes} bytes; max_model_len tokens hold {most} at most.", param)
         return await self.engine.encode(text, add_special_tokens)
-
-    @property
-    def longest_token(self) -> int:
-        """Characters: no text of a fitting prompt is longer than max_model_len of these."""
-        if self._longest_token is None:
-            self._longest_token = max(map(len, self.engine.tokenizer.get_vocab()), default=1)
-        return self._longest_token
-
-    _longest_token: int | None = None
 
     def check_tokens(self, tokens: Sequence[int], param: str) -> None:
         size = self.info.vocab_size

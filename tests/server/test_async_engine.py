@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.core import EngineCore
 from fastkernels.engine.output_processor import OutputKind, OutputProcessor
 from fastkernels.engine.outputs import FinishReason, RequestOutput
+from fastkernels.engine.process import Channel, EngineLoop
 from fastkernels.engine.sampling_params import SamplingParams, SamplingParamsError
 from fastkernels.errors import UnsupportedError
 
@@ -104,6 +106,26 @@ def test_leaving_a_request_frees_its_pages() -> None:
         assert stats.num_generated_tokens < 20 * 2 * 400
 
     with_engine(check)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 5, 40])
+def test_an_aborts_pages_are_back_within_two_steps(num_steps: int) -> None:
+    """Waiting, in the prompt (3 steps of 16 tokens), among the tokens: whatever the phase."""
+    core = EngineCore(replace(CONFIG, max_num_batched_tokens=16, enable_prefix_caching=False))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop = EngineLoop(core, Channel(theirs))
+        for request in OutputProcessor(core.tokenizer).add("a", None, [5] * 40, replace(PARAMS, max_tokens=100, n=2)):
+            loop.handle(("add", [request]))
+        for _ in range(num_steps):
+            core.step()
+        assert num_steps == 0 or core.stats().num_free_pages < core.info.num_pages
+        loop.handle(("abort", ["a#0", "a#1"]))
+        core.step()
+        core.step()
+        assert core.stats().num_free_pages == core.info.num_pages
+        assert not core.has_unfinished
+    core.close()
 
 
 def test_abort_ends_the_reader_with_what_there_is() -> None:

@@ -128,6 +128,20 @@ def test_an_engine_in_a_long_step_ends_with_its_parent(tmp_path: Path) -> None:
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, timeout=5)
 
 
+def test_sigterm_while_the_model_loads_ends_at_once() -> None:
+    command = [sys.executable, "-m", "fastkernels", "serve", "tiny-llama", "--device", "fake", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    wait_until(lambda: bool(psutil.Process(process.pid).children()))
+    (engine,) = psutil.Process(process.pid).children()
+    process.terminate()
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 0, errors
+    assert '"event": "ready"' not in errors
+    wait_until(lambda: not engine.is_running())
+
+
 def test_a_terminals_interrupt_drains_too(long_config: Path) -> None:
     with long_server(long_config) as server:
         for pid in (engine_of(server).pid, server.process.pid):  # Ctrl-C reaches both

@@ -13,6 +13,7 @@ from fastkernels.server.local import LocalServer
 from fastkernels.workloads import byte_tokenizer
 
 MODEL = "tiny-llama"
+FULL = {"ignore_eos": True}
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
 
 
@@ -25,7 +26,7 @@ def test_models_are_listed_and_found(client: OpenAI) -> None:
 
 
 def test_completion_continues_a_text(client: OpenAI) -> None:
-    done = client.completions.create(model=MODEL, prompt="Hello", max_tokens=7)
+    done = client.completions.create(model=MODEL, prompt="Hello", max_tokens=7, extra_body=FULL)
     (choice,) = done.choices
     assert choice.finish_reason == "length"
     assert choice.text
@@ -42,9 +43,15 @@ def test_text_and_its_token_ids_are_the_same_prompt(client: OpenAI) -> None:
 
 
 def test_batches_and_n_are_numbered_in_order(client: OpenAI) -> None:
-    done = client.completions.create(model=MODEL, prompt=["one", "two", "three"], n=2, temperature=0, max_tokens=4)
+    done = client.completions.create(
+        model=MODEL, prompt=["one", "two", "three"], n=2, temperature=0, max_tokens=4, extra_body=FULL
+    )
     assert sorted(choice.index for choice in done.choices) == list(range(6))
-    alone = client.completions.create(model=MODEL, prompt="two", temperature=0, max_tokens=4).choices[0].text
+    alone = (
+        client.completions.create(model=MODEL, prompt="two", temperature=0, max_tokens=4, extra_body=FULL)
+        .choices[0]
+        .text
+    )
     assert {choice.text for choice in done.choices if choice.index in (2, 3)} == {alone}
     assert done.usage.completion_tokens == 24
 
@@ -83,21 +90,22 @@ def test_echo_of_nothing_more_is_the_prompt(client: OpenAI) -> None:
 
 
 def test_a_stop_text_is_cut_and_named(client: OpenAI) -> None:
-    whole = client.completions.create(model=MODEL, prompt="Hello", temperature=0, max_tokens=40).choices[0].text
+    asked = {"model": MODEL, "prompt": "Hello", "temperature": 0, "max_tokens": 40, "extra_body": FULL}
+    whole = client.completions.create(**asked).choices[0].text
     stop = whole[10:13]
-    (choice,) = client.completions.create(model=MODEL, prompt="Hello", temperature=0, max_tokens=40, stop=stop).choices
+    (choice,) = client.completions.create(**asked, stop=stop).choices
     assert choice.text == whole[: whole.index(stop)]
     assert (choice.finish_reason, choice.stop_reason) == ("stop", stop)
 
 
 def test_chat_answers(client: OpenAI) -> None:
-    done = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_completion_tokens=9, n=2)
+    done = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_completion_tokens=9, n=2, extra_body=FULL)
     assert [choice.message.role for choice in done.choices] == ["assistant"] * 2
     assert done.usage.completion_tokens == 18
 
 
 def test_chat_fills_the_room_that_is_left(client: OpenAI) -> None:
-    done = client.chat.completions.create(model=MODEL, messages=MESSAGES, extra_body={"ignore_eos": True})
+    done = client.chat.completions.create(model=MODEL, messages=MESSAGES, extra_body=FULL)
     assert done.usage.total_tokens == 512
 
 
