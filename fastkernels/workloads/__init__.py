@@ -1,7 +1,22 @@
-"""Traffic mixes, the shipped prompts and the tokenizer of the tiny models."""
+"""Traffic mixes, production traces, the shipped prompts and the tokenizer of the tiny models."""
 
 from fastkernels.workloads.prompts import prompts
 from fastkernels.workloads.tokenizer import byte_tokenizer
-from fastkernels.workloads.workload import WORKLOADS, Workload, find_workload
+from fastkernels.workloads.trace import TraceWorkload, trace_facts
+from fastkernels.workloads.traffic import Traffic, TrafficRequest, capped
+from fastkernels.workloads.workload import WORKLOADS, Workload, find_traffic, find_workload, traffic_names
 
-__all__ = ["WORKLOADS", "Workload", "byte_tokenizer", "find_workload", "prompts"]
+__all__ = [
+    "WORKLOADS",
+    "TraceWorkload",
+    "Traffic",
+    "TrafficRequest",
+    "Workload",
+    "byte_tokenizer",
+    "capped",
+    "find_traffic",
+    "find_workload",
+    "prompts",
+    "trace_facts",
+    "traffic_names",
+]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 
 from fastkernels.errors import UnknownNameError, UsageError
 from fastkernels.workloads.prompts import prompts
+from fastkernels.workloads.tokenizer import byte_tokenizer
+from fastkernels.workloads.trace import TraceWorkload, trace_facts
+from fastkernels.workloads.traffic import TokenSource, Traffic, TrafficRequest
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,28 @@ class Workload:
         input_len = self.input_len and max(1, round(self.input_len * factor))
         return replace(self, input_len=input_len, output_len=max(1, round(self.output_len * factor)))
 
+    @property
+    def has_arrivals(self) -> bool:
+        return False
+
+    def limited(self, num_requests: int) -> Workload:
+        """The same mix with another number of requests."""
+        return replace(self, num_requests=num_requests)
+
+    def requests(self, vocab_size: int, end_ids: Collection[int] = ()) -> list[TrafficRequest]:
+        """Drawn token ids in the mix's lengths; for throughput, where token_ids are for what tensors look like."""
+        source = TokenSource(vocab_size, end_ids, self.seed)
+        return [
+            TrafficRequest(tuple(source.draw(length, number)), self.output_len)
+            for number, length in enumerate(self._input_lens())
+        ]
+
+    def _input_lens(self) -> list[int]:
+        if self.input_len is not None:
+            return [self.input_len] * self.num_requests
+        lengths = [len(encoding.ids) for encoding in byte_tokenizer().encode_batch(list(prompts()))]
+        return [lengths[i % len(lengths)] for i in range(self.num_requests)]
+
     def token_ids(self, tokenizer: Tokenizer) -> list[list[int]]:
         """The prompts as token ids, from the tokenizer alone: the same on every machine.
 
@@ -55,9 +81,9 @@ WORKLOADS = (
     Workload("demo", num_requests=32, input_len=None, output_len=32),
     Workload("single", num_requests=1, input_len=512, output_len=128),
     Workload("batch32", num_requests=32, input_len=512, output_len=128),
-    Workload("prefill_heavy", num_requests=32, input_len=2048, output_len=16),
-    Workload("balanced", num_requests=64, input_len=512, output_len=512),
-    Workload("decode_heavy", num_requests=64, input_len=128, output_len=1024),
+    Workload("decode_heavy", num_requests=512, input_len=128, output_len=512),
+    Workload("balanced", num_requests=1000, input_len=512, output_len=128),
+    Workload("prefill_heavy", num_requests=256, input_len=2048, output_len=32),
 )
 
 
@@ -67,3 +93,20 @@ def find_workload(name: str) -> Workload:
         if workload.name == name:
             return workload
     raise UnknownNameError("workload", name, [w.name for w in WORKLOADS])
+
+
+def traffic_names() -> list[str]:
+    """Mixes and traces."""
+    return [workload.name for workload in WORKLOADS] + list(trace_facts())
+
+
+def find_traffic(name: str) -> Traffic:
+    """A mix or a trace by name.
+
+    Errors: UnknownNameError suggests the nearest.
+    """
+    if name in trace_facts():
+        return TraceWorkload(name)
+    if name not in traffic_names():
+        raise UnknownNameError("workload", name, traffic_names())
+    return find_workload(name)
