@@ -1,10 +1,14 @@
-"""Every op of Llama-3.1-8B judged and timed on a GPU, with its share of the roofline, beside the torch paths.
+"""Every op of Llama-3.1-8B judged and timed, with its share of the roofline, beside the torch paths.
 
-    python benchmarks/llama_ops.py --level 1 --out results.json
+    python benchmarks/llama_ops.py --level 1 --out part1.json
+    python benchmarks/llama_ops.py --level 2 3 4 --sets torch_compile --out part2.json
+    python benchmarks/llama_ops.py --merge part1.json part2.json --out benchmarks/results/h200/llama_ops.json
 
-Captures the model (random weights) on long prompts in steps of 8192 tokens, then runs the Tier 1 judge on the
-largest calls of each phase: the baseline against `torch_native` where that set has the op, else against
-`reference`. baseline_roofline_share is the production path's.
+Captures the model (random weights, the real widths, --layers of its layers) on long prompts in steps of --tokens
+tokens, then runs the Tier 1 judge on the largest calls of each phase: the baseline against every set of --sets that
+has the op, else against `reference`. A ratio over 1 says that the set is faster than the baseline. "summary" has one
+entry a timed case: its bytes and flops, the baseline's share of the measured copy bandwidth and of the measured
+matrix rate, and each set's time, ratio, interval and verdict.
 """
 
 from __future__ import annotations
@@ -13,93 +17,114 @@ import argparse
 import json
 import tempfile
 import time
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastkernels.bench.sweep import Progress, Sweep, run_sweep, start_run
+from fastkernels.bench.sweep import Item, Progress, Sweep, run_sweep, start_run
 from fastkernels.capture.run import capture
+from fastkernels.capture.store import CaseSet
 from fastkernels.harness.judge import JudgeConfig
 from fastkernels.harness.records import OpRecord
 from fastkernels.harness.timing import Protocol
 from fastkernels.harness.workers import Limits
-from fastkernels.registry import ops_of_architecture
+from fastkernels.registry import OpEntry, ops_of_architecture
 from fastkernels.sets import resolve_set
 from fastkernels.workloads import Workload
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="llama-3.1-8b")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--level", type=int, nargs="+", default=[1])
-    parser.add_argument("--ops", nargs="*")
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens of one step")
-    parser.add_argument("--prompt", type=int, default=2048)
-    parser.add_argument("--requests", type=int, default=8)
-    parser.add_argument("--blocks", type=int, default=10)
-    parser.add_argument("--restarts", type=int, default=2)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--merge", type=Path, nargs="+", help="only put these results into one file")
-    arguments = parser.parse_args()
+    arguments = _arguments()
     if arguments.merge:
         merge(arguments.merge, arguments.out)
         return
     chosen = [e for e in ops_of_architecture("llama") if e.level in arguments.level]
     chosen = [e for e in chosen if not arguments.ops or e.name in arguments.ops]
     started = time.monotonic()
-    workload = Workload("llama_ops", num_requests=arguments.requests, input_len=arguments.prompt, output_len=4)
-    cases, _, _ = capture(
-        arguments.model,
-        workload,
-        ops=[e.name for e in chosen],
-        device=arguments.device,
-        max_num_batched_tokens=arguments.tokens,
-        budget_mb=256,
-    )
-    if any(e.name == "top_k_top_p_sample" for e in chosen):
-        sampled, _, _ = capture(
-            arguments.model, workload, ops=["top_k_top_p_sample"], device=arguments.device, temperature=0.8
-        )
-        cases.records.extend(sampled.records)
+    cases = captured_cases(arguments, [e.name for e in chosen])
     if arguments.device == "cuda":
         torch.cuda.empty_cache()
     print(f"captured {len(cases)} cases in {time.monotonic() - started:.0f} s", flush=True)
-    native, reference = resolve_set("torch_native"), resolve_set("reference")
-    with_native = {e.name for e in native.ops()}
-    items = [(e, native if e.name in with_native else reference) for e in chosen]
     config = JudgeConfig(
         device=arguments.device,
-        dtypes=(torch.bfloat16,),
+        dtypes=(),  # the captured dtype alone, at the captured sizes
         num_shapes=1,
         num_captured=2,
         num_timed=2,
         protocol=Protocol(num_restarts=arguments.restarts, num_blocks=arguments.blocks, calls_per_visit=3),
     )
-    sweep = Sweep(items, config, cases, Limits(memory_bytes=64 << 30), {k: str(v) for k, v in vars(arguments).items()})
+    request = {k: [str(x) for x in v] if isinstance(v, list) else str(v) for k, v in vars(arguments).items()}
+    limits = Limits(call_seconds=120.0, memory_bytes=int(arguments.memory_gb * (1 << 30)))
+    sweep = Sweep(items_of(chosen, arguments.sets), config, cases, limits, request)
     with tempfile.TemporaryDirectory() as folder:
         run = start_run(sweep, Path(folder) / "run")
 
         def keep(record: OpRecord) -> None:
             """What is measured is written at once: a machine may go before the sweep ends."""
-            arguments.out.write_text(json.dumps(_without_samples(run.results()), indent=1))
-            print(f"{time.monotonic() - started:5.0f} s  {record.op} {record.verdict}", flush=True)
+            write(run.results(), arguments)
+            print(
+                f"{time.monotonic() - started:5.0f} s  {record.op} {record.implementation} {record.verdict}", flush=True
+            )
 
-        print(table(run_sweep(sweep, run, Progress(ends=keep))))
-        arguments.out.write_text(json.dumps(_without_samples(run.results()), indent=1))
-
-
-def merge(parts: list[Path], out: Path) -> None:
-    """Runs of several machines or sizes in one file: {"runs": [...]}, each with its environment."""
-    runs = [json.loads(part.read_text()) for part in parts]
-    out.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
-    for run in runs:
-        print(run["created"], run["environment"]["gpu"]["name"], run["request"])
-        print(table(run))
+        run_sweep(sweep, run, Progress(ends=keep))
+        print(table(write(run.results(), arguments)))
 
 
-def _without_samples(results: dict[str, Any]) -> dict[str, Any]:
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="llama-3.1-8b", help="a preset, or the path of a config.json")
+    parser.add_argument("--layers", type=int, default=2, help="layers of the model that is captured; widths are kept")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--level", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--ops", nargs="*")
+    parser.add_argument("--sets", nargs="+", default=["torch_native", "torch_compile", "liger"])
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens of one step")
+    parser.add_argument("--prompt", type=int, default=2048)
+    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--blocks", type=int, default=10)
+    parser.add_argument("--restarts", type=int, default=3, help="an interval over two is 3 times as wide as over three")
+    parser.add_argument("--memory-gb", type=float, default=64.0)
+    parser.add_argument("--budget-mb", type=int, default=256, help="of captured values; beyond it moments are kept")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--merge", type=Path, nargs="+", help="only put these results into one file")
+    return parser.parse_args()
+
+
+def captured_cases(arguments: argparse.Namespace, names: list[str]) -> CaseSet:
+    """Calls of a model of the real widths and `--layers` layers."""
+    workload = Workload("llama_ops", num_requests=arguments.requests, input_len=arguments.prompt, output_len=4)
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.json"
+        config.write_text(json.dumps(_config(arguments.model) | {"num_hidden_layers": arguments.layers}))
+        common: dict[str, Any] = {"device": arguments.device, "max_num_batched_tokens": arguments.tokens}
+        cases, _, _ = capture(config, workload, ops=names, budget_mb=arguments.budget_mb, **common)
+        if "top_k_top_p_sample" in names:
+            drawn, _, _ = capture(config, workload, ops=["top_k_top_p_sample"], temperature=0.8, **common)
+            cases.records.extend(drawn.records)
+    return cases
+
+
+def _config(model: str) -> dict[str, Any]:
+    if model.endswith(".json"):
+        return json.loads(Path(model).read_text())
+    return json.loads(files("fastkernels.engine").joinpath("presets", f"{model}.json").read_text())
+
+
+def items_of(chosen: list[OpEntry], names: list[str]) -> list[Item]:
+    """Each op with every set that has it, else with its definition."""
+    sets = [resolve_set(name) for name in names]
+    offered = {s.name: {e.name for e in s.ops()} for s in sets}
+    items: list[Item] = []
+    for entry in chosen:
+        having = [s for s in sets if entry.name in offered[s.name]]
+        items += [(entry, s) for s in having or [resolve_set("reference")]]
+    return items
+
+
+def write(results: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The results without their samples, sources and cases, and with a summary."""
     for record in results["ops"]:
         record["source"] = record["baseline_source"] = ""
         record["cases"] = []
@@ -107,20 +132,79 @@ def _without_samples(results: dict[str, Any]) -> dict[str, Any]:
             timing["num_samples"] = len(timing["samples"])
             timing["clocks"] = [s["clocks"] for s in timing["samples"][:: max(1, len(timing["samples"]) // 4)]]
             timing["samples"] = []
+    results["num_hidden_layers"] = arguments.layers
+    results["summary"] = summary(results)
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     return results
 
 
-def table(results: dict[str, Any]) -> str:
-    rows = [f"{'op':28}{'MB':>8}{'base us':>10}{'graph us':>10}{'roof %':>8}{'torch us':>10}{'base/torch':>12}  shapes"]
+def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry a timed case, and one for a judgement that has none."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for record in results["ops"]:
-        for t in record["timings"]:
+        for timing in record["timings"] or [None]:
+            shapes = timing["shapes"] if timing else ""
+            entry = found.setdefault((record["op"], shapes), {"op": record["op"], "level": record["level"], "sets": {}})
+            judged = {"verdict": record["verdict"], "message": record["message"][-300:]}
+            if timing:
+                entry.update(_baseline_of(timing, results.get("ceilings", {})))
+                keys = ("ratio", "low", "high", "noise_floor", "speed", "num_pairs")
+                judged |= {"us": timing["candidate_us"], "graph_us": timing["graph_candidate_us"]}
+                judged |= {key: timing[key] for key in keys}
+            entry["sets"][record["implementation"]] = judged
+    return list(found.values())
+
+
+def _baseline_of(timing: dict[str, Any], ceilings: dict[str, Any]) -> dict[str, Any]:
+    seconds = (timing["graph_baseline_us"] or timing["baseline_us"]) / 1e6
+    rates = ceilings.get("flops_per_s", {})
+    rate = rates.get(timing["dtype"], max(rates.values(), default=0.0))
+    bandwidth = ceilings.get("copy_bytes_per_s", 0.0)
+    return {
+        "phase": timing["phase"],
+        "dtype": timing["dtype"],
+        "shapes": timing["shapes"],
+        "num_bytes": timing["num_bytes"],
+        "num_flops": timing["num_flops"],
+        "baseline_us": timing["baseline_us"],
+        "baseline_graph_us": timing["graph_baseline_us"],
+        "roofline_share": timing["baseline_roofline_share"],
+        "bytes_share": timing["num_bytes"] / bandwidth / seconds if bandwidth else None,
+        "flops_share": timing["num_flops"] / rate / seconds if rate else None,
+    }
+
+
+def merge(parts: list[Path], out: Path) -> None:
+    """Runs of several machines or sizes in one file: {"runs": [...]}, each with its environment and summary."""
+    runs = []
+    for part in parts:
+        content = json.loads(part.read_text())
+        runs += content.get("runs", [content])
+    out.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+    for run in runs:
+        print(run["created"], run["environment"].get("gpu", {}).get("name", "cpu"), run["request"])
+        print(table(run))
+
+
+def table(results: dict[str, Any]) -> str:
+    """One line a case and set; shares are the baseline's."""
+    head = f"{'op':28}{'MB':>8}{'GFLOP':>8}{'base us':>9}{'graph':>9}{'roof %':>7}{'bytes %':>8}{'flops %':>8}"
+    rows = [head + f"  {'set':14}{'us':>9}{'ratio':>7}  {'95 % interval':16}speed  case"]
+    for entry in results["summary"]:
+        for name, judged in entry["sets"].items():
+            if "ratio" not in judged:
+                rows.append(f"{entry['op']:28}{name} {judged['verdict']} {judged['message'][:120]!r}")
+                continue
+            shares = (entry["roofline_share"], entry["bytes_share"], entry["flops_share"])
+            roof, by_bytes, by_flops = (100 * (share or 0.0) for share in shares)
+            interval = f"{judged['low']:.3f}-{judged['high']:.3f}"
+            verdict = judged["speed"] if judged["verdict"] == "PASSED" else judged["verdict"]
             rows.append(
-                f"{record['op']:28}{t['num_bytes'] / 1e6:8.1f}{t['baseline_us']:10.1f}"
-                f"{t['graph_baseline_us'] or 0:10.1f}{100 * t['baseline_roofline_share']:8.1f}"
-                f"{t['candidate_us']:10.1f}{t['ratio']:12.3f}  {t['phase']} {t['shapes'][:60]}"
+                f"{entry['op']:28}{entry['num_bytes'] / 1e6:8.1f}{entry['num_flops'] / 1e9:8.1f}"
+                f"{entry['baseline_us']:9.1f}{entry['baseline_graph_us'] or 0:9.1f}"
+                f"{roof:7.1f}{by_bytes:8.1f}{by_flops:8.1f}  {name:14}{judged['us']:9.1f}{judged['ratio']:7.3f}  "
+                f"{interval:16}{verdict:5}  {entry['phase']} {entry['shapes'][:48]}"
             )
-        if not record["timings"] or record["verdict"] != "PASSED":
-            rows.append(f"{record['op']:28}{record['implementation']} {record['verdict']} {record['message'][:150]}")
     return "\n".join(rows)
 
 

@@ -23,6 +23,8 @@ EXIT_USAGE = 2
 EXIT_INPUT_FILE = 3
 EXIT_UNSUPPORTED = 4
 EXIT_ENVIRONMENT = 5
+EXIT_JUDGE_ERROR = 6
+"""FastKernels itself failed on an op; the sweep went on."""
 EXIT_INTERRUPTED = 130
 
 

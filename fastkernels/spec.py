@@ -125,6 +125,7 @@ class OpSpec:
     example_axes: sizes at which variable axes are tried first; the judge adds hidden ones.
     is_exact_on_integers: sums of products of small integers must come out without any error.
     num_ranks: how many processes a call needs (collectives: 2).
+    may_be_empty: variable axes that may be 0; every other is at least 1.
     """
 
     inputs: Mapping[str, TensorSpec]
@@ -137,6 +138,7 @@ class OpSpec:
     example_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     is_exact_on_integers: bool = False
     num_ranks: int = 1
+    may_be_empty: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.mutates:

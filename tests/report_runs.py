@@ -90,7 +90,8 @@ def case(
         message=message,
         error=error if is_passed else {},
         baseline_error={"element": 1e-3, "row": 2e-4, "bias": 1e-5, "max_abs": 4e-3},
-        tolerance={"atol": 1e-2, "rtol": 1e-2, "element": 8e-3, "row": 2e-3, "bias": 1e-4},
+        share={"element": 0.25 * scale, "row": 0.25 * scale, "bias": 0.1 * scale} if is_passed else {},
+        tolerance={"y": {"atol": 1e-2, "rtol": 1e-2, "element": 8e-3, "row": 2e-3, "bias": 1e-4}},
     )
 
 

@@ -68,13 +68,18 @@ def plan_items(entries: Sequence[OpEntry], sets: Sequence[ImplementationSet]) ->
 
 
 def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, Any]:
-    """Judge every item that `folder` does not hold yet; results.json is written even when this is cut short.
+    """Judge every item that `folder` does not hold yet; results.json is written even when this is cut short. A fault of
+    the judge is that op's JUDGE_ERROR.
 
     Errors: EnvironmentProblem when the device is missing.
     """
-    _require_device(sweep.config.device)
+    require_device(sweep.config.device)
     started = time.monotonic()
-    done = {(r["implementation"], r["op"], r["source_sha256"]) for r in folder.records()}
+    done = {
+        (r["implementation"], r["op"], r["source_sha256"])
+        for r in folder.records()
+        if r["verdict"] != Verdict.JUDGE_ERROR  # to be tried again
+    }
     status = "interrupted"
     ceilings: Ceilings | None = None
     try:
@@ -134,11 +139,12 @@ def start_run(sweep: Sweep, out: Path | None, kind: str = "kernels") -> RunFolde
 
     Errors: EnvironmentProblem when the device is missing.
     """
-    _require_device(sweep.config.device)
+    require_device(sweep.config.device)
     return RunFolder.create(kind, sweep.request, environment(sweep.config.device), out)
 
 
-def _require_device(device: str) -> None:
+def require_device(device: str) -> None:
+    """Errors: EnvironmentProblem."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EnvironmentProblem(f"--device {device}: no GPU is visible to torch here. Use --device cpu.")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer import Option
 
@@ -15,8 +16,8 @@ from fastkernels.bench.sweep import Progress as SweepProgress
 from fastkernels.capture.store import CaseSet
 from fastkernels.cli.common import console, error_console, print_json
 from fastkernels.cli.select import select_ops
-from fastkernels.cli.table import verdict_table
-from fastkernels.errors import EXIT_NOT_PASSED, EXIT_OK, UsageError
+from fastkernels.cli.table import first_line, verdict_table
+from fastkernels.errors import EXIT_JUDGE_ERROR, EXIT_NOT_PASSED, EXIT_OK, UsageError
 from fastkernels.harness.judge import JudgeConfig
 from fastkernels.harness.records import OpRecord
 from fastkernels.harness.timing import Protocol
@@ -84,8 +85,19 @@ def kernels(
     else:
         console.print(verdict_table(results))
         console.print(f"report: {report}\nrun:    {folder.path}", soft_wrap=True)
-    verdicts = {record["verdict"] for record in results["ops"]}
-    return EXIT_OK if verdicts <= {Verdict.PASSED.value} else EXIT_NOT_PASSED
+    return _exit_code(results)
+
+
+def _exit_code(results: dict[str, Any]) -> int:
+    failed = [r for r in results["ops"] if r["verdict"] == Verdict.JUDGE_ERROR]
+    for record in failed:
+        what = f"The judge itself failed on {record['op']} ({record['implementation']})"
+        error_console.print(
+            f"[bold red]error:[/] {escape(what)}: {escape(first_line(record['message']))}", soft_wrap=True
+        )
+    if failed:
+        return EXIT_JUDGE_ERROR
+    return EXIT_OK if all(r["verdict"] == Verdict.PASSED for r in results["ops"]) else EXIT_NOT_PASSED
 
 
 def _config(device: str, dtypes: list[str] | None, *, quick: bool, is_timed: bool) -> JudgeConfig:

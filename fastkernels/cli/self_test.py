@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastkernels import env
 from fastkernels.adversarial.self_test import Result, run, summary
 from fastkernels.bench.environment import environment
+from fastkernels.bench.sweep import require_device
 from fastkernels.cli.common import console, error_console
 from fastkernels.errors import EXIT_NOT_PASSED, EXIT_OK
 
@@ -21,7 +22,10 @@ def self_test(device: str, out: Path | None) -> int:
     """Judge every cheat and every honest twin that `device` can run; the exit code says whether all are as they should.
 
     out: a folder (or a .json file) for self_test.json; a new folder under the runs' home when left out.
+    Errors: EnvironmentProblem when the device is missing.
     """
+    require_device(device)
+    machine = environment(device)
     started, path = time.monotonic(), _path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
@@ -40,7 +44,7 @@ def self_test(device: str, out: Path | None) -> int:
         record = {
             "schema_version": 1,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "environment": environment(device),
+            "environment": machine,
             "summary": summary(results),
             "seconds": round(time.monotonic() - started, 1),
             "results": [result.to_json() for result in results],

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fastkernels.harness.compare import Expected, check_form, check_values
+from fastkernels.harness.compare import NOISE_FACTOR, Expected, Finding, RowNoise, check_form, check_values
 from fastkernels.harness.expect import Expectation
-from fastkernels.harness.sampling import check_samples
+from fastkernels.harness.sampling import check_same_tokens, check_samples
 from fastkernels.harness.side import Call, Part
-from fastkernels.harness.tolerance import Error, Tolerance
+from fastkernels.harness.tolerance import K, Tolerance
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.op import Op
 from fastkernels.spec import Compare
 
 
 def check_call(
-    op: Op, expectation: Expectation, call: Call, tolerance: Tolerance, inputs: Mapping[str, object]
-) -> Error:
-    """The worst error of a fetched call.
+    op: Op,
+    expectation: Expectation,
+    call: Call,
+    tolerances: Mapping[str, Tolerance],
+    inputs: Mapping[str, object],
+    factor: float = 1.0,
+) -> dict[str, Finding]:
+    """What a fetched call came to, by the name of what was compared.
+
+    factor: of everything that is allowed.
 
     Errors: Rejection with what is wrong.
     """
@@ -32,7 +40,7 @@ def check_call(
         raise Rejection(
             Verdict.INCORRECT_SHAPE, f"{len(given)} values were returned, the contract returns {len(wanted)}."
         )
-    error = Error()
+    findings: dict[str, Finding] = {}
     for expected, part in zip(wanted, given, strict=True):
         answer = _tensor_of(expected, part)
         if expected is None or answer is None:
@@ -48,11 +56,60 @@ def check_call(
         if expected.compare is Compare.SAMPLE:
             check_samples(expected, answer, inputs)
         else:
-            error = error.worst(check_values(expected, answer.to(expected.value.device), tolerance))
-    for name, expected_after in expectation.mutated.items() if call.after else ():
-        after = call.after[name].to(expected_after.value.device)
-        error = error.worst(check_values(expected_after, after, tolerance))
-    return error
+            answer = answer.to(expected.value.device)
+            findings[expected.name] = check_value(expectation, expected, answer, tolerances[expected.name], factor)
+    for name, expected in expectation.mutated.items() if call.after else ():
+        after = call.after[name].to(expected.value.device)
+        findings[expected.name] = check_value(expectation, expected, after, tolerances[expected.name], factor)
+    return findings
+
+
+def check_value(
+    expectation: Expectation, expected: Expected, answer: Tensor, tolerance: Tolerance, factor: float = 1.0
+) -> Finding:
+    """One part of an answer; one that is off is looked at again with what ill-conditioned rows are granted.
+
+    Errors: Rejection INCORRECT_NUMERICAL.
+    """
+    allowed = tolerance.scaled(factor)
+    try:
+        return check_values(expected, answer, allowed)
+    except Rejection:
+        noise = expectation.noise.get(expected.name)
+        if noise is None or not bool(noise.is_ill.any()):
+            raise
+    return check_values(expected, answer, allowed, noise.times(factor))
+
+
+def beside_baseline(
+    expectation: Expectation, tolerances: Mapping[str, Tolerance], found: Mapping[str, Finding], *, is_widened: bool
+) -> tuple[Expectation, dict[str, Tolerance]]:
+    """What a candidate is held to where the baseline's own answer to the same inputs came to `found`: at least K times
+    its error where `is_widened`. An ill-conditioned row's error widens that row's bound alone, and always."""
+    widened = dict(tolerances)
+    for name, finding in found.items() if is_widened else ():
+        wider = widened[name].widened(finding.error)
+        if wider != widened[name] and finding.rows is not None:
+            noise = expectation.noise.get(name)
+            if noise is not None and bool(noise.is_ill.any()):
+                wider = widened[name].widened(finding.rows.error_of(~noise.is_ill))
+        widened[name] = wider
+
+    def noise_beside() -> dict[str, RowNoise]:
+        noise = dict(expectation.noise)
+        for name, finding in found.items():
+            if name in noise and finding.rows is not None:
+                noise[name] = noise[name].worst(finding.rows.only(noise[name].is_ill).times(K / NOISE_FACTOR))
+        return noise
+
+    return replace(expectation, measure_noise=noise_beside), widened
+
+
+def worst_of(findings: Mapping[str, Finding]) -> Finding:
+    worst = Finding()
+    for finding in findings.values():
+        worst = worst.worst(finding)
+    return worst
 
 
 def _tensor_of(expected: Expected | None, part: Part) -> Tensor | None:
@@ -93,6 +150,18 @@ def check_echo(call: Call, earlier: Mapping[int, tuple[Part, ...]]) -> None:
                 Verdict.INCORRECT_NUMERICAL,
                 "An earlier answer changed after it was given: it shares memory with an argument or a later answer.",
             )
+
+
+def check_same_draws(expectation: Expectation, before: Call, call: Call) -> None:
+    """Of two calls with the same inputs, seeds included, what was sampled must be the same.
+
+    Errors: Rejection INCORRECT_NUMERICAL.
+    """
+    for expected, then, now in zip(expectation.outputs, before.parts or (), call.parts or (), strict=False):
+        if expected is not None and expected.compare is Compare.SAMPLE:
+            assert then.tensor is not None
+            assert now.tensor is not None
+            check_same_tokens(now.tensor, then.tensor)
 
 
 def _bits(x: Tensor) -> Tensor:

@@ -44,8 +44,13 @@ class Shape:
     has_optional: bool
 
 
-def draw_floats(family: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """float32 values of one family; the last axis is the one that kernels reduce over."""
+def draw_floats(
+    family: str, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """float32 values of one family; the last axis is the one that kernels reduce over.
+
+    dtype: what they will be rounded to; in fp16 the product of two values of the last decade would overflow.
+    """
     x = torch.randn(shape, generator=generator)
     if not shape or x.numel() == 0 or family == "normal":
         return x
@@ -62,7 +67,8 @@ def draw_floats(family: str, shape: tuple[int, ...], generator: torch.Generator)
         hot = torch.randint(0, shape[-1], (*shape[:-1], 1), generator=generator)
         return torch.zeros(shape).scatter_(-1, hot, 1.0)
     if family == "wide_range":
-        decade = torch.rand((*shape[:-1], 1), generator=generator) * 5 - 3
+        num_decades = 4 if dtype is torch.float16 else 5
+        decade = torch.rand((*shape[:-1], 1), generator=generator) * num_decades - 3
         return x * 10**decade
     raise ValueError(f"{family!r} is not one of {FAMILIES}.")
 
@@ -99,7 +105,8 @@ def phases_of(op: Op) -> tuple[Phase, ...]:
 
 
 def hidden_shapes(op: Op, generator: torch.Generator, count: int) -> list[Shape]:
-    """Shapes inside the declared axes: one row, primes, tails of a tile, strided rows, scattered pages."""
+    """Shapes inside the declared axes: one row, primes, tails of a tile, strided rows, scattered pages, one request; no
+    row at all, as one more, where the op says that an axis may be empty."""
     primes, tails = (2, 3, 5, 7, 11, 13, 17, 29, 37), (31, 33, 63, 65)
 
     def pick(options: tuple[int, ...]) -> int:
@@ -118,13 +125,16 @@ def hidden_shapes(op: Op, generator: torch.Generator, count: int) -> list[Shape]
             geometry = draw_geometry(
                 generator,
                 phase,
-                num_seqs=pick((1, 2, 3, 5)),
+                num_seqs=1 if index == 1 else pick((1, 2, 3, 5)),  # one request alone is always among them
                 max_len=70 if index == 0 else pick((1, 9, 17, 40, 70)),
                 is_fixed=index == 0,  # at least one shape is long: a kernel may look at the last tokens alone
                 page_size=pick((1, 8, 16)),
             )
         lead = (rows,) if index % 2 == 0 else (pick((1, 2, 3)), rows)
         shapes.append(Shape(lead, free, geometry, is_strided=index % 2 == 1, has_optional=index % 2 == 0))
+    if shapes and op.spec.may_be_empty:
+        free = {**shapes[0].axes, **dict.fromkeys(op.spec.may_be_empty, 0)}
+        shapes.append(Shape((0,), free, None, is_strided=False, has_optional=True))
     return shapes
 
 
@@ -167,6 +177,8 @@ def draw_case(
             inputs[name] = None
             continue
         inputs[name] = _draw_input(tensor, sizes, shape, geometry, family, dtype, generator)
+    if any(output.compare is Compare.SAMPLE for output in op.spec.outputs.values()):
+        _repeat_rows(op, inputs, generator)
     caches: tuple[Tensor, ...] = ()
     if op.spec.reads_context and geometry:
         caches = tuple(
@@ -188,6 +200,16 @@ def draw_case(
         phase=phase,
         family=family,
     )
+
+
+def _repeat_rows(op: Op, inputs: dict[str, Any], generator: torch.Generator) -> None:
+    """Some requests of a sampler come twice, in other places of the batch: the same seed must give the same token."""
+    names = [n for n, tensor in op.spec.inputs.items() if tensor.axes[:1] == ("num_rows",) and inputs[n] is not None]
+    num_rows = len(inputs[names[0]])
+    sources = torch.randint(0, max(num_rows, 1), (num_rows // 8,), generator=generator)
+    places = torch.randperm(num_rows, generator=generator)[: num_rows // 8]
+    for name in names:
+        inputs[name][places] = inputs[name][sources].clone()
 
 
 def _const_axes(op: Op) -> dict[str, int]:
@@ -216,7 +238,7 @@ def _draw_input(
         target = dtype if tensor.dtype == "op" else getattr(torch, tensor.dtype)
         if tensor.role is Role.CACHE and geometry is not None:
             return _draw_cache(dims, 0, geometry, family, target, generator)
-        values = draw_floats(family, dims, generator)
+        values = draw_floats(family, dims, generator, target)
         if tensor.role is Role.LOGITS:
             values = values * 3
         return _strided(values.to(target)) if tensor.may_be_strided and shape.is_strided else values.to(target)
@@ -280,7 +302,7 @@ def _draw_cache(
     generator: torch.Generator,
 ) -> Tensor:
     """Pages that no sequence owns hold NaN; slots past a sequence's end hold large finite values, as in service."""
-    cache = draw_floats(family, dims, generator)
+    cache = draw_floats(family, dims, generator, dtype)
     owned = {page for pages in geometry.pages for page in pages}
     strays = torch.tensor([page for page in range(geometry.num_pages) if page not in owned])
     cache.index_fill_(page_axis, strays, float("nan"))

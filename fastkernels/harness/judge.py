@@ -6,10 +6,12 @@ candidate; whatever a worker says is an answer to be checked.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,10 +19,12 @@ from pathlib import Path
 import torch
 
 from fastkernels.capture.case import Case
+from fastkernels.errors import FastKernelsError
 from fastkernels.harness.ceilings import Ceilings
-from fastkernels.harness.checks import check_call, check_echo
+from fastkernels.harness.checks import beside_baseline, check_call, check_echo, check_same_draws, worst_of
+from fastkernels.harness.compare import Finding
 from fastkernels.harness.expect import Expectation, expectation
-from fastkernels.harness.groups import Group, answer_bytes, case_bytes, case_elements, make_groups
+from fastkernels.harness.groups import Group, answer_bytes, case_bytes, make_groups
 from fastkernels.harness.inputs import draw_params
 from fastkernels.harness.null_matrix import null_matrix
 from fastkernels.harness.pool import PlannedCall, Pool, params_bytes
@@ -37,7 +41,7 @@ from fastkernels.harness.timing import (
     run_restart,
 )
 from fastkernels.harness.timing_record import timing_record
-from fastkernels.harness.tolerance import Error, K, Tolerance, tolerance_for
+from fastkernels.harness.tolerance import Tolerance, tolerances_for
 from fastkernels.harness.vary import draw_variation, touch
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.workers import Nursery
@@ -45,6 +49,14 @@ from fastkernels.registry import OpEntry
 from fastkernels.sets import ImplementationSet
 
 Progress = Callable[[str], None]
+
+MACHINE_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
+
+BASELINE_FACTOR = 4.0
+"""Of the tolerance: a baseline beyond it is wrong here, and nothing can be judged beside it."""
+
+_TIMED_FACTOR = 2.0
+"""Of the tolerance for captured values: timed calls have other values, and no baseline's answer beside each."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,10 @@ class Judge:
             record.message = rejection.message
             if rejection.verdict is Verdict.CHEATING:
                 record.witness = rejection.message
+        except Exception as error:
+            if isinstance(error, FastKernelsError) or getattr(error, "errno", None) in MACHINE_TROUBLE:
+                raise  # the user's or the machine's, and the next op's too
+            record.verdict, record.message = Verdict.JUDGE_ERROR.value, traceback.format_exc()
         record.seconds = time.monotonic() - started
         return record
 
@@ -178,13 +194,15 @@ class Judge:
             if number == half and group.params:
                 self._swap_weights(entry, group, sides, generator)
             expectations = [expectation(group.exact, case, self.oracle_device) for case in pool.cases]
+            drawn: dict[int, Call] = {}
             for side in sides.values():
                 side.lay_out(pool, self.config.is_remote, flush_bytes=0)
             order = torch.randperm(len(pool.cases), generator=generator).tolist()
             for index in [*order, order[0]]:
                 is_echoed = pool.is_small or index == order[0]
                 plan = PlannedCall(index, None, True, is_sealed=bool(secrets.randbelow(2)), is_echoed=is_echoed)
-                self._check_one(entry, group, sides, plan, expectations[index], earlier, record)
+                call = self._check_one(entry, group, sides, plan, expectations[index], earlier, record)
+                check_same_draws(expectations[index], drawn.setdefault(index, call), call)
             for plan in near_duplicates(pool, order[-1], generator):
                 expected = expectation(group.exact, pool.case(plan.index, plan.variation), self.oracle_device)
                 self._check_one(entry, group, sides, plan, expected, earlier, record)
@@ -203,7 +221,8 @@ class Judge:
         expected: Expectation,
         earlier: dict[str, dict[int, tuple[Part, ...]]],
         record: OpRecord,
-    ) -> None:
+    ) -> Call:
+        """The candidate's call, looked at. Errors: Rejection of what is wrong."""
         pool = sides[CANDIDATE].pool
         assert pool is not None
         case, plan = pool.case(planned.index, planned.variation), [planned]
@@ -216,42 +235,43 @@ class Judge:
             verdict=Verdict.PASSED.value,
         )
         record.cases.append(row)
-        tolerance = tolerance_for(entry.name, case.dtype, case.family, case_elements(expected))
-        row.tolerance = tolerance.to_json()
+        tolerances = tolerances_for(entry.name, case.dtype, case.family, expected)
         try:
-            base_error = self._baseline_error(entry, group, sides[BASELINE], plan, expected, tolerance, case)
-            row.baseline_error = asdict(base_error)
-            if case.family != "wide_range" or entry.level > 1:
-                tolerance = tolerance.widened(K * base_error.element, K * base_error.row, K * base_error.bias)
-            row.tolerance = tolerance.to_json()
+            found = self._baseline_findings(entry, group, sides[BASELINE], plan, expected, tolerances, case)
+            row.baseline_error = asdict(worst_of(found).error)
+            is_widened = case.family != "wide_range" or entry.level > 1
+            expected, tolerances = beside_baseline(expected, tolerances, found, is_widened=is_widened)
+            row.tolerance = {name: t.to_json() for name, t in tolerances.items()}
             call = sides[CANDIDATE].calls(plan)[0]
             record.num_calls += 1
-            row.error = asdict(check_call(group.op, expected, call, tolerance, case.inputs))
+            finding = worst_of(check_call(group.op, expected, call, tolerances, case.inputs))
+            row.error, row.share = asdict(finding.error), asdict(finding.share)
             check_echo(call, earlier[CANDIDATE])
             assert call.parts is not None
             earlier[CANDIDATE][call.sequence] = call.parts
+            return call
         except Rejection as rejection:
             row.verdict, row.message = rejection.verdict.value, rejection.message
             where = f"[{row.family}{' ' + row.phase if row.phase else ''} {row.dtype} {row.shapes}]"
             raise Rejection(rejection.verdict, f"{rejection.message} {where}") from None
 
-    def _baseline_error(
+    def _baseline_findings(
         self,
         entry: OpEntry,
         group: Group,
         side: Side,
         plan: list[PlannedCall],
         expected: Expectation,
-        tolerance: Tolerance,
+        tolerances: Mapping[str, Tolerance],
         case: Case,
-    ) -> Error:
+    ) -> dict[str, Finding]:
         """The production path's own error here; the judge refuses to go on when it is plainly wrong.
 
         Errors: Rejection UNTESTABLE.
         """
         try:
             call = side.calls(plan)[0]
-            return check_call(group.op, expected, call, tolerance.scaled(4 * K), case.inputs)
+            return check_call(group.op, expected, call, tolerances, case.inputs, BASELINE_FACTOR)
         except Rejection as rejection:
             raise Rejection(
                 Verdict.UNTESTABLE, f"The baseline of {entry.name} itself fails here: {rejection.message}"
@@ -314,8 +334,8 @@ class Judge:
             assert side.pool is not None
             case = side.pool.case(planned.index, planned.variation)
             expected = expectation(group.exact, case, self.oracle_device)
-            tolerance = tolerance_for(entry.name, case.dtype, "captured", case_elements(expected))
-            check_call(group.op, expected, call, tolerance.scaled(2), case.inputs)
+            frozen = tolerances_for(entry.name, case.dtype, "captured", expected)
+            check_call(group.op, expected, call, frozen, case.inputs, _TIMED_FACTOR)
 
         return check
 

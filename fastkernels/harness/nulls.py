@@ -13,13 +13,14 @@ LOWER_PRECISION = {torch.float32: torch.float16, torch.float16: torch.bfloat16, 
 
 @dataclass(frozen=True)
 class NullInput:
-    """What a null may use: the right answer in its dtype, another call's right answer, the call's tensors, and
-    the right answer computed one precision lower."""
+    """What a null may use: the right answer in its dtype, another call's right answer, the call's tensors, the right
+    answer computed one precision lower, and the right answer in float64."""
 
     right: Tensor
     previous: Tensor
     inputs: Mapping[str, Tensor]
     lower: Tensor | None
+    exact: Tensor | None = None
 
 
 def zeros(n: NullInput) -> Tensor | None:
@@ -72,6 +73,15 @@ def one_precision_lower(n: NullInput) -> Tensor | None:
     return n.lower
 
 
+def truncated(n: NullInput) -> Tensor | None:
+    """Digits cut off where they should be rounded. Half precisions alone: in fp32 the order of a sum does as much."""
+    if n.exact is None or n.right.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    is_over = n.right.double().abs() > n.exact.abs()
+    bits = n.right.view(torch.int16)
+    return torch.where(is_over, bits - 1, bits).view(n.right.dtype)
+
+
 NULLS: dict[str, Callable[[NullInput], Tensor | None]] = {
     "zeros": zeros,
     "mean": mean,
@@ -80,4 +90,5 @@ NULLS: dict[str, Callable[[NullInput], Tensor | None]] = {
     "rows_permuted": rows_permuted,
     "last_tile_dropped": last_tile_dropped,
     "one_precision_lower": one_precision_lower,
+    "truncated": truncated,
 }

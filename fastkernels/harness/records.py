@@ -8,12 +8,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass
 class CaseRecord:
-    """One call that was checked. error: {element, row, bias, max_abs} of the worst answer of the call."""
+    """One call that was checked. error, baseline_error: the worst of anything the call gave (tolerance.Error). share:
+    {element, row, bias}, the most that an error took of what was allowed. tolerance: by output, as it was held against
+    the candidate, the baseline's own error included; what ill-conditioned rows are granted beside it is in share.
+    """
 
     case: str
     family: str
@@ -24,7 +27,8 @@ class CaseRecord:
     message: str = ""
     error: dict[str, float] = field(default_factory=dict)
     baseline_error: dict[str, float] = field(default_factory=dict)
-    tolerance: dict[str, float] = field(default_factory=dict)
+    share: dict[str, float] = field(default_factory=dict)
+    tolerance: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass

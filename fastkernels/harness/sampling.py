@@ -14,7 +14,8 @@ from fastkernels.harness.verdict import Rejection, Verdict
 
 P_VALUE = 1e-7
 """A right sampler is rejected once in ten million tests."""
-MIN_EXPECTED = 8.0
+MIN_EXPECTED = 25.0
+"""Of a cell: under fewer the tail of the statistic is fatter than chi-square's, and P_VALUE would not hold."""
 
 
 def target_distribution(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
@@ -39,6 +40,7 @@ def check_samples(expected: Expected, answer: Tensor, inputs: Mapping[str, Any])
 
     Errors: Rejection INCORRECT_NUMERICAL.
     """
+    is_first = _check_repeated(answer, inputs)
     logits = inputs["logits"]
     target = target_distribution(logits, inputs["temperature"], inputs["top_k"], inputs["top_p"]).to(answer.device)
     size = target.shape[-1]
@@ -51,6 +53,7 @@ def check_samples(expected: Expected, answer: Tensor, inputs: Mapping[str, Any])
             Verdict.INCORRECT_NUMERICAL,
             f"Row {row} drew token {int(answer[row])}, which top-k or the nucleus excludes.",
         )
+    target, answer = target[is_first], answer[is_first]  # a request that comes again is no draw of its own
     for rows in _groups(target):
         _chi_square(target[rows[0]] * len(rows), torch.bincount(answer[rows], minlength=size))
     # Rows of unlike distributions together: how often the likeliest, the second, ... token was drawn.
@@ -66,6 +69,44 @@ def check_samples(expected: Expected, answer: Tensor, inputs: Mapping[str, Any])
     _chi_square(torch.stack((least, num_cut - least)), torch.stack((num_least, num_cut - num_least)))
 
 
+def _check_repeated(answer: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Which rows are the first of their request; the same request, seed included, must have the same token everywhere.
+
+    Errors: Rejection INCORRECT_NUMERICAL.
+    """
+    is_first = torch.ones(len(answer), dtype=torch.bool, device=answer.device)
+    if inputs.get("seeds") is None:
+        return is_first
+    first: dict[int, list[int]] = {}
+    for row, seed in enumerate(inputs["seeds"].tolist()):
+        first.setdefault(seed, []).append(row)
+    for rows in (rows for rows in first.values() if len(rows) > 1):
+        for number, row in enumerate(rows):
+            for before in rows[:number]:
+                if all(
+                    torch.equal(inputs[n][row], inputs[n][before]) for n in ("logits", "temperature", "top_k", "top_p")
+                ):
+                    is_first[row] = False
+                    _check_same(answer[row], answer[before], f"Rows {before} and {row} are the same request")
+                    break
+    return is_first
+
+
+def check_same_tokens(answer: Tensor, before: Tensor) -> None:
+    """Two answers to one call, seeds included. Errors: Rejection INCORRECT_NUMERICAL."""
+    if not torch.equal(answer, before):
+        row = int((answer != before).nonzero()[0])
+        _check_same(answer[row], before[row], f"Row {row} was given twice")
+
+
+def _check_same(answer: Tensor, before: Tensor, what: str) -> None:
+    if int(answer) != int(before):
+        raise Rejection(
+            Verdict.INCORRECT_NUMERICAL,
+            f"{what} with the same seed, and drew tokens {int(before)} and {int(answer)}.",
+        )
+
+
 def _groups(target: Tensor) -> list[Tensor]:
     """Rows that share a distribution, at least 64 of them."""
     _, inverse = torch.unique(target, dim=0, return_inverse=True)
@@ -74,7 +115,17 @@ def _groups(target: Tensor) -> list[Tensor]:
 
 
 def _chi_square(expected: Tensor, counts: Tensor) -> None:
-    """Cells of small expectation are pooled. Errors: Rejection when the p-value is under P_VALUE."""
+    """Errors: Rejection when the p-value is under P_VALUE."""
+    p = chi_square_p(expected, counts)
+    if p is not None and p < P_VALUE:
+        raise Rejection(
+            Verdict.INCORRECT_NUMERICAL,
+            f"{int(counts.sum())} draws do not follow their distribution: p = {p:.1e}, limit {P_VALUE:.0e}.",
+        )
+
+
+def chi_square_p(expected: Tensor, counts: Tensor) -> float | None:
+    """How likely right draws are to lie as far off; cells of small expectation are one. None with fewer than two."""
     observed = counts.double()
     large = expected >= MIN_EXPECTED
     cells = list(zip(observed[large].tolist(), expected[large].tolist(), strict=True))
@@ -82,15 +133,8 @@ def _chi_square(expected: Tensor, counts: Tensor) -> None:
     if rest[1] >= MIN_EXPECTED:
         cells.append(rest)
     if len(cells) < 2:
-        return
-    statistic = sum((o - e) ** 2 / e for o, e in cells)
-    p = chi_square_tail(statistic, len(cells) - 1)
-    if p < P_VALUE:
-        raise Rejection(
-            Verdict.INCORRECT_NUMERICAL,
-            f"{int(observed.sum())} draws do not follow their distribution: chi-square {statistic:.1f} with "
-            f"{len(cells) - 1} degrees of freedom, p = {p:.1e}, limit {P_VALUE:.0e}.",
-        )
+        return None
+    return chi_square_tail(sum((o - e) ** 2 / e for o, e in cells), len(cells) - 1)
 
 
 def chi_square_tail(statistic: float, degrees: int) -> float:

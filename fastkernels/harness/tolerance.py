@@ -8,12 +8,17 @@ rows and bias, so that a kernel may be as inexact as the one in production and n
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastkernels.harness.expect import Expectation
 
 K = 4.0
 """Multiple of the production path's error that an answer may have."""
@@ -24,41 +29,68 @@ MANIFEST = Path(__file__).with_name("tolerances.json")
 @dataclass(frozen=True)
 class Tolerance:
     """An element may be off by max(atol + rtol * |y|, element * rms of its row); a row's rms error by
-    row * rms of the row; the mean signed relative error by bias."""
+    row * rms of the row, that of all rows together by all_rows and what chance explains; the mean signed relative
+    error by bias and what chance explains. lean: by how much the errors of one row may lean one way together; 0 where
+    the only error is that of rounding each element."""
 
     atol: float
     rtol: float
     element: float
     row: float
     bias: float
+    lean: float = 0.0
+    all_rows: float = inf
 
     def to_json(self) -> dict[str, float]:
-        return {"atol": self.atol, "rtol": self.rtol, "element": self.element, "row": self.row, "bias": self.bias}
+        return asdict(self)
 
     def scaled(self, factor: float) -> Tolerance:
-        return Tolerance(*(factor * v for v in (self.atol, self.rtol, self.element, self.row, self.bias)))
+        return Tolerance(*(factor * value for value in astuple(self)))
 
-    def widened(self, element: float, row: float, bias: float) -> Tolerance:
-        """At least these bounds: the baseline's own error on the very same inputs, times K."""
-        return replace(self, element=max(self.element, element), row=max(self.row, row), bias=max(self.bias, bias))
+    def widened(self, error: Error) -> Tolerance:
+        """At least K times `error`: the baseline's own on the very same inputs."""
+        row = K * error.row
+        return Tolerance(
+            atol=self.atol,
+            rtol=self.rtol,
+            element=max(self.element, K * error.element),
+            row=max(self.row, row),
+            bias=max(self.bias, K * error.bias),
+            lean=max(self.lean, row) if row > self.row else self.lean,
+            all_rows=max(self.all_rows, K * error.all_rows),
+        )
 
 
 @dataclass(frozen=True)
 class Error:
     """How far one answer lay off. element: largest |error| over its row's rms; row: largest relative rms
-    error of a row; bias: mean of error * sign(y) over mean |y|; max_abs: largest |error|."""
+    error of a row; bias: mean of error * sign(y) over mean |y|; max_abs: largest |error|; all_rows: rms of the rows'
+    relative rms errors."""
 
     element: float = 0.0
     row: float = 0.0
     bias: float = 0.0
     max_abs: float = 0.0
+    all_rows: float = 0.0
 
     def worst(self, other: Error) -> Error:
         pairs = zip(self.values(), other.values(), strict=True)
         return Error(*(max(a, b) for a, b in pairs))
 
-    def values(self) -> tuple[float, float, float, float]:
-        return self.element, self.row, self.bias, self.max_abs
+    def values(self) -> tuple[float, ...]:
+        return astuple(self)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The largest part of its limit that an answer's error took: over 1 is a rejection."""
+
+    element: float = 0.0
+    row: float = 0.0
+    bias: float = 0.0
+
+    def worst(self, other: Share) -> Share:
+        return Share(max(self.element, other.element), max(self.row, other.row), max(self.bias, other.bias))
 
 
 @cache
@@ -70,29 +102,53 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def tolerance_for(op: str, dtype: torch.dtype, family: str, num_elements: int) -> Tolerance:
-    """The frozen tolerance of one answer of `num_elements` elements.
+def chance_bias(rows: Tensor, dtype: torch.dtype) -> float:
+    """The bias that chance gives: three standard errors of rounding every element of `rows` once."""
+    sizes = rounded_sizes(rows, dtype)
+    total = float(sizes.sum())
+    return 3**0.5 * unit_roundoff(dtype) * float(sizes.square().sum()) ** 0.5 / total if total else 0.0
 
-    A family that was not measured (captured) takes the widest of the op's families but the
-    deliberately ill-conditioned ones.
+
+def rounded_sizes(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """|y|, at least the smallest normal number unless it is 0: what lies below it is rounded as coarsely."""
+    return torch.where(rows == 0, 0.0, rows.abs().clamp_min(torch.finfo(dtype).smallest_normal))
+
+
+def tolerance_for(op: str, dtype: torch.dtype, family: str, output: str) -> Tolerance:
+    """The frozen tolerance of one output.
+
+    A family that was not measured (captured) takes the wider of the normal and the heavy-tailed one; a cache deeper
+    than was measured takes the deepest that was.
     """
     data = manifest()
     name = str(dtype).removeprefix("torch.")
     table = data["published"][name]
     measured = data["measured"].get(op, {}).get(name, {})
-    if family in measured:
-        error = Error(**measured[family])
-    else:
-        error = Error()
-        for other in ("normal", "heavy_tailed"):
-            if other in measured:
-                error = error.worst(Error(**measured[other]))
-    roundoff = unit_roundoff(dtype)
+    families = [measured[family]] if family in measured else [measured.get(f, {}) for f in ("normal", "heavy_tailed")]
+    error = Error()
+    for outputs in families:
+        error = error.worst(_error_of(outputs, output))
     row_floor = data["row_floor"][name]
+    row = max(K * error.row, row_floor)
     return Tolerance(
         atol=table["atol"],
         rtol=table["rtol"],
         element=K * error.element,
-        row=max(K * error.row, row_floor),
-        bias=max(K * error.bias, row_floor / 4) + 3 * roundoff / max(num_elements, 1) ** 0.5,
+        row=row,
+        bias=max(K * error.bias, row_floor / 4),
+        lean=row if error.row > unit_roundoff(dtype) else 0.0,
+        all_rows=max(K * error.all_rows, row_floor) if error.all_rows else row,
     )
+
+
+def tolerances_for(op: str, dtype: torch.dtype, family: str, expected: Expectation) -> dict[str, Tolerance]:
+    """The frozen tolerance of everything that an answer is compared in, by name."""
+    return {e.name: tolerance_for(op, dtype, family, e.name) for e in expected.compared}
+
+
+def _error_of(outputs: dict[str, dict[str, float]], output: str) -> Error:
+    if output in outputs:
+        return Error(**outputs[output])
+    kind, _, number = output.partition(":")
+    deeper = [o for o in outputs if number and o.partition(":")[0] == kind]
+    return Error(**outputs[max(deeper, key=lambda o: int(o.partition(":")[2]))]) if deeper else Error()

@@ -17,6 +17,7 @@ class Verdict(StrEnum):
     NEVER_CALLED = "NEVER_CALLED"
     CHEATING = "CHEATING"
     UNTESTABLE = "UNTESTABLE"
+    JUDGE_ERROR = "JUDGE_ERROR"
 
     @property
     def sentence(self) -> str:
@@ -35,6 +36,7 @@ _SENTENCES = {
     Verdict.NEVER_CALLED: "The implementation was installed and no call reached it.",
     Verdict.CHEATING: "The answers or times were not what they claimed to be; the witness says how.",
     Verdict.UNTESTABLE: "A wrong answer would pass here, or this machine cannot run the op: nothing was decided.",
+    Verdict.JUDGE_ERROR: "The judge itself failed, which says nothing of the candidate; the message is its traceback.",
 }
 
 

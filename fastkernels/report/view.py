@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastkernels.harness.tolerance import K
 from fastkernels.harness.verdict import Verdict
 from fastkernels.scoring.statistics import geometric_mean
 
@@ -185,18 +184,18 @@ def error_groups(record: Json) -> list[ErrorGroup]:
     groups: dict[tuple[str, str, str, str], list[Json]] = {}
     for case in record["cases"]:
         groups.setdefault((case["family"], case["phase"], case["dtype"], case["shapes"]), []).append(case)
-    found = [_error_group(key, cases, record["level"]) for key, cases in groups.items()]
+    found = [_error_group(key, cases) for key, cases in groups.items()]
     return sorted(found, key=lambda g: (g.verdict == Verdict.PASSED, -(g.row_share or 0.0)))
 
 
-def _error_group(key: tuple[str, str, str, str], cases: Sequence[Json], level: int) -> ErrorGroup:
+def _error_group(key: tuple[str, str, str, str], cases: Sequence[Json]) -> ErrorGroup:
     failed = next((c for c in cases if c["verdict"] != Verdict.PASSED), None)
     return ErrorGroup(
         *key,
         verdict=failed["verdict"] if failed else cases[0]["verdict"],
         num_calls=len(cases),
-        row_share=_worst(error_share(c, "row", level) for c in cases),
-        bias_share=_worst(error_share(c, "bias", level) for c in cases),
+        row_share=_worst(error_share(c, "row") for c in cases),
+        bias_share=_worst(error_share(c, "bias") for c in cases),
         max_abs=_worst(c["error"].get("max_abs") for c in cases),
         message=failed["message"] if failed else "",
     )
@@ -207,17 +206,10 @@ def _worst(values: Iterable[float | None]) -> float | None:
     return max(known) if known else None
 
 
-def error_share(case: Json, kind: str, level: int) -> float | None:
-    """Error over what was allowed: the frozen tolerance, or K times the baseline's own error here if larger.
-
-    None without an error or a limit (exact and sampled answers have none).
-    """
-    error, limit = case["error"].get(kind), case["tolerance"].get(kind, 0.0)
-    if case["family"] != "wide_range" or level > 1:
-        limit = max(limit, K * case["baseline_error"].get(kind, 0.0))
-    if error is None or not limit or not math.isfinite(error):
-        return None
-    return error / limit
+def error_share(case: Json, kind: str) -> float | None:
+    """Error over what was allowed, as the judge found it; None without one (exact and sampled answers have none)."""
+    share = case["share"].get(kind)
+    return share if share and math.isfinite(share) else None
 
 
 def null_matrix(results: Json) -> NullMatrix:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastkernels.harness.compare import Expected, as_rows, check_form, check_values, measure
+from fastkernels.harness.compare import (
+    NOISE_FACTOR,
+    Expected,
+    as_rows,
+    check_form,
+    check_values,
+    measure,
+    row_change,
+)
+from fastkernels.harness.nulls import NullInput, truncated
 from fastkernels.harness.tolerance import Tolerance, tolerance_for
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.spec import Compare
@@ -36,7 +46,7 @@ def test_one_element_is_named_with_its_place_and_values() -> None:
     y = normal(40, 300)
     answer = y.clone()
     answer[31, 7] += 0.06 * y[31].square().mean().sqrt()
-    error = measure(as_rows(y), as_rows(answer))
+    error = measure(as_rows(y), as_rows(answer), torch.float64)
     assert error.row < STRICT.row  # the element criterion alone sees it
     assert error.bias < STRICT.bias
     assert rejected(expected(y, torch.float64), answer).startswith(f"y[31, 7] is {float(answer[31, 7]):.6g}")
@@ -46,7 +56,7 @@ def test_one_row_is_rejected_where_every_element_is_within_its_limit() -> None:
     y = normal(40, 300)
     answer = y.clone()
     answer[12] += 0.02 * y[12].square().mean().sqrt() * (1 - 2 * (torch.arange(300) % 2))
-    error = measure(as_rows(y), as_rows(answer))
+    error = measure(as_rows(y), as_rows(answer), torch.float64)
     assert error.element < STRICT.element
     assert error.bias < STRICT.bias
     assert "a row has relative rms error" in rejected(expected(y, torch.float64), answer)
@@ -55,16 +65,18 @@ def test_one_row_is_rejected_where_every_element_is_within_its_limit() -> None:
 def test_bias_is_rejected_where_every_row_is_within_its_limit() -> None:
     y = normal(40, 300)
     answer = y * 1.002
-    error = measure(as_rows(y), as_rows(answer))
+    error = measure(as_rows(y), as_rows(answer), torch.float64)
     assert error.element < STRICT.element
     assert error.row < STRICT.row
     assert "errors lean one way" in rejected(expected(y, torch.float64), answer)
 
 
 def test_one_row_may_lean_one_way_within_its_own_limit() -> None:
-    """Errors of a row share a cause, as that of a softmax: it takes rows to tell a bias from chance."""
+    """Errors of a row share a cause, as that of a softmax: it takes rows to tell a bias from chance. Where the only
+    error is that of rounding each element they share none."""
     y = normal(1, 300)
-    check_values(expected(y, torch.float64), y * 1.002, STRICT)
+    check_values(expected(y, torch.float64), y * 1.002, replace(STRICT, lean=STRICT.row))
+    assert "errors lean one way" in rejected(expected(y, torch.float64), y * 1.002)
     assert "a row has relative rms error" in rejected(expected(y, torch.float64), y * 1.011)
 
 
@@ -110,7 +122,7 @@ def test_pattern_of_nan_and_infinity_must_agree(at: str, wanted: float, given: f
 def test_nan_and_infinity_in_the_same_places_pass() -> None:
     y = normal(3, 20)
     y[0, 0], y[1, 1], y[2, 2] = math.nan, math.inf, -math.inf
-    check_values(expected(y), y.float(), tolerance_for("rms_norm", torch.float32, "normal", 60))
+    check_values(expected(y), y.float(), tolerance_for("rms_norm", torch.float32, "normal", "y"))
     check_values(expected(y), y.float(), STRICT)
 
 
@@ -145,7 +157,7 @@ def test_honest_rounding_passes(dtype: torch.dtype, shape: tuple[int, ...]) -> N
     for seed in range(60):
         y = normal(*shape, seed=seed) * 10.0 ** (seed % 7 - 3)
         y = y.clamp(-3e4, 3e4)
-        tolerance = tolerance_for("linear", dtype, "normal", y.numel())
+        tolerance = tolerance_for("linear", dtype, "normal", "y")
         check_values(expected(y, dtype), y.to(dtype), tolerance)
 
 
@@ -153,13 +165,65 @@ def test_honest_rounding_passes(dtype: torch.dtype, shape: tuple[int, ...]) -> N
 def test_one_precision_lower_is_rejected(dtype: torch.dtype, lower: torch.dtype) -> None:
     for seed in range(20):
         y = normal(33, 257, seed=seed)
-        rejected(expected(y, dtype), y.to(lower).to(dtype), tolerance_for("linear", dtype, "normal", y.numel()))
+        rejected(expected(y, dtype), y.to(lower).to(dtype), tolerance_for("linear", dtype, "normal", "y"))
+
+
+def test_rows_together_are_rejected_where_each_is_within_its_limit() -> None:
+    """One bad row is allowed; that all are as bad as the worst is not."""
+    y = normal(400, 64)
+    noise = normal(400, 64, seed=1)
+    tolerance = replace(STRICT, element=1.0, row=0.02, bias=1.0, all_rows=0.002)
+    check_values(expected(y, torch.float64), y + 0.001 * noise, tolerance)
+    message = rejected(expected(y, torch.float64), y + 0.01 * noise, tolerance)
+    assert "the rows together have relative rms error 0.01" in message
+
+
+def test_ill_conditioned_row_alone_is_granted_its_noise() -> None:
+    y = normal(40, 300)
+    moved = y.clone()
+    moved[7] += 0.03 * normal(300, seed=1)
+    noise = row_change(y, moved, torch.float64).where_ill(1e-3)
+    assert noise.is_ill.nonzero().flatten().tolist() == [7]
+    answer = y.clone()
+    answer[7] += 0.1 * normal(300, seed=2)
+    rejected(expected(y, torch.float64), answer)
+    check_values(expected(y, torch.float64), answer, STRICT, noise)
+    answer[8] += 0.1 * normal(300, seed=3)
+    with pytest.raises(Rejection, match=r"y\[8, "):
+        check_values(expected(y, torch.float64), answer, STRICT, noise)
+    answer = y.clone()
+    answer[7] += NOISE_FACTOR * 0.05 * normal(300, seed=2)
+    with pytest.raises(Rejection, match=r"y\[7, "):
+        check_values(expected(y, torch.float64), answer, STRICT, noise)
+
+
+def test_lean_of_few_rounded_elements_does_not_drown_in_copies() -> None:
+    """Nine elements of ten are copied: the tenth still may not be cut off."""
+    y = normal(257, 200)
+    y[:, 20:] = y[:, 20:].bfloat16().double()
+    rounded = y.bfloat16()
+    cut = (y.float().view(torch.int32) & ~0xFFFF).view(torch.float32).bfloat16()
+    tolerance = tolerance_for("rms_norm", torch.bfloat16, "normal", "y")
+    check_values(expected(y, torch.bfloat16), rounded, tolerance)
+    assert "errors lean one way" in rejected(expected(y, torch.bfloat16), cut, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_truncating_silu_and_mul_is_rejected_at_every_seed(dtype: torch.dtype) -> None:
+    for seed in range(20):
+        gate, up = normal(257, 64, seed=seed).to(dtype).double(), normal(257, 64, seed=seed + 100).to(dtype).double()
+        y = torch.nn.functional.silu(gate) * up
+        tolerance = tolerance_for("silu_and_mul", dtype, "normal", "y")
+        check_values(expected(y, dtype), y.to(dtype), tolerance)
+        cut = truncated(NullInput(y.to(dtype), y, {}, None, y))
+        assert cut is not None
+        assert "errors lean one way" in rejected(expected(y, dtype), cut, tolerance)
 
 
 def test_bias_tells_truncation_from_rounding() -> None:
     y = normal(64, 512)
     truncated = (y.float().view(torch.int32) & ~0xFFFF).view(torch.float32)
-    rounding, truncation = (measure(as_rows(y), as_rows(x.double())) for x in (y.bfloat16(), truncated))
+    rounding, truncation = (measure(as_rows(y), as_rows(x.double()), torch.bfloat16) for x in (y.bfloat16(), truncated))
     assert truncation.bias > 20 * rounding.bias
     assert truncation.row < 2.5 * rounding.row
 

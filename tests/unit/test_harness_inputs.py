@@ -14,14 +14,14 @@ from fastkernels.cache import bind_caches
 from fastkernels.capture.case import Case
 from fastkernels.capture.replay import as_outputs
 from fastkernels.context import Phase, set_forward_context
-from fastkernels.harness.expect import expectation
+from fastkernels.harness.expect import baseline_class, expectation
 from fastkernels.harness.geometry import Geometry, draw_geometry, redraw_pages
 from fastkernels.harness.groups import Group, make_groups
 from fastkernels.harness.inputs import FAMILIES, draw_floats
 from fastkernels.harness.tolerance import manifest, tolerance_for
 from fastkernels.harness.vary import PERIOD, draw_variation, touch, vary_floats, vary_tokens
 from fastkernels.registry import OpEntry, ops
-from fastkernels.spec import Role, TensorSpec, axis_size
+from fastkernels.spec import Compare, Role, TensorSpec, axis_size
 
 ENTRIES = [e for e in ops().values() if e.name not in ("allreduce", "allgather")]
 CPU = torch.device("cpu")
@@ -188,11 +188,13 @@ def _check_contract(group: Group, case: Case) -> None:
     spec, sizes = group.op.spec, {n: v for n, v in vars(group.op).items() if type(v) is int}
     assert list(case.inputs) == list(spec.inputs)
     for name, tensor_spec in spec.inputs.items():
+        if isinstance(case.inputs[name], Tensor):
+            _check_axes(tensor_spec, case.inputs[name], sizes)
+    for name, tensor_spec in spec.inputs.items():
         value = case.inputs[name]
         if value is None:
             assert tensor_spec.is_optional or tensor_spec.role is Role.SCALAR
         elif isinstance(value, Tensor):
-            _check_axes(tensor_spec, value, sizes)
             wanted = case.dtype if tensor_spec.dtype == "op" else getattr(torch, tensor_spec.dtype)
             assert value.dtype is wanted, name
             assert tensor_spec.may_be_strided or value.is_contiguous(), name
@@ -214,7 +216,9 @@ def _check_axes(spec: TensorSpec, value: Tensor, sizes: dict[str, int]) -> None:
 
 
 def _check_values(spec: TensorSpec, value: Tensor, sizes: dict[str, int]) -> None:
-    if spec.role in (Role.ACTIVATION, Role.LOGITS):
+    if value.numel() == 0:
+        assert 0 in value.shape
+    elif spec.role in (Role.ACTIVATION, Role.LOGITS):
         assert torch.isfinite(value.float()).all()
     elif spec.role in (Role.TOKEN_ID, Role.POSITION, Role.INDEX, Role.TOP_K) and spec.bound:
         assert 0 <= int(value.min()) <= int(value.max()) <= axis_size(spec.bound, sizes) - (spec.role is not Role.TOP_K)
@@ -275,9 +279,27 @@ def test_tolerance_of_every_op_dtype_and_family_is_measured(entry: OpEntry) -> N
     for dtype in ("float32", "bfloat16", "float16"):
         missing = set(FAMILIES) - set(measured.get(dtype, {}))
         assert not missing, f"{entry.name} in {dtype}: {sorted(missing)} not measured; run `{command}`."
-        for family, error in measured[dtype].items():
-            assert set(error) == {"element", "row", "bias", "max_abs"}
-            assert all(0 <= value < math.inf for value in error.values()), (entry.name, dtype, family)
+        for family, outputs in measured[dtype].items():
+            for output, error in outputs.items():
+                assert set(error) == {"element", "row", "bias", "max_abs", "all_rows"}
+                assert all(0 <= value < math.inf for value in error.values()), (entry.name, dtype, family, output)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+def test_every_compared_output_has_figures_of_its_own(entry: OpEntry) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for group in make_groups(entry, [], (torch.bfloat16,), 1, CPU, generator):
+        exact = expectation(group.exact, group.pools[0][0], CPU)
+        floats = {e.name for e in exact.compared if e.compare is Compare.VALUES and e.value.is_floating_point()}
+        assert floats <= set(manifest()["measured"][entry.name]["bfloat16"]["normal"]), entry.name
+
+
+def test_deeper_cache_takes_the_deepest_that_was_measured() -> None:
+    shallow, deepest, deeper = (
+        tolerance_for("llama_model", torch.bfloat16, "normal", f"cache:{i}") for i in (0, 1, 31)
+    )
+    assert deeper == deepest
+    assert shallow.row < deepest.row / 2
 
 
 def test_measurements_name_their_place_and_no_op_that_is_gone() -> None:
@@ -289,10 +311,38 @@ def test_measurements_name_their_place_and_no_op_that_is_gone() -> None:
 
 def test_family_that_was_not_measured_takes_the_wider_of_the_ordinary_ones() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        captured = tolerance_for("linear", dtype, "captured", 1000)
-        families = [tolerance_for("linear", dtype, family, 1000) for family in ("normal", "heavy_tailed")]
+        captured = tolerance_for("linear", dtype, "captured", "y")
+        families = [tolerance_for("linear", dtype, family, "y") for family in ("normal", "heavy_tailed")]
         assert captured.row == max(t.row for t in families)
         assert captured.element == max(t.element for t in families)
-    unknown = tolerance_for("no_such_op", torch.bfloat16, "normal", 1000)
+    unknown = tolerance_for("no_such_op", torch.bfloat16, "normal", "y")
     assert unknown.element == 0
     assert unknown.row == manifest()["row_floor"]["bfloat16"]
+
+
+@pytest.mark.parametrize("name", ["embedding", "vocab_parallel_embedding"])
+def test_call_without_a_row_is_drawn_where_the_op_declares_it(name: str) -> None:
+    assert baseline_class(ops()[name]).spec.may_be_empty == ("num_tokens",)
+    assert [len(pool[0].inputs["input_ids"]) for pool in _groups(ops()[name], 3)[0].pools][-1] == 0
+
+
+def test_calls_of_other_ops_have_a_row_and_one_is_a_single_request() -> None:
+    for entry in ENTRIES:
+        for group in _groups(entry, 3):
+            if group.op.spec.may_be_empty:
+                continue
+            cases = [pool[0] for pool in group.pools]
+            assert all(v.numel() for case in cases for v in case.inputs.values() if isinstance(v, Tensor)), entry.name
+            if group.op.spec.reads_context:
+                assert len(cases[1].context.seq_lens) == 1
+
+
+def test_sampler_is_given_some_requests_twice() -> None:
+    case = _groups(ops()["top_k_top_p_sample"], 3)[0].pools[1][0]
+    seeds = case.inputs["seeds"]
+    assert len(seeds) > 1000
+    num_twice = len(seeds) - len(seeds.unique())
+    assert len(seeds) // 16 < num_twice <= len(seeds) // 8
+    rows = (seeds[:, None] == seeds).nonzero()
+    for i, j in rows[rows[:, 0] < rows[:, 1]].tolist()[:20]:
+        assert all(torch.equal(value[i], value[j]) for value in case.inputs.values())

@@ -76,7 +76,11 @@ class TopKTopPSample(nn.Module):
         ordered = ordered.masked_fill((top_k[:, None] > 0) & (ranks >= top_k[:, None]), float("-inf"))
         p = ordered.softmax(-1)
         p = p.masked_fill((top_p[:, None] < 1) & (p.cumsum(-1) - p >= top_p[:, None]), 0.0)
-        place = torch.where(is_greedy[:, None], 0, torch.multinomial(p, 1))
+        generators = [torch.Generator().manual_seed(seed * 2654435761 % (1 << 62)) for seed in seeds.tolist()]
+        u = torch.stack([torch.rand((), dtype=torch.float64, generator=g) for g in generators])
+        edges = p.cumsum(-1)
+        drawn = torch.minimum((edges <= (u * edges[:, -1])[:, None]).sum(-1), (p > 0).sum(-1) - 1)
+        place = torch.where(is_greedy, 0, drawn)[:, None]
         return ids.gather(1, place).squeeze(1)
 """
 
@@ -207,13 +211,21 @@ def test_cache_store_that_is_off_is_wrong(bench: Bench, right: str, wrong: str, 
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("torch.multinomial(p, 1)", "p.argmax(-1, keepdim=True)"),
+        ("torch.where(is_greedy, 0, drawn)", "p.argmax(-1)"),
+        ("torch.where(is_greedy, 0, drawn)", "torch.where(is_greedy, 0, torch.multinomial(p, 1).squeeze(1))"),
         ("p.cumsum(-1) - p >= top_p[:, None]", "(p.cumsum(-1) > top_p[:, None]) & (ranks > 0)"),
         ("ranks >= top_k[:, None]", "ranks > top_k[:, None]"),
         ("logits.double() /", "logits.double() *"),
-        ("torch.where(is_greedy[:, None], 0, torch.multinomial(p, 1))", "torch.multinomial(p, 1)"),
+        ("torch.where(is_greedy, 0, drawn)", "drawn"),
     ],
-    ids=["argmax", "nucleus without its last", "top-k off by one", "temperature inverted", "greedy drawn"],
+    ids=[
+        "argmax",
+        "seeds ignored",
+        "nucleus without its last",
+        "top-k off by one",
+        "temperature inverted",
+        "greedy drawn",
+    ],
 )
 def test_sampler_that_is_off_is_wrong(bench: Bench, right: str, wrong: str) -> None:
     assert right in SAMPLE

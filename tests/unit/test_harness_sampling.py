@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from fastkernels.harness.compare import Expected
-from fastkernels.harness.sampling import check_samples, chi_square_tail, target_distribution
+from fastkernels.harness.sampling import (
+    check_same_tokens,
+    check_samples,
+    chi_square_p,
+    chi_square_tail,
+    target_distribution,
+)
 from fastkernels.harness.verdict import Rejection
 from fastkernels.spec import Compare
 from fastkernels.tasks.baseline.L1.top_k_top_p_sample import TopKTopPSample
@@ -139,3 +145,45 @@ def test_id_outside_the_vocabulary_is_a_verdict(bad: int) -> None:
 )
 def test_chi_square_tail_agrees_with_the_tables(statistic: float, degrees: int, tail: float) -> None:
     assert chi_square_tail(statistic, degrees) == pytest.approx(tail, rel=2e-3)
+
+
+def test_same_request_elsewhere_in_the_batch_has_the_same_token() -> None:
+    given = inputs(10, rows=200, is_shared=False)
+    given = {name: torch.cat((value, value[:60].flip(0))) for name, value in given.items()}
+    ids = TopKTopPSample().reference(*given.values())
+    check(given, ids)
+    wrong = ids.clone()
+    wrong[207] = (wrong[207] + 1) % VOCAB
+    assert "Rows 52 and 207 are the same request with the same seed, and drew tokens" in rejected(given, wrong)
+    other = {**given, "seeds": torch.arange(260)}
+    check(other, TopKTopPSample().reference(*other.values()))  # other seeds are free to draw as they like
+
+
+def test_requests_that_come_again_are_not_counted_as_draws() -> None:
+    """One request 4096 times is one draw: its single token is no evidence against the sampler."""
+    given = inputs(11)
+    given["seeds"] = torch.full((ROWS,), 7)
+    check(given, torch.full((ROWS,), int(draws(_target(given)[:1], 3))))
+
+
+def test_same_call_again_has_the_same_tokens() -> None:
+    tokens = torch.tensor([3, 1, 4])
+    check_same_tokens(tokens, tokens.clone())
+    with pytest.raises(Rejection, match="Row 2 was given twice with the same seed, and drew tokens 4 and 5"):
+        check_same_tokens(torch.tensor([3, 1, 5]), tokens)
+
+
+def test_right_samplers_are_rejected_as_rarely_as_the_limit_says() -> None:
+    """The test's p-values of right draws, whole nuclei of unlike size together: at 1e-3 one in a thousand."""
+    ps = []
+    for seed in range(400):
+        torch.manual_seed(seed)
+        weights = torch.distributions.Dirichlet(torch.full((60,), 0.4)).sample()
+        counts = torch.bincount(torch.multinomial(weights.double(), 600, replacement=True), minlength=60)
+        p = chi_square_p(weights.double() / weights.double().sum() * 600, counts)
+        if p is not None:
+            ps.append(p)
+    assert len(ps) > 390
+    for limit in (1e-1, 1e-2, 1e-3):
+        expected = limit * len(ps)
+        assert sum(p < limit for p in ps) <= expected + 4 * expected**0.5 + 1

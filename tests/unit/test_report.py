@@ -326,9 +326,9 @@ def _without(name: str) -> Any:
     ("change", "message"),
     [
         (_cut, "cut off or altered"),
-        (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "schema version 99"),
+        (lambda text: text.replace('"schema_version": 2', '"schema_version": 99'), "schema version 99"),
         (lambda text: "[]", "does not hold a JSON object"),
-        (lambda text: '{"schema_version": 1}', "'run_id' is missing"),
+        (lambda text: '{"schema_version": 2}', "'run_id' is missing"),
         (_without("verdict"), r"ops\[0\] lacks verdict"),
         (lambda text: text.replace('"num_pairs"', '"pairs"'), r"timings\[0\] lacks num_pairs"),
     ],

@@ -16,7 +16,16 @@ from fastkernels.bench.run_folder import RunFolder
 from fastkernels.bench.sweep import Progress, Sweep, plan_items, run_sweep, start_run
 from fastkernels.capture.case import Case
 from fastkernels.capture.store import CaseSet
-from fastkernels.errors import EnvironmentProblem, RunFolderError, UsageError
+from fastkernels.cli.kernels import _exit_code
+from fastkernels.cli.self_test import self_test
+from fastkernels.errors import (
+    EXIT_JUDGE_ERROR,
+    EXIT_NOT_PASSED,
+    EXIT_OK,
+    EnvironmentProblem,
+    RunFolderError,
+    UsageError,
+)
 from fastkernels.harness.judge import Judge, JudgeConfig
 from fastkernels.harness.records import OpRecord
 from fastkernels.harness.verdict import Verdict
@@ -109,18 +118,24 @@ def test_sweep_judges_all_and_resumes_what_is_missing_or_changed(tmp_path: Path)
     assert [r["verdict"] for r in again["ops"]] == ["PASSED", "INCORRECT_NUMERICAL", "RUNTIME_ERROR"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a fault of the judge")])
+def _failing_on_silu(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    real = Judge._judge
+
+    def judge(self: Judge, entry: Any, *rest: Any) -> None:
+        if entry.name == "silu_and_mul":
+            raise error
+        real(self, entry, *rest)
+
+    monkeypatch.setattr(Judge, "_judge", judge)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), EnvironmentProblem("no room")], ids=repr
+)
 def test_sweep_that_is_cut_short_keeps_what_was_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    real = Judge.judge
-
-    def judge(self: Judge, entry: Any, implementations: Any, cases: Any) -> OpRecord:
-        if entry.name == "silu_and_mul":
-            raise error
-        return real(self, entry, implementations, cases)
-
-    monkeypatch.setattr(Judge, "judge", judge)
+    _failing_on_silu(monkeypatch, error)
     before, sweep = _children(), sweep_of(a_set(tmp_path / "mine"))
     folder = start_run(sweep, tmp_path / "run")
     with pytest.raises(type(error)):
@@ -129,6 +144,23 @@ def test_sweep_that_is_cut_short_keeps_what_was_finished(
     assert results["status"] == "interrupted"
     assert [(r["op"], r["verdict"]) for r in results["ops"]] == [("rms_norm", "PASSED")]
     assert _children() == before
+
+
+def test_fault_of_the_judge_is_that_ops_record_and_the_sweep_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, heard = sweep_of(a_set(tmp_path / "mine")), Heard()
+    with monkeypatch.context() as patch:
+        _failing_on_silu(patch, ZeroDivisionError("a fault of the judge"))
+        results = run_sweep(sweep, start_run(sweep, tmp_path / "run"), heard.progress)
+    assert heard.ended == ["rms_norm PASSED", "silu_and_mul JUDGE_ERROR", "store_kvcache RUNTIME_ERROR"]
+    assert results["status"] == "finished"
+    message = results["ops"][1]["message"]
+    assert message.startswith("Traceback (most recent call last)")
+    assert message.strip().endswith("ZeroDivisionError: a fault of the judge")
+    heard = Heard()
+    run_sweep(sweep, RunFolder(tmp_path / "run"), heard.progress)  # resumed: what the judge failed on is tried again
+    assert heard.ended == ["silu_and_mul PASSED"]
 
 
 def test_op_that_the_workload_never_calls_does_not_pass(tmp_path: Path) -> None:
@@ -151,6 +183,24 @@ def test_sweep_on_a_device_that_is_not_there_is_an_environment_problem(tmp_path:
     folder = RunFolder.create("kernels", {}, {}, tmp_path / "run")
     with pytest.raises(EnvironmentProblem, match="no GPU is visible"):
         run_sweep(sweep, folder, Progress())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_self_test_on_a_device_that_is_not_there_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentProblem, match="no GPU is visible"):
+        self_test("cuda", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_fault_of_the_judge_has_an_exit_code_and_one_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    message = "Traceback (most recent call last):\n  File x\nZeroDivisionError: a fault of the judge\n"
+    records = [record(verdict=verdict) for verdict in ("PASSED", "TIMEOUT")]
+    for count, code in ((1, EXIT_OK), (2, EXIT_NOT_PASSED)):
+        assert _exit_code({"ops": [r.to_json() for r in records[:count]]}) == code
+    records.append(record("linear", verdict="JUDGE_ERROR", message=message))
+    assert _exit_code({"ops": [r.to_json() for r in records]}) == EXIT_JUDGE_ERROR
+    told = capsys.readouterr().err
+    assert told == "error: The judge itself failed on linear (mine): ZeroDivisionError: a fault of the judge\n"
 
 
 def test_run_folder_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ class Embedding(Op):
 
     spec = OpSpec(
         inputs={"input_ids": TensorSpec(("num_tokens",), dtype="int64", role=Role.TOKEN_ID, bound="num_embeddings")},
+        may_be_empty=("num_tokens",),
         outputs={"y": TensorSpec(("num_tokens", "embedding_dim"), compare=Compare.EXACT)},
         examples=({"num_embeddings": 512, "embedding_dim": 64}, {"num_embeddings": 101, "embedding_dim": 37}),
     )
