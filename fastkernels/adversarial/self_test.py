@@ -40,8 +40,8 @@ class Result:
         return asdict(self)
 
 
-LIMITS = Limits(call_seconds=4.0, memory_bytes=1 << 30)
-GPU_LIMITS = Limits(call_seconds=10.0, memory_bytes=24 << 30)
+LIMITS = Limits(call_seconds=4.0, first_call_factor=1.0, memory_bytes=1 << 30)
+GPU_LIMITS = Limits(call_seconds=10.0, first_call_factor=3.0, memory_bytes=24 << 30)
 
 
 def config_for(item: Item, device: str) -> JudgeConfig:
@@ -120,7 +120,7 @@ def run(device: str, on_result: Callable[[Result, int, int], None]) -> list[Resu
 
     timed = [item for item in chosen if item.is_timed]
     others = [item for item in chosen if not item.is_timed]
-    num_processes = min(6, (os.cpu_count() or 1) // 4)
+    num_processes = min(6, (os.cpu_count() or 1) // 3)
     if num_processes > 1:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_processes, context, initializer=_start, initargs=(device,)) as pool:

@@ -1,4 +1,4 @@
-"""Shared memory between judge and worker: a control page, regions of tensors, guard bands.
+"""Shared memory between judge and worker: control pages, regions of tensors, guard bands.
 
 The judge owns the layout. Tensors of one call lie in one region, each 256-byte aligned between
 guard bands, so that a whole region moves to a GPU and back in one copy and the judge can see any
@@ -16,9 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastkernels.harness.vary import PERIOD
+
 GUARD_BYTES = 256
 ALIGNMENT = 256
-CONTROL_BYTES = 4096
+CONTROL_BYTES = 32768
+VECTOR_START, SHIFT_START = 4096, 24576
 GUARD_VALUE = 0xA5
 POISON_VALUE = 0xFF  # NaN in every float format, -1 in every integer
 
@@ -111,7 +114,8 @@ def _aligned(offset: int) -> int:
 
 
 class Arena:
-    """An anonymous shared file, mapped: a control page of 64-bit words, then bytes.
+    """An anonymous shared file, mapped: control pages, then bytes. The control pages hold 64-bit words, the vector
+    by which a call's floats are multiplied, and what its tokens are shifted by.
 
     The descriptor is passed over a socket; nothing is left in /dev/shm when both sides are gone.
     """
@@ -123,7 +127,10 @@ class Arena:
             os.ftruncate(fd, CONTROL_BYTES + num_bytes)
         self.fd = fd
         self._map = mmap.mmap(fd, CONTROL_BYTES + num_bytes)
-        self.bell = memoryview(self._map)[:CONTROL_BYTES].cast("Q")
+        self.bell = memoryview(self._map)[:VECTOR_START].cast("Q")
+        self.control = torch.frombuffer(self._map, dtype=torch.uint8, count=CONTROL_BYTES)
+        self.vector = self.control[VECTOR_START : VECTOR_START + 4 * PERIOD].view(torch.float32)
+        self.shift = self.control[SHIFT_START : SHIFT_START + 8].view(torch.int64)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8, offset=CONTROL_BYTES, count=num_bytes)
 
     def region(self, start: int, num_bytes: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The bell: 64-bit words in shared memory by which judge and worker take turns within a block.
 
-A word is written by one side only. Both sides spin, so a turn costs about a microsecond and the
-judge's own clock can decide; a worker that is not in a block sleeps on its socket.
+A word is written by one side only. Both sides spin while a clock runs, so a turn costs about a microsecond and
+the judge's own clock can decide; a worker that is not in a block sleeps on its socket.
 """
 
 from __future__ import annotations
@@ -18,29 +18,31 @@ _TIGHT_LOOKS = {False: 1_000, True: 200_000}
 class Word(IntEnum):
     """Indices of the words, eight words (one cache line) apart."""
 
-    PREPARE = 0  # judge: this call's inputs are laid out
-    READY = 8  # worker: tensors are built, caches flushed
-    GO = 16  # judge: the clock runs
-    DONE = 24  # worker: forward returned and the device is idle
-    VERDICT = 32  # judge: FETCH is set for this call
-    IDLE = 40  # worker: the answer, if asked for, lies in the arena
-    POOL = 48
-    ROLL = 56
-    SHIFT = 64
-    VARIES = 72
-    FLUSH = 80
-    FETCH = 88
-    DEVICE_NS = 96
-    ENQUEUE_NS = 104
-    ANSWER_LENGTH = 112
-    FAILED = 120  # worker: forward raised
-    ECHO = 144  # judge: the inputs, too, are wanted back
-    SEAL = 128  # judge: the answer is copied before DONE is rung
-    HOLD_CYCLES = 136  # judge: how long the stream is held while the host enqueues
+    PREPARE = 0  # judge: this call's case and place are chosen
+    READY = 8  # worker: tensors are built; on a GPU their memory is poisoned and the device idle
+    GO = 16  # judge: on a CPU the clock runs; on a GPU the call may be enqueued behind RELEASE
+    ENQUEUED = 24  # worker (GPU): the call, its events and the copy of its answer wait in the stream
+    RELEASE = 32  # judge (GPU): the clock runs; the stream itself waits for the low 32 bits of this word
+    DONE = 40  # worker: forward returned and the device is idle
+    VERDICT = 48  # judge: FETCH is set for this call
+    IDLE = 56  # worker: the answer, if asked for, lies in the arena
+    POOL = 64  # judge: which case
+    PLACE = 72  # judge (GPU): at which of several addresses its inputs lie
+    ROLL = 80
+    VARIES = 88
+    FLUSH = 96
+    FETCH = 104
+    SEAL = 112  # judge: the answer is copied before DONE is rung
+    ECHO = 120  # judge: the inputs, too, are wanted back
+    DEVICE_NS = 128  # worker (GPU): between the events around forward
+    STAGE_NS = 136  # worker (GPU): between RELEASE and the first of those events
+    ENQUEUE_NS = 144  # worker (GPU): host time of forward
+    ANSWER_LENGTH = 152
+    FAILED = 160  # worker: forward raised
 
 
-_CLOCKED = frozenset({Word.GO, Word.DONE})
-"""Words on which the deciding clock waits: a nap there would be measured."""
+_CLOCKED = frozenset({Word.GO, Word.DONE, Word.ENQUEUED, Word.VERDICT, Word.IDLE})
+"""Words on which a clock waits: a nap there would be measured."""
 
 
 class Bell:
@@ -66,3 +68,11 @@ class Bell:
             if check is not None:
                 check()
             time.sleep(_NAP_SECONDS)
+
+    def wait_until(self, word: Word, value: int, deadline_ns: int) -> bool:
+        """Spin until `word` is `value` or the clock (perf_counter_ns) has passed `deadline_ns`; whether it is."""
+        words, index = self._words, int(word)
+        while words[index] != value:
+            if time.perf_counter_ns() > deadline_ns:
+                return False
+        return True

@@ -79,6 +79,11 @@ class Pool:
         return self.layout.num_bytes < _SMALL_BYTES
 
     @property
+    def is_all_published(self) -> bool:
+        """Whether every answer is copied out, wanted or not, so that nobody can tell which are looked at."""
+        return self.answer_bytes < _SMALL_BYTES
+
+    @property
     def num_cases(self) -> int:
         return len(self.cases)
 
@@ -98,7 +103,7 @@ class Pool:
 
     @property
     def arena_bytes(self) -> int:
-        return len(self.cases) * self.layout.num_bytes + PERIOD * 4 + ANSWER_BYTES + self.answer_bytes + 16 * ALIGNMENT
+        return len(self.cases) * self.layout.num_bytes + ANSWER_BYTES + self.answer_bytes + 16 * ALIGNMENT
 
     def values(self, index: int, variation: Variation | None) -> dict[str, Tensor]:
         """The flat tensors of one call, as the worker will see them."""

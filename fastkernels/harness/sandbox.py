@@ -22,6 +22,7 @@ _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x20000, 0x10000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_TIMERSLACK, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 29, 38
 _SIGKILL = 9
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LAST_CAPABILITY = 63
 # https://docs.kernel.org/userspace-api/landlock.html
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
@@ -52,6 +53,13 @@ def die_with_parent() -> None:
 def wake_promptly() -> None:
     """Short sleeps end when they should: the default slack of a timer is 50 us."""
     _libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+
+
+def keep_freed_memory() -> None:
+    """Freed memory stays with the process: handing it back costs a page fault per page in the next call, or does
+    not, as the heap happens to lie."""
+    for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+        _libc.mallopt(option, 1 << 30)
 
 
 def hide_from_debuggers() -> None:

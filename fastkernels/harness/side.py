@@ -7,6 +7,7 @@ whether it wants to see it, so no call can be told from another by the one who a
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from torch import Tensor
 from fastkernels.capture.case import encode_value
 from fastkernels.harness.arena import (
     ALIGNMENT,
-    GUARD_BYTES,
     POISON_VALUE,
     Layout,
     dtype_name,
@@ -27,12 +27,15 @@ from fastkernels.harness.arena import (
     extent,
 )
 from fastkernels.harness.control import ANSWER_BYTES, Word
+from fastkernels.harness.mutation import check_inputs
 from fastkernels.harness.pool import PlannedCall, Pool
-from fastkernels.harness.vary import PERIOD
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.workers import Worker
 from fastkernels.registry import OpEntry
 from fastkernels.sets import ALTERNATIVES_DIR, ImplementationSet
+
+LONGEST_HOLD_NS = 8_000_000
+_PLACES = 6  # a multiple of how many addresses a worker may have (cuda_device.py)
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Call:
-    """What one call gave. claim_ns: GO to DONE by the judge's clock. settle_ns: DONE to the answer lying
-    in shared memory. device_ns: the worker's own events (GPU), believed only when the judge's clock agrees."""
+    """What one call gave. claim_ns: GO (on a GPU: RELEASE) to DONE by the judge's clock. settle_ns: DONE to the
+    answer lying in shared memory, where it was asked for. device_ns: the worker's own events (GPU), believed only when
+    the judge's clock agrees."""
 
     claim_ns: int
     settle_ns: int
     device_ns: int
+    stage_ns: int
     enqueue_ns: int
+    is_held: bool
     parts: tuple[Part, ...] | None
     is_sequence: bool = False
     sequence: int = 0
     is_sealed: bool = False
+    is_published: bool = True
     after: Mapping[str, Tensor] = field(default_factory=dict)
     echo: tuple[int, tuple[Part, ...]] | None = None
 
@@ -70,10 +77,9 @@ class Side:
         self.pool: Pool | None = None
         self.setup_seconds = 0.0
         self.memory_bytes = 0
-        self.hold_cycles = 200_000
+        self._is_first = True
         self._starts: list[int] = []
         self._answer_start = 0
-        self._multiplier_start = 0
 
     def load(self, init: Mapping[str, Any], dtype: torch.dtype) -> None:
         """Errors: Rejection IMPORT_ERROR or RUNTIME_ERROR."""
@@ -97,18 +103,16 @@ class Side:
         reply = self.worker.request(
             {"cmd": "params", "slots": [s.to_json() for s in layout.slots], "num_bytes": layout.num_bytes, "start": 0}
         )
+        self._is_first = True
         self.setup_seconds = float(reply.get("setup_seconds", 0.0))
         self.memory_bytes = max(self.memory_bytes, int(reply.get("memory_bytes", 0)))
 
     def lay_out(self, pool: Pool, is_remote: bool, flush_bytes: int) -> None:
         """Tell the worker where the inputs of `pool` lie; upload them now when it runs on a GPU."""
-        self.pool, self.is_remote = pool, is_remote
+        self.pool, self.is_remote, self._is_first = pool, is_remote, True
         size, case = pool.layout.num_bytes, pool.cases[0]
         self._starts = [index * size for index in range(len(pool.cases))]
-        cursor = len(pool.cases) * size
-        self._multiplier_start = cursor
-        cursor = _aligned(cursor + PERIOD * 4) + ANSWER_BYTES
-        self._answer_start = cursor
+        self._answer_start = _aligned(len(pool.cases) * size) + ANSWER_BYTES
         for start, flat in zip(self._starts, pool.flat, strict=True):
             pool.layout.write(self.worker.arena.region(start, size), flat)
         context = None
@@ -135,7 +139,6 @@ class Side:
                 "answer_bytes": pool.answer_bytes,
                 "flush_bytes": flush_bytes,
                 "poison_bytes": pool.poison_bytes,
-                "multiplier_start": self._multiplier_start,
             }
         )
 
@@ -148,6 +151,7 @@ class Side:
         worker.send({"cmd": "calls", "first": worker.sequence + 1, "count": len(plan)})
         results = [self._call(planned, is_cold) for planned in plan]
         reply = worker.reply(worker.limits.call_seconds)
+        worker.check_memory(seconds=0.5)
         self.memory_bytes = max(self.memory_bytes, int(reply.get("memory_bytes", 0)))
         return results
 
@@ -167,50 +171,72 @@ class Side:
     def _call(self, planned: PlannedCall, is_cold: bool) -> Call:
         pool, worker = self.pool, self.worker
         assert pool is not None
-        bell, watch = worker.bell, worker.watcher(worker.limits.call_seconds)
+        bell, watch = worker.bell, worker.watcher(self._seconds())
+        self._is_first = False
         worker.sequence += 1
         sequence = worker.sequence
-        start, size = self._starts[planned.index], pool.layout.num_bytes
-        region = worker.arena.region(start, size)
-        variation = planned.variation
-        if self.is_remote and variation is not None:
-            vector = worker.arena.region(self._multiplier_start, PERIOD * 4).view(torch.float32)
-            vector.copy_(variation.multiplier)
-            bell.write(Word.ROLL, variation.roll)
-            bell.write(Word.SHIFT, variation.shift)
-        values = None if self.is_remote else pool.values(planned.index, variation)
-        bell.write(Word.VARIES, int(variation is not None and self.is_remote))
-        bell.write(Word.POOL, planned.index)
-        bell.write(Word.FLUSH, int(is_cold))
+        region = worker.arena.region(self._starts[planned.index], pool.layout.num_bytes)
+        values = None if self.is_remote else pool.values(planned.index, planned.variation)
+        self._tell(planned, is_cold)
         worker.arena.region(self._answer_start, pool.poison_bytes).fill_(POISON_VALUE)
-        bell.write(Word.SEAL, int(planned.is_sealed))
-        bell.write(Word.ECHO, int(planned.is_echoed))
-        bell.write(Word.HOLD_CYCLES, self.hold_cycles)
         bell.write(Word.PREPARE, sequence)
         bell.wait(Word.READY, sequence, watch)
-        if values is not None:
-            pool.layout.write(region, values)  # not before: nothing can be computed ahead of the clock
-        started = time.perf_counter_ns()  # before GO: losing the core in between can only add
-        bell.write(Word.GO, sequence)
+        started, is_held = self._start(sequence, planned, region, values)
         bell.wait(Word.DONE, sequence, watch)
         claimed = time.perf_counter_ns()
-        failed = bool(bell.read(Word.FAILED))
-        bell.write(Word.FETCH, int(planned.is_fetched or failed))
+        is_published = planned.is_fetched or bool(bell.read(Word.FAILED)) or pool.is_all_published
+        bell.write(Word.FETCH, int(is_published))
         bell.write(Word.VERDICT, sequence)
         bell.wait(Word.IDLE, sequence, watch)
         settled = time.perf_counter_ns()
-        timing = (claimed - started, settled - claimed, bell.read(Word.DEVICE_NS), bell.read(Word.ENQUEUE_NS))
-        if not (planned.is_fetched or failed):
-            if not self.is_remote:
-                region.fill_(POISON_VALUE)
-            return Call(*timing, parts=None)
-        record = self._answer_record()
-        if "error" in record:
-            raise Rejection(Verdict.RUNTIME_ERROR, str(record["error"])[-6000:])
-        call = self._read_answer(record, timing, region, planned)
+        device = (bell.read(Word.DEVICE_NS), bell.read(Word.STAGE_NS), bell.read(Word.ENQUEUE_NS))
+        timing = (claimed - started, settled - claimed, *device, is_held)
+        call = Call(*timing, parts=None, is_published=is_published)
+        if planned.is_fetched or bell.read(Word.FAILED):
+            call = self._read_answer(self._answer_record(), timing, region, planned)
         if not self.is_remote:
             region.fill_(POISON_VALUE)  # an answer that shares memory with an argument changes now
         return call
+
+    def _seconds(self) -> float:
+        """A first call on new shapes or weights may compile."""
+        limits = self.worker.limits
+        return limits.call_seconds * (limits.first_call_factor if self._is_first else 1)
+
+    def _tell(self, planned: PlannedCall, is_cold: bool) -> None:
+        """What the worker may know of a call before the clock runs."""
+        bell, variation = self.worker.bell, planned.variation
+        bell.write(Word.POOL, planned.index)
+        bell.write(Word.PLACE, secrets.randbelow(_PLACES))
+        bell.write(Word.VARIES, int(variation is not None and self.is_remote))
+        bell.write(Word.ROLL, variation.roll if variation else 0)
+        bell.write(Word.FLUSH, int(is_cold))
+        bell.write(Word.SEAL, int(planned.is_sealed))
+        bell.write(Word.ECHO, int(planned.is_echoed))
+
+    def _start(
+        self, sequence: int, planned: PlannedCall, region: Tensor, values: dict[str, Tensor] | None
+    ) -> tuple[int, bool]:
+        """Give the values and GO; the clock when the call could begin, and whether all of it was enqueued by then.
+
+        On a GPU the call is enqueued first, behind a word that is written last; a call that waits for the device
+        itself, as one that reads a value does, is let go after LONGEST_HOLD_NS.
+        """
+        assert self.pool is not None
+        bell, arena = self.worker.bell, self.worker.arena
+        if values is not None:
+            self.pool.layout.write(region, values)  # not before: nothing can be computed ahead of the clock
+            started = time.perf_counter_ns()  # before GO: losing the core in between can only add
+            bell.write(Word.GO, sequence)
+            return started, False
+        bell.write(Word.GO, sequence)
+        is_held = bell.wait_until(Word.ENQUEUED, sequence, time.perf_counter_ns() + LONGEST_HOLD_NS)
+        if planned.variation is not None:
+            arena.vector.copy_(planned.variation.multiplier)
+            arena.shift.fill_(planned.variation.shift)
+        started = time.perf_counter_ns()
+        bell.write(Word.RELEASE, sequence)
+        return started, is_held
 
     def _answer_record(self) -> dict[str, Any]:
         length = min(self.worker.bell.read(Word.ANSWER_LENGTH), ANSWER_BYTES)
@@ -221,10 +247,14 @@ class Side:
             raise Rejection(Verdict.RUNTIME_ERROR, f"The answer's description is malformed: {error}.") from None
         if not isinstance(record, dict):
             raise Rejection(Verdict.RUNTIME_ERROR, "The answer's description is malformed.")
+        if record.get("problem"):
+            raise Rejection(Verdict.CHEATING, f"Between two calls {str(record['problem'])[:500]}.")
+        if "error" in record:
+            raise Rejection(Verdict.RUNTIME_ERROR, str(record["error"])[-6000:])
         return record
 
     def _read_answer(
-        self, record: dict[str, Any], timing: tuple[int, int, int, int], region: Tensor, planned: PlannedCall
+        self, record: dict[str, Any], timing: tuple[int, int, int, int, int, bool], region: Tensor, planned: PlannedCall
     ) -> Call:
         pool = self.pool
         assert pool is not None
@@ -235,7 +265,8 @@ class Side:
             if self.is_remote and planned.is_echoed:
                 inputs = self.worker.arena.region(int(record["inputs_start"]), pool.layout.num_bytes)
             if not self.is_remote or planned.is_echoed:
-                after = self._check_inputs(inputs.to(pool.device), pool.values(planned.index, planned.variation))
+                given = pool.values(planned.index, planned.variation)
+                after = check_inputs(pool, inputs.to(pool.device), given)
             echo = None
             if "echo" in record:
                 parts_then = tuple(self._read_part(part) for part in record["echo"]["answers"])
@@ -263,37 +294,6 @@ class Side:
         return Part(
             kind, part, raw.view(dtype).as_strided(shape, stride) if num_bytes else torch.empty(shape, dtype=dtype)
         )
-
-    def _check_inputs(self, region: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mutable tensors as they are now; everything else must be as it was given, guard bands included.
-
-        Errors: Rejection UNDECLARED_MUTATION.
-        """
-        pool = self.pool
-        assert pool is not None
-        untouched = region.clone()
-        after = {}
-        views, expected = pool.layout.views(region), pool.layout.views(untouched)
-        for name in pool.mutable:
-            after[name] = views[name].clone()
-        pool.layout.write(untouched, given)
-        for name in pool.mutable:
-            expected[name].copy_(after[name])
-        same = region == untouched
-        if not bool(same.all()):
-            offset = int((~same).nonzero()[0])
-            raise Rejection(Verdict.UNDECLARED_MUTATION, _what_lies_at(pool.layout, offset))
-        return after
-
-
-def _what_lies_at(layout: Layout, offset: int) -> str:
-    for slot in layout.slots:
-        if slot.offset <= offset < slot.offset + slot.num_bytes:
-            name = slot.name.removeprefix("in:")
-            return f"{name} was written to (byte {offset - slot.offset}); the contract does not let the op write to it."
-    before = [slot for slot in layout.slots if slot.offset <= offset]
-    name = before[-1].name.removeprefix("in:") if before else "the first argument"
-    return f"Memory beyond {name} was written to: an out-of-bounds write into its guard band of {GUARD_BYTES} bytes."
 
 
 def _set_argument(implementations: ImplementationSet) -> str:

@@ -7,28 +7,41 @@ The ratio is taken per pair of neighbouring visits.
 
 from __future__ import annotations
 
-import math
+import contextlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from statistics import median
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
+from fastkernels.harness.clocks import check_clocks
+from fastkernels.harness.cores import own_cores
 from fastkernels.harness.pool import PlannedCall, Pool
-from fastkernels.harness.records import Samples
 from fastkernels.harness.side import Call, Side
 from fastkernels.harness.telemetry import Telemetry
 from fastkernels.harness.vary import draw_variation, touch
 from fastkernels.harness.verdict import Rejection, Verdict
-from fastkernels.scoring.statistics import percentile
+from fastkernels.harness.visits import BASELINE, BASELINE_AGAIN, CANDIDATE, Timed, Visit, visit_ns
 
-BASELINE, BASELINE_AGAIN, CANDIDATE = "baseline", "baseline again", "candidate"
+__all__ = [
+    "BASELINE",
+    "BASELINE_AGAIN",
+    "CANDIDATE",
+    "Protocol",
+    "Timed",
+    "Visit",
+    "check_clocks",
+    "draw_plan",
+    "run_restart",
+    "visit_ns",
+]
+
 FETCH_SHARE = 0.25
+MOST_CHECKED = 6  # calls of a visit of which that share is looked at; of a longer visit no more of them
 WARM_UP_VISITS = 2
+VISIT_NS = 5_000_000
 _QUIET_SECONDS = 0.1
-_LEAST_SAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -41,38 +54,7 @@ class Protocol:
 
     @classmethod
     def quick(cls) -> Protocol:
-        return cls(num_restarts=1, num_blocks=8, calls_per_visit=3)
-
-
-@dataclass
-class Timed:
-    """All visits of one case."""
-
-    samples: list[Samples] = field(default_factory=list)
-    num_checked: int = 0
-
-    def pairs(self, first: str, second: str, clock: str) -> list[list[float]]:
-        """log(first / second) of neighbouring visits, one list a restart; cold visits only."""
-        by_block: dict[tuple[int, int], dict[str, list[float]]] = {}
-        for sample in self.samples:
-            if sample.is_cold and sample.block >= 0:
-                visits = by_block.setdefault((sample.restart, sample.block), {})
-                visits.setdefault(sample.side, []).append(visit_ns(sample, clock))
-        restarts: dict[int, list[float]] = {}
-        for (restart, _), visits in sorted(by_block.items()):
-            for a, b in zip(visits.get(first, []), visits.get(second, []), strict=False):
-                restarts.setdefault(restart, []).append(math.log(a / b))
-        return list(restarts.values())
-
-    def median_us(self, side: str, clock: str, *, is_cold: bool = True) -> float | None:
-        times = [visit_ns(s, clock) for s in self.samples if s.side == side and s.is_cold == is_cold and s.block >= 0]
-        return median(times) / 1e3 if times else None
-
-
-def visit_ns(sample: Samples, clock: str) -> float:
-    """The time of a visit: on a GPU the median of its calls by events; by the judge's clock their least, because
-    whatever else the machine does can only add to it."""
-    return max(1.0, float(median(sample.device_ns) if clock == "device" else min(sample.claim_ns)))
+        return cls(num_restarts=1, num_blocks=12, calls_per_visit=3)
 
 
 Checker = Callable[[Side, PlannedCall, Call], None]
@@ -85,12 +67,19 @@ def run_restart(
 
     Errors: Rejection from a candidate's call or a failed check.
     """
-    telemetry = Telemetry(is_remote)
-    if is_remote:
-        _calibrate_hold(sides, protocol, check)
-    for side in sides.values():
+    with contextlib.nullcontext() if is_remote else own_cores([side.worker for side in sides.values()]):
+        _run_blocks(restart, sides, protocol, check, timed, is_remote=is_remote)
+
+
+def _run_blocks(
+    restart: int, sides: dict[str, Side], protocol: Protocol, check: Checker, timed: Timed, *, is_remote: bool
+) -> None:
+    telemetry, num_calls = Telemetry(is_remote), protocol.calls_per_visit
+    for name, side in sides.items():
         for _ in range(WARM_UP_VISITS):
-            _visit(side, protocol, check, timed, telemetry, (restart, -1, ""), is_cold=True)
+            _visit(side, num_calls, check, timed, telemetry, (restart, -1, name), is_cold=True)
+    if not is_remote:
+        num_calls = _calls_per_visit(protocol, timed)
     quiet_block = secrets.randbelow(protocol.num_blocks)
     for block in range(protocol.num_blocks):
         if block == quiet_block:
@@ -100,15 +89,21 @@ def run_restart(
             order = [CANDIDATE, BASELINE, BASELINE, CANDIDATE]
         order.insert(secrets.randbelow(5), BASELINE_AGAIN)
         for name in order:
-            _visit(sides[name], protocol, check, timed, telemetry, (restart, block, name), is_cold=True)
+            _visit(sides[name], num_calls, check, timed, telemetry, (restart, block, name), is_cold=True)
         if is_remote and block % 4 == 0:
             for name in (BASELINE, CANDIDATE):
-                _visit(sides[name], protocol, check, timed, telemetry, (restart, block, name), is_cold=False)
+                _visit(sides[name], num_calls, check, timed, telemetry, (restart, block, name), is_cold=False)
+
+
+def _calls_per_visit(protocol: Protocol, timed: Timed) -> int:
+    """By the judge's clock the least of a visit counts, and short calls are cheap: up to four times as many."""
+    least = min((n for s in timed.samples if s.side == BASELINE for n in s.claim_ns), default=VISIT_NS)
+    return max(protocol.calls_per_visit, min(4 * protocol.calls_per_visit, VISIT_NS // least))
 
 
 def _visit(
     side: Side,
-    protocol: Protocol,
+    num_calls: int,
     check: Checker,
     timed: Timed,
     telemetry: Telemetry,
@@ -118,7 +113,7 @@ def _visit(
 ) -> None:
     assert side.pool is not None
     before = telemetry.read()
-    plan = draw_plan(side.pool, protocol.calls_per_visit)
+    plan = draw_plan(side.pool, num_calls)
     calls = side.calls(plan, is_cold=is_cold)
     for planned, call in zip(plan, calls, strict=True):
         if call.parts is not None:
@@ -127,16 +122,18 @@ def _visit(
     kept = [c for c, p in zip(calls, plan, strict=True) if not p.is_sealed]
     restart, block, name = place
     timed.samples.append(
-        Samples(
+        Visit(
             restart=restart,
             block=block,
             side=name,
             is_cold=is_cold,
             claim_ns=[c.claim_ns for c in kept],
             device_ns=[c.device_ns for c in kept],
-            settle_ns=[c.settle_ns for c in kept if c.parts is not None],
+            settle_ns=[c.settle_ns for c in kept if c.is_published],
             enqueue_ns=[c.enqueue_ns for c in kept],
             clocks=before,
+            stage_ns=[c.stage_ns for c in kept],
+            is_held=[c.is_held for c in kept],
         )
     )
 
@@ -161,12 +158,13 @@ def draw_plan(pool: Pool, count: int) -> list[PlannedCall]:
     At least one call of a plan is not sealed, so that it can be timed.
     """
     generator = torch.Generator().manual_seed(secrets.randbits(62))
+    thinned = min(1.0, MOST_CHECKED / count)
     plan: list[PlannedCall] = []
     for index in range(count):
-        is_fetched = secrets.randbelow(1000) < 1000 * FETCH_SHARE
-        is_sealed = is_fetched and index > 0 and secrets.randbelow(2) == 0
+        is_fetched = _happens(FETCH_SHARE * thinned)
+        is_sealed = is_fetched and index > 0 and _happens(0.5)
         entry, variation = secrets.randbelow(pool.num_cases), draw_variation(generator)
-        if plan and secrets.randbelow(3) == 0:
+        if plan and _happens(thinned / 3):
             entry, before = plan[-1].index, plan[-1].variation
             assert before is not None
             variation, is_fetched = touch(before, pool.num_varied, generator), True
@@ -175,65 +173,5 @@ def draw_plan(pool: Pool, count: int) -> list[PlannedCall]:
     return plan
 
 
-def _calibrate_hold(sides: dict[str, Side], protocol: Protocol, check: Checker) -> None:
-    """Hold the stream 2.5 times as long as the slower side takes to enqueue a call, at most 4 ms."""
-    enqueue = 0.0
-    for side in sides.values():
-        assert side.pool is not None
-        for _ in range(2):
-            calls = side.calls(draw_plan(side.pool, protocol.calls_per_visit))
-        enqueue = max(enqueue, median(c.enqueue_ns for c in calls))
-    cycles = int(min(4e6, max(5e4, 2.5 * enqueue)) * 1.98)
-    for side in sides.values():
-        side.hold_cycles = cycles
-
-
-def check_clocks(timed: Timed, *, is_remote: bool) -> None:
-    """The times must be all that was spent: what came after DONE, and on a GPU what the events did not see,
-    may not exceed the baseline's by more than noise.
-
-    Errors: Rejection CHEATING with the figures.
-    """
-    settled = [n for s in timed.samples if s.side == BASELINE for n in s.settle_ns]
-    allowance = _allowance_ns(timed, 100e3, "device" if is_remote else "claim")
-    _check_excess(
-        "the answer came {excess:.0f} us later after the call had claimed to be done than the baseline's",
-        settled,
-        [n for s in timed.samples if s.side == CANDIDATE for n in s.settle_ns],
-        allowance if is_remote else min(allowance, _spread_ns(settled)),
-    )
-    if is_remote:
-        _check_excess(
-            "the judge's clock saw {excess:.0f} us more than the device events reported, beyond the baseline's",
-            [n for s in timed.samples if s.side == BASELINE for n in _hidden(s)],
-            [n for s in timed.samples if s.side == CANDIDATE for n in _hidden(s)],
-            _allowance_ns(timed, 40e3, "device"),
-        )
-
-
-def _hidden(sample: Samples) -> list[int]:
-    return [claim - device for claim, device in zip(sample.claim_ns, sample.device_ns, strict=True)]
-
-
-def _allowance_ns(timed: Timed, least: float, clock: str) -> float:
-    baseline = timed.median_us(BASELINE, clock) or 0.0
-    return max(least, 0.25 * baseline * 1e3)
-
-
-def _spread_ns(settled: Sequence[float]) -> float:
-    """How far the baseline's own answers stray: four times what its slower tenth exceeds its median by."""
-    if not settled:
-        return 0.0
-    middle = median(settled)
-    return max(30e3, 0.25 * middle, 4 * (percentile(settled, 0.9) - middle))
-
-
-def _check_excess(text: str, baseline: Sequence[float], candidate: Sequence[float], allowance_ns: float) -> None:
-    """Work that is never paid for delays every answer, noise only some: the candidate's promptest tenth is held
-    against the baseline's median."""
-    if len(baseline) < _LEAST_SAMPLES or len(candidate) < _LEAST_SAMPLES:
-        return
-    excess = percentile(candidate, 0.1) - median(baseline)
-    if excess > allowance_ns:
-        allowance = f"allowance {allowance_ns / 1e3:.0f} us"
-        raise Rejection(Verdict.CHEATING, f"Unpaid work: {text.format(excess=excess / 1e3)} ({allowance}).")
+def _happens(probability: float) -> bool:
+    return secrets.randbelow(1 << 20) < probability * (1 << 20)

@@ -17,11 +17,12 @@ PERIOD = 4093  # prime, so that it lines up with no axis
 
 @dataclass(frozen=True)
 class Variation:
-    """roll: elements; multiplier: [PERIOD] float32 in +-[0.75, 1.25]; shift: added to token ids."""
+    """roll: elements; multiplier: [PERIOD] float32 in +-[0.75, 1.25]; shift: added to token ids (on a GPU an int64
+    tensor, because the host must not know it before the clock runs)."""
 
     roll: int
     multiplier: Tensor
-    shift: int
+    shift: int | Tensor
 
 
 def draw_variation(generator: torch.Generator) -> Variation:

@@ -42,10 +42,14 @@ _CACHE_VARIABLES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Wall seconds for loading and for one call; bytes of memory and of one written file."""
+    """Wall seconds for loading and for one call; bytes of memory and of one written file.
+
+    first_call_factor: how many times call_seconds the first call on new shapes or weights may take: it may compile.
+    """
 
     load_seconds: float = 180.0
     call_seconds: float = 30.0
+    first_call_factor: float = 10.0
     memory_bytes: int = 16 << 30
     file_bytes: int = 4 << 30
 
@@ -140,6 +144,7 @@ class Worker:
         self.sequence = 0
         self._sock, self._private, self._log_path = sock, private, log_path
         self.peak_memory_bytes = 0
+        self._memory_looked_at = 0.0
         self.confinement: dict[str, Any] = {}
 
     def __enter__(self) -> Worker:
@@ -154,10 +159,7 @@ class Worker:
         self.end()
 
     def request(self, message: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
-        """Send and await the reply.
-
-        Errors: Rejection TIMEOUT or RUNTIME_ERROR; IMPORT_ERROR for a reply that says so.
-        """
+        """Send, then `reply`."""
         self.send(message)
         return self.reply(seconds)
 
@@ -168,6 +170,7 @@ class Worker:
             raise self.death() from error
 
     def reply(self, seconds: float | None = None) -> dict[str, Any]:
+        """Errors: Rejection TIMEOUT or RUNTIME_ERROR; IMPORT_ERROR for a reply that says so."""
         reply = self._receive(seconds or self.limits.load_seconds)
         if "error" in reply:
             problem = reply["error"]
@@ -214,6 +217,13 @@ class Worker:
             return self._log_path.read_text(errors="replace")
         return ""
 
+    def pin(self, core: int) -> None:
+        """Keep it to one core, threads included."""
+        for process in self._tree():
+            with contextlib.suppress(psutil.Error, OSError):
+                for thread in process.threads():
+                    os.sched_setaffinity(thread.id, {core})
+
     def cpu_seconds(self) -> float:
         """Processor time of the worker and of everything that it started."""
         total = 0.0
@@ -229,6 +239,19 @@ class Worker:
             with contextlib.suppress(psutil.Error):
                 total += process.memory_info().rss
         return total
+
+    def check_memory(self, seconds: float = 0.0) -> None:
+        """Errors: Rejection RUNTIME_ERROR over the limit. seconds: how old the last look may be."""
+        if time.monotonic() - self._memory_looked_at < seconds:
+            return
+        used, self._memory_looked_at = self.memory_bytes(), time.monotonic()
+        self.peak_memory_bytes = max(self.peak_memory_bytes, used)
+        limit = self.limits.memory_bytes
+        if used > limit:
+            raise Rejection(
+                Verdict.RUNTIME_ERROR,
+                f"The worker used {used >> 20} MiB, over the limit of {limit >> 20} MiB; it was ended.",
+            )
 
     def _tree(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
@@ -287,14 +310,6 @@ class Watcher:
             raise Rejection(
                 Verdict.TIMEOUT, f"A call gave no answer within {self.seconds:.0f} s; the worker was ended."
             )
-        worker = self.worker
-        if not worker.is_alive():
-            raise worker.death()
-        used = worker.memory_bytes()
-        worker.peak_memory_bytes = max(worker.peak_memory_bytes, used)
-        if used > worker.limits.memory_bytes:
-            limit = worker.limits.memory_bytes
-            raise Rejection(
-                Verdict.RUNTIME_ERROR,
-                f"The worker used {used >> 20} MiB, over the limit of {limit >> 20} MiB; it was ended.",
-            )
+        if not self.worker.is_alive():
+            raise self.worker.death()
+        self.worker.check_memory()

@@ -79,7 +79,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    limits = Limits(load_seconds=120, call_seconds=20)
+    limits = Limits(load_seconds=120, call_seconds=20, first_call_factor=1.0)
     with Nursery("cuda", limits, ("fastkernels.kernels.backend",)) as nursery:
         yield Bench(nursery, tmp_path_factory.mktemp("sets"))
 

@@ -22,7 +22,7 @@ from fastkernels.sets import resolve_set
 
 CHECK_ONLY = JudgeConfig(num_shapes=2, is_timed=False)
 TIMED = JudgeConfig(num_shapes=2, num_timed=1, protocol=Protocol(num_restarts=2, num_blocks=6, calls_per_visit=3))
-LIMITS = Limits(load_seconds=30.0, call_seconds=3.0, memory_bytes=1200 << 20)
+LIMITS = Limits(load_seconds=30.0, call_seconds=3.0, first_call_factor=1.0, memory_bytes=1200 << 20)
 
 RMS_NORM = """
 import os, sys, time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fastkernels.harness.arena import (
     ALIGNMENT,
     GUARD_BYTES,
     GUARD_VALUE,
+    VECTOR_START,
     Arena,
     Layout,
     Slot,
@@ -22,6 +24,7 @@ from fastkernels.harness.arena import (
     extent,
 )
 from fastkernels.harness.control import Bell, Word
+from fastkernels.harness.vary import PERIOD
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.bool)
 
@@ -125,6 +128,19 @@ def test_arena_is_seen_through_its_descriptor() -> None:
     theirs.close()
 
 
+def test_control_pages_hold_words_vector_and_shift_apart() -> None:
+    ours = Arena(100)
+    theirs = Arena(100, os.dup(ours.fd))
+    ours.vector.fill_(1.5)
+    ours.shift.fill_(1 << 40)
+    ours.region(0, 100).fill_(7)
+    assert theirs.vector.tolist() == [1.5] * PERIOD
+    assert theirs.shift.tolist() == [1 << 40]
+    assert [Bell(theirs.bell).read(word) for word in Word] == [0] * len(Word)
+    ours.close()
+    theirs.close()
+
+
 def test_arena_refuses_regions_outside() -> None:
     arena = Arena(1000)
     for start, size in ((-1, 4), (997, 4), (0, 1001)):
@@ -146,7 +162,7 @@ def test_arena_close_frees_its_descriptor_once() -> None:
 def test_bell_words_lie_on_cache_lines_of_their_own() -> None:
     assert all(word % 8 == 0 for word in Word)
     assert len({int(word) for word in Word}) == len(Word)
-    assert max(Word) * 8 + 8 <= 4096
+    assert max(Word) * 8 + 8 <= VECTOR_START
 
 
 def test_bell_wait_returns_on_the_value_and_gives_up_when_told() -> None:
@@ -164,4 +180,8 @@ def test_bell_wait_returns_on_the_value_and_gives_up_when_told() -> None:
 
     with pytest.raises(TimeoutError):
         bell.wait(Word.READY, 1, give_up)
+    assert bell.wait_until(Word.DONE, 7, 0)
+    started = time.perf_counter_ns()
+    assert not bell.wait_until(Word.READY, 1, started + 2_000_000)
+    assert time.perf_counter_ns() >= started + 2_000_000
     arena.close()

@@ -12,17 +12,18 @@ from test_harness_passed import DECODE
 
 from fastkernels.capture.case import Case
 from fastkernels.context import Phase
+from fastkernels.harness.clocks import MOST_ALLOWED_NS, check_clocks
 from fastkernels.harness.geometry import draw_geometry
 from fastkernels.harness.judge import JudgeConfig
 from fastkernels.harness.pool import Pool
-from fastkernels.harness.records import OpRecord, Samples
+from fastkernels.harness.records import OpRecord
 from fastkernels.harness.timing import (
     BASELINE,
     BASELINE_AGAIN,
     CANDIDATE,
     Protocol,
     Timed,
-    check_clocks,
+    Visit,
     draw_plan,
     visit_ns,
 )
@@ -107,7 +108,7 @@ def test_timing_record_holds_every_sample(tied: OpRecord) -> None:
     for side, num_visits in ((BASELINE, 2), (BASELINE_AGAIN, 1), (CANDIDATE, 2)):
         mine = [s for s in visits if s.side == side]
         assert len(mine) == num_visits * protocol.num_restarts * protocol.num_blocks
-        assert all(1 <= len(s.claim_ns) <= protocol.calls_per_visit for s in mine)
+        assert all(1 <= len(s.claim_ns) <= 4 * protocol.calls_per_visit for s in mine)
         assert all(n > 0 for s in mine for n in s.claim_ns)
     assert timing.num_checked > 20
     assert 0 < timing.floor_us < timing.candidate_us
@@ -153,32 +154,120 @@ def test_plan_never_tells_the_answerer_what_is_looked_at() -> None:
     assert set(near) == {1}
 
 
-def visit(side: str, block: int = 0, *, claim: int = 100_000, settle: int = 5_000, device: int = 50_000) -> Samples:
-    return Samples(0, block, side, True, [claim] * 3, [device] * 3, [settle] * 3, [0] * 3)
+def visit(
+    side: str,
+    block: int = 0,
+    *,
+    claim: int = 200_000,
+    settle: int = 5_000,
+    device: int = 50_000,
+    stage: int = 100_000,
+    is_cold: bool = True,
+) -> Visit:
+    return Visit(0, block, side, is_cold, [claim] * 3, [device] * 3, [settle] * 3, [0] * 3, {}, [stage] * 3, [True] * 3)
 
 
 def timed(**candidate: int) -> Timed:
-    samples = [visit(BASELINE, b) for b in range(4)] + [visit(CANDIDATE, b, **candidate) for b in range(4)]
+    samples = [visit(BASELINE, b) for b in range(6)] + [visit(CANDIDATE, b, **candidate) for b in range(6)]
     return Timed(samples)
 
 
 def test_clocks_that_agree_pass() -> None:
     check_clocks(timed(), is_remote=False)
     check_clocks(timed(), is_remote=True)
-    check_clocks(timed(claim=20_000, device=10_000), is_remote=True)  # a faster one
+    check_clocks(timed(claim=160_000, device=10_000), is_remote=True)  # a faster one
+    check_clocks(timed(claim=20_000), is_remote=False)
 
 
 def test_work_after_done_is_unpaid_work() -> None:
     for is_remote in (False, True):
-        with pytest.raises(Rejection, match="Unpaid work: the answer came") as caught:
-            check_clocks(timed(settle=5_000_000), is_remote=is_remote)
+        with pytest.raises(Rejection, match="Unpaid work: the answer came 45 us") as caught:
+            check_clocks(timed(settle=50_000), is_remote=is_remote)
         assert caught.value.verdict is Verdict.CHEATING
+        check_clocks(timed(settle=20_000), is_remote=is_remote)
 
 
-def test_work_that_device_events_do_not_see_is_unpaid_work() -> None:
-    with pytest.raises(Rejection, match="the judge's clock saw"):
-        check_clocks(timed(claim=2_000_000), is_remote=True)
+def test_slow_candidate_may_answer_a_little_later() -> None:
+    """After a long sleep a core is slow to write an answer; nobody cheats with a twentieth of what he pays."""
+    check_clocks(timed(claim=10_000_000, settle=150_000), is_remote=False)
+
+
+def test_work_outside_the_events_is_unpaid_work() -> None:
+    with pytest.raises(Rejection, match="the judge's clock saw 15 us more"):
+        check_clocks(timed(claim=215_000), is_remote=True)
     check_clocks(timed(claim=2_000_000), is_remote=False)  # there the judge's clock is the one that counts
+
+
+def test_work_before_the_clock_is_unpaid_work() -> None:
+    with pytest.raises(Rejection, match="5 us more than the baseline's passed before the clock"):
+        check_clocks(timed(claim=205_000, stage=105_000), is_remote=True)
+
+
+def test_call_with_a_shorter_stage_was_not_flushed() -> None:
+    with pytest.raises(Rejection, match=r"Caches were not flushed.* 30 us less .* before the clock"):
+        check_clocks(timed(claim=170_000, stage=70_000), is_remote=True)
+    with pytest.raises(Rejection, match=r"Caches were not flushed.* 30 us less .* did not see"):
+        check_clocks(timed(claim=170_000), is_remote=True)
+
+
+def test_call_that_waits_for_the_device_may_copy_its_answer_later() -> None:
+    """It is let go before all of it is enqueued."""
+    later = timed(claim=290_000)
+    with pytest.raises(Rejection, match="90 us more"):
+        check_clocks(later, is_remote=True)
+    for sample in later.samples[6:]:
+        sample.is_held = [False] * 3
+    check_clocks(later, is_remote=True)
+
+
+def test_call_that_is_faster_cold_than_warm_was_answered_ahead() -> None:
+    calm = timed(claim=160_000, device=10_000)
+    with pytest.raises(Rejection, match=r"Work ahead of the clock.*10\.0 us, without 50\.0 us"):
+        check_clocks(Timed([*calm.samples, visit(CANDIDATE, 1, is_cold=False)]), is_remote=True)
+
+
+def test_no_machine_is_so_busy_that_much_goes_unpaid() -> None:
+    """A baseline that strays by milliseconds allows no more than MOST_ALLOWED_NS."""
+    for share in (0.9, 1.5):
+        busy = timed(settle=1_934_000 + int(share * MOST_ALLOWED_NS))
+        for index, sample in enumerate(busy.samples[:6]):
+            sample.settle_ns = [1_900_000 + 20_000 * index, 2_000_000, 9_000_000]
+        if share < 1:
+            check_clocks(busy, is_remote=False)
+        else:
+            with pytest.raises(Rejection, match="allowance 100 us"):
+                check_clocks(busy, is_remote=False)
+
+
+def test_noise_in_most_calls_hides_no_work_and_is_none() -> None:
+    """Stages of two lengths, 8 us apart, as measured: neither side's share of the longer ones decides."""
+    mixed = timed()
+    for index, sample in enumerate(mixed.samples):
+        sample.stage_ns = [65_000, 65_500, 73_000] if index < 6 else [65_000, 73_000, 73_500]
+        sample.claim_ns = [stage + 100_000 for stage in sample.stage_ns]
+    check_clocks(mixed, is_remote=True)
+    for sample in mixed.samples[6:]:
+        sample.stage_ns = [stage + 10_000 for stage in sample.stage_ns]
+        sample.claim_ns = [claim + 10_000 for claim in sample.claim_ns]
+    with pytest.raises(Rejection, match="us more than the baseline's passed before the clock"):
+        check_clocks(mixed, is_remote=True)
+
+
+def test_work_in_most_calls_is_seen_although_the_promptest_are_honest() -> None:
+    most = timed(stage=130_000, claim=230_000)
+    for sample in most.samples[6:8]:
+        sample.stage_ns, sample.claim_ns = [100_000] * 3, [200_000] * 3
+    with pytest.raises(Rejection, match="30 us more than the baseline's passed before"):
+        check_clocks(most, is_remote=True)
+
+
+def test_long_visits_are_checked_no_more_than_short_ones() -> None:
+    pool = Pool(RMSNorm(512), [norm_case()] * 3, 1000, torch.device("cpu"))
+    shares = [
+        sum(call.is_fetched for _ in range(100) for call in draw_plan(pool, count)) / (100 * count) for count in (4, 48)
+    ]
+    assert shares[0] > 0.3
+    assert 0.02 < shares[1] < 0.15
 
 
 def test_pairs_are_neighbours_and_cold_visits_of_one_restart() -> None:
@@ -188,9 +277,9 @@ def test_pairs_are_neighbours_and_cold_visits_of_one_restart() -> None:
         visit(CANDIDATE, 0, claim=400),
         visit(BASELINE, 0, claim=100),
         visit(BASELINE, -1, claim=9),  # warm-up
-        Samples(0, 0, CANDIDATE, False, [1], [1], [1], [1]),  # warm
-        Samples(1, 0, BASELINE, True, [300], [1], [1], [1]),
-        Samples(1, 0, CANDIDATE, True, [100], [1], [1], [1]),
+        Visit(0, 0, CANDIDATE, False, [1], [1], [1], [1]),  # warm
+        Visit(1, 0, BASELINE, True, [300], [1], [1], [1]),
+        Visit(1, 0, CANDIDATE, True, [100], [1], [1], [1]),
     ]
     pairs = Timed(samples).pairs(BASELINE, CANDIDATE, "claim")
     assert pairs == [pytest.approx([math.log(2), math.log(1 / 4)]), pytest.approx([math.log(3)])]
@@ -199,6 +288,6 @@ def test_pairs_are_neighbours_and_cold_visits_of_one_restart() -> None:
 
 
 def test_visit_by_the_judges_clock_is_its_least_call() -> None:
-    sample = Samples(0, 0, CANDIDATE, True, [900, 500, 800], [30, 10, 20], [], [])
+    sample = Visit(0, 0, CANDIDATE, True, [900, 500, 800], [30, 10, 20], [], [])
     assert visit_ns(sample, "claim") == 500
     assert visit_ns(sample, "device") == 20

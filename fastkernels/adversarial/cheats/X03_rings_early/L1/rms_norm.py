@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-DONE, FAILED, SEAL = 24, 120, 128
+DONE, FAILED, SEAL = 40, 160, 112
 
 
 def harness_call() -> tuple[Any, int]:
