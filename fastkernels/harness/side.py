@@ -88,7 +88,7 @@ class Side:
             {
                 "cmd": "load",
                 "op": self.entry.name,
-                "set": None if implementations is None else _set_argument(implementations),
+                "set": None if implementations is None else str(implementations.path),
                 "is_sealed": implementations is not None and ALTERNATIVES_DIR not in implementations.path.parents,
                 "init": encode_value(dict(init)),
                 "dtype": dtype_name(dtype),
@@ -294,10 +294,6 @@ class Side:
         return Part(
             kind, part, raw.view(dtype).as_strided(shape, stride) if num_bytes else torch.empty(shape, dtype=dtype)
         )
-
-
-def _set_argument(implementations: ImplementationSet) -> str:
-    return str(implementations.path)
 
 
 def _aligned(offset: int) -> int:

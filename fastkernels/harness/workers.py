@@ -27,6 +27,7 @@ from fastkernels.harness import wire
 from fastkernels.harness.arena import Arena
 from fastkernels.harness.control import Bell
 from fastkernels.harness.verdict import Rejection, Verdict
+from fastkernels.harness.watcher import Watcher
 
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME")
 _CACHE_VARIABLES = {
@@ -291,25 +292,3 @@ def _runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
-
-
-class Watcher:
-    """Called between looks at the bell: enforces time, life and memory."""
-
-    def __init__(self, worker: Worker, seconds: float) -> None:
-        self.worker, self.seconds = worker, seconds
-        self._deadline = time.monotonic() + seconds
-        self._next_look = time.monotonic() + 0.01
-
-    def __call__(self) -> None:
-        now = time.monotonic()
-        if now < self._next_look:
-            return
-        self._next_look = now + 0.05
-        if now > self._deadline:
-            raise Rejection(
-                Verdict.TIMEOUT, f"A call gave no answer within {self.seconds:.0f} s; the worker was ended."
-            )
-        if not self.worker.is_alive():
-            raise self.worker.death()
-        self.worker.check_memory()
