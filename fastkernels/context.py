@@ -33,7 +33,8 @@ class ForwardContext:
              slot_mapping: [num_tokens] int64, page * page_size + offset, -1 where nothing is stored;
              num_decodes: at least so many sequences at the front have a single new token;
              window_block_table, window_slot_mapping: the same for layers that see a window, entries behind it
-             negative; cross_block_table, cross_seq_lens: pages and length of each sequence's encoder states;
+             negative; cross_block_table, cross_seq_lens: pages and length of each sequence's encoder states,
+             cross_slot_mapping: where the encoder states that come with this step are stored;
              state_slots: [num_seqs] int32, the slot of each sequence's states; has_initial_state: [num_seqs] bool,
              whether the slot holds anything of it yet.
     """
@@ -50,6 +51,7 @@ class ForwardContext:
     window_slot_mapping: Tensor | None = None
     cross_block_table: Tensor | None = None
     cross_seq_lens: Tensor | None = None
+    cross_slot_mapping: Tensor | None = None
     state_slots: Tensor | None = None
     has_initial_state: Tensor | None = None
 

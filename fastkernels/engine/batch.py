@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ PENDING = -1
 """In token_ids: the token that the row sampled last, which only the device knows."""
 
 Ints = NDArray[np.int64]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class EnteringRow:
     seed: int
     prompt_token_ids: tuple[int, ...]
     output_token_ids: tuple[int, ...]
+    encoder_input: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class StepInputs:
 
     rows, starts, counts: [num_seqs]; token_ids, positions: [num_tokens], PENDING where only the device knows.
     slot_mappings, block_tables: by kind of cache, [num_tokens] and [num_seqs, width].
+    encoder_lens: [num_seqs], encoder states of each; encoder_slots: where those of entering rows are stored.
     sample_index: [num_samples], which tokens' logits are sampled; sample_rows: their rows.
     """
 
@@ -63,6 +67,8 @@ class StepInputs:
     sample_index: Ints
     sample_rows: Ints
     phase: Phase
+    encoder_lens: Ints
+    encoder_slots: Ints
     entering: tuple[EnteringRow, ...] = ()
     embedding_rows: frozenset[int] = frozenset()
     prompt_logprobs: tuple[PromptPart, ...] = ()
@@ -94,7 +100,14 @@ def build_inputs(
     width = -(-int((starts + counts).max()) // cache.page_size)
     slots: dict[CacheKind, Ints] = {}
     tables: dict[CacheKind, NDArray[np.int32]] = {}
+    encoder_lens = np.array([s.request.encoder_len for s in scheduled], dtype=np.int64)
+    encoder_slots = np.empty(0, dtype=np.int64)
     for group, table in zip(cache.groups, cache.tables, strict=True):
+        if group.kind is CacheKind.CROSS:
+            tables[group.kind] = table[rows, : -(-int(encoder_lens.max()) // cache.page_size)]
+            lens = dict(zip(rows.tolist(), encoder_lens.tolist(), strict=True))
+            encoder_slots = _encoder_slots(table, entering, lens, cache.page_size)
+            continue
         slots[group.kind] = table[token_rows, pages].astype(np.int64) * cache.page_size + offsets
         tables[group.kind] = table[rows, :width]
     samples = np.array([s.samples for s in scheduled], dtype=bool)
@@ -109,10 +122,23 @@ def build_inputs(
         sample_index=(ends - 1)[samples],
         sample_rows=rows[samples],
         phase=_phase(starts, counts),
+        encoder_lens=encoder_lens,
+        encoder_slots=encoder_slots,
         entering=tuple(entering),
         embedding_rows=frozenset(s.row for s in scheduled if s.samples and s.request.is_embedding),
         prompt_logprobs=_prompt_parts(scheduled, (ends - counts).tolist()),
     )
+
+
+def _encoder_slots(
+    table: NDArray[np.int32], entering: Sequence[EnteringRow], encoder_lens: dict[int, int], page_size: int
+) -> Ints:
+    """Where the encoder states of the entering rows go, in their order."""
+    slots = [np.empty(0, dtype=np.int64)]
+    for row in (e.row for e in entering):
+        pages, offsets = np.divmod(np.arange(encoder_lens[row]), page_size)
+        slots.append(table[row, pages].astype(np.int64) * page_size + offsets)
+    return np.concatenate(slots)
 
 
 def batch_order(scheduled: Sequence[ScheduledRow]) -> list[ScheduledRow]:

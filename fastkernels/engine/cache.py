@@ -57,7 +57,13 @@ class CacheManager:
         max_pages = -(-max_model_len // page_size)
         self.tables = [np.full((max_num_seqs, max_pages), -1, dtype=np.int32) for _ in self.groups]
         is_full = [group.kind is CacheKind.FULL for group in self.groups]
+        self.has_state = has_state
         self.shares_prefixes = shares_prefixes and is_full == [True] and not has_state
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether a prompt may be computed in chunks: a model without any cache needs it whole."""
+        return bool(self.groups) or self.has_state
 
     @property
     def num_pages(self) -> int:
@@ -70,15 +76,17 @@ class CacheManager:
     def num_pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
 
-    def most_pages(self, group: CacheGroup, num_tokens: int, chunk: int) -> int:
+    def most_pages(self, group: CacheGroup, num_tokens: int, chunk: int, encoder_len: int = 0) -> int:
         """Pages that a request of `num_tokens`, computed at most `chunk` at a time, holds at once."""
+        if group.kind is CacheKind.CROSS:
+            return self.num_pages_for(encoder_len)
         if group.window is None:
             return self.num_pages_for(num_tokens)
         return self.num_pages_for(min(num_tokens, group.window + chunk)) + 1
 
-    def can_ever_hold(self, num_tokens: int, chunk: int) -> bool:
+    def can_ever_hold(self, num_tokens: int, chunk: int, encoder_len: int = 0) -> bool:
         pairs = zip(self.groups, self.pools, strict=True)
-        return all(self.most_pages(group, num_tokens, chunk) <= pool.num_pages for group, pool in pairs)
+        return all(self.most_pages(group, num_tokens, chunk, encoder_len) <= pool.num_pages for group, pool in pairs)
 
     def take_prefix(self, request: Request) -> int:
         """Give a request that holds nothing the pages of its longest known head; its tokens that they hold.
@@ -99,7 +107,7 @@ class CacheManager:
         num_ahead: tokens for which groups without a window must have pages besides.
         """
         lacking = [
-            self.num_pages_for(num_tokens + (num_ahead if group.window is None else 0)) - len(pages)
+            self.num_pages_for(self._num_held(group, request, num_tokens, num_ahead)) - len(pages)
             for group, pages in zip(self.groups, request.pages, strict=True)
         ]
         if all(count <= 0 for count in lacking):
@@ -114,6 +122,12 @@ class CacheManager:
                     table[request.row, len(pages) : len(pages) + count] = new
                 pages += new
         return True
+
+    @staticmethod
+    def _num_held(group: CacheGroup, request: Request, num_tokens: int, num_ahead: int) -> int:
+        if group.kind is CacheKind.CROSS:
+            return request.encoder_len
+        return num_tokens + (num_ahead if group.window is None else 0)
 
     def enter_row(self, request: Request) -> None:
         """Write a request's pages into its row of the tables."""

@@ -39,13 +39,14 @@ class _Launched:
 class EngineCore:
     """Schedules, launches, and tells.
 
+    executor: what runs the steps; None: the one that `config` asks for.
     Errors: those of the configuration and the checkpoint when built; `add` refuses what can never run.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, executor: Executor | None = None) -> None:
         started = time.perf_counter()
         self.config = config
-        self.executor = _executor(config)
+        self.executor = executor or _executor(config)
         facts = self.executor.facts
         self.tokenizer = facts.tokenizer
         limits = SchedulerLimits(
@@ -99,6 +100,8 @@ class EngineCore:
         added = Request.of(request)
         added.needs_tokens = request.params.structured_outputs is not None
         self.executor.check(request)
+        if request.encoder_input is not None:
+            added.encoder_len = self.executor.encoder_len(request.encoder_input)
         self.scheduler.add(added)
 
     def abort(self, request_ids: Iterable[str]) -> None:
@@ -164,7 +167,12 @@ class EngineCore:
             seed = int.from_bytes(digest, "little")
         prompt_len = request.prompt_len
         return EnteringRow(
-            request.row, request.params, seed, tuple(request.tokens[:prompt_len]), tuple(request.tokens[prompt_len:])
+            request.row,
+            request.params,
+            seed,
+            tuple(request.tokens[:prompt_len]),
+            tuple(request.tokens[prompt_len:]),
+            request.encoder_input,
         )
 
     def _complete(self, launched: _Launched) -> None:

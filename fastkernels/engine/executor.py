@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from tokenizers import Tokenizer
 from torch import nn
 
-from fastkernels.cache import PAGED_KINDS, CacheKind, CacheSpec, cached_layers
+from fastkernels.cache import CacheKind, CacheSpec, cached_layers
 from fastkernels.context import ForwardContext, Phase, set_forward_context
 from fastkernels.distributed.tensor_parallel import tp_size
 from fastkernels.dtypes import find_dtype
+from fastkernels.engine.batch import Array
 from fastkernels.engine.cache import allocate_caches, cache_bytes, cache_groups, state_bytes
 from fastkernels.engine.config import EngineConfig, Warm
 from fastkernels.engine.graphs import graph_sizes
@@ -24,88 +27,111 @@ from fastkernels.engine.structured import Grammars
 from fastkernels.errors import EnvironmentProblem, UnsupportedError, UsageError
 from fastkernels.overlay import Overlay, install
 from fastkernels.registry import ops_of_module
-from fastkernels.sets import ImplementationSet, resolve_set
+from fastkernels.sets import resolve_set
 
 DEFAULT_NUM_PAGES = 512
 GRAPH_BYTES = 1 << 30
 """Left free for CUDA graphs, which are captured after the caches are there."""
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its weights, and what the engine has to know of it.
+
+    config: has vocab_size, max_position_embeddings and eos_token_ids. The model's forward takes (token_ids, positions)
+    and compute_logits some of its rows; one with an encoder also has encode and encoder_len.
+    """
+
+    name: str
+    model: nn.Module
+    config: Any
+    dtype: torch.dtype
+    tokenizer: Tokenizer
+
+
+def load_model(config: EngineConfig, device: torch.device) -> LoadedModel:
+    """The model that a configuration names. Errors: those of its files."""
+    source = find_model(config.model)
+    known = build_config(source)
+    dtype = find_dtype(config.dtype or known.torch_dtype)
+    model = build_model(source, known, dtype, device, config.seed)
+    return LoadedModel(source.name, model, known, dtype, find_tokenizer(source))
+
+
 class ModelExecutor:
     """One rank's model, caches and runner.
 
+    loaded: a model that is built already; None: the one that `config` names.
     Errors: those of the configuration, the checkpoint and the candidates; UnsupportedError when no page fits.
     """
 
-    def __init__(self, config: EngineConfig, candidates: Sequence[ImplementationSet] = ()) -> None:
+    def __init__(self, config: EngineConfig, loaded: LoadedModel | None = None) -> None:
         self.config = config
         if tp_size() != config.tensor_parallel_size:
             raise EnvironmentProblem(
                 f"This process belongs to a group of {tp_size()} ranks; an engine with tensor_parallel_size "
                 f"{config.tensor_parallel_size} needs a process of its own."
             )
-        source = find_model(config.model)
         self.device = find_device(config.device)
-        sets = [*candidates, *(resolve_set(name) for name in config.candidates)]
-        self.overlay: Overlay | None = install(sets) if sets else None
-        self.model_config = build_config(source)
-        dtype = find_dtype(config.dtype or self.model_config.torch_dtype)
-        self.source = source
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device.index or 0)
-        self.model = build_model(source, self.model_config, dtype, self.device, config.seed)
+        sets = [resolve_set(name) for name in config.candidates]
+        self.overlay: Overlay | None = install(sets) if sets else None
+        self.loaded = loaded or load_model(config, self.device)
+        self.model = self.loaded.model
         specs = [layer.cache_spec for layer in cached_layers(self.model)]
-        max_model_len = self._max_model_len()
-        num_pages = config.num_pages or self._num_pages(specs, dtype)
-        caches = allocate_caches(self.model, num_pages, config.page_size, config.max_num_seqs + 1, dtype, self.device)
+        num_pages = config.num_pages or self._num_pages(specs)
+        caches = allocate_caches(
+            self.model, num_pages, config.page_size, config.max_num_seqs + 1, self.loaded.dtype, self.device
+        )
+        self.runner = self._build_runner(specs)
+        if config.warm is Warm.FULL and self.runner.graphs is not None:
+            self.runner.graphs.warm()
+        self.facts = self._facts(specs, num_pages, sum(_num_bytes(cache) for cache in caches))
+
+    def _build_runner(self, specs: Sequence[CacheSpec]) -> AutoregressiveRunner:
+        config, known = self.config, self.loaded.config
         uses_graphs = self.device.type == "cuda" and not config.enforce_eager
         limits = RunnerLimits(
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
-            max_model_len=max_model_len,
+            max_model_len=self._max_model_len(),
             page_size=config.page_size,
-            vocab_size=self.model_config.vocab_size,
-            has_state=any(spec.kind is CacheKind.STATE for spec in specs),
+            vocab_size=known.vocab_size,
+            has_state=_has_state(specs),
             graph_sizes=graph_sizes(config.max_num_seqs) if uses_graphs else (),
         )
-        groups = cache_groups(specs)
-        eos_token_ids = frozenset(self.model_config.eos_token_ids)
-        tokenizer = find_tokenizer(source)
-        self.runner = AutoregressiveRunner(
-            self.model,
-            self.device,
-            limits,
-            [group.kind for group in groups],
-            eos_token_ids,
-            Grammars(tokenizer, limits.vocab_size, eos_token_ids),
-        )
-        if config.warm is Warm.FULL and self.runner.graphs is not None:
-            self.runner.graphs.warm()
-        self.facts = ModelFacts(
-            model=source.name,
-            dtype=str(dtype).removeprefix("torch."),
+        kinds = [group.kind for group in cache_groups(specs)]
+        grammars = Grammars(self.loaded.tokenizer, known.vocab_size, known.eos_token_ids)
+        return AutoregressiveRunner(self.model, self.device, limits, kinds, known.eos_token_ids, grammars)
+
+    def _facts(self, specs: Sequence[CacheSpec], num_pages: int, num_cache_bytes: int) -> ModelFacts:
+        loaded = self.loaded
+        return ModelFacts(
+            model=loaded.name,
+            dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(self.device),
-            vocab_size=self.model_config.vocab_size,
-            max_model_len=max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            eos_token_ids=eos_token_ids,
-            cache_groups=tuple(groups),
+            vocab_size=loaded.config.vocab_size,
+            max_model_len=self._max_model_len(),
+            max_num_seqs=self.config.max_num_seqs,
+            eos_token_ids=frozenset(loaded.config.eos_token_ids),
+            cache_groups=tuple(cache_groups(specs)),
             num_pages=num_pages,
-            tokenizer=tokenizer,
-            has_state=limits.has_state,
+            tokenizer=loaded.tokenizer,
+            has_state=_has_state(specs),
             weight_bytes=sum(p.numel() * p.element_size() for p in self.model.parameters()),
-            cache_bytes=sum(_num_bytes(cache) for cache in caches),
+            cache_bytes=num_cache_bytes,
         )
 
     def _max_model_len(self) -> int:
-        known, asked = self.model_config.max_position_embeddings, self.config.max_model_len
+        known, asked = self.loaded.config.max_position_embeddings, self.config.max_model_len
         if asked is not None and asked > known:
-            raise UsageError(f"max_model_len is {asked}; {self.source.name} knows {known} positions.")
+            raise UsageError(f"max_model_len is {asked}; {self.loaded.name} knows {known} positions.")
         return asked or known
 
-    def _num_pages(self, specs: Sequence[CacheSpec], dtype: torch.dtype) -> int:
+    def _num_pages(self, specs: Sequence[CacheSpec]) -> int:
         """What fits beside weights and the largest step; on a CPU a fixed number."""
-        page_bytes = cache_bytes(specs, self.config.page_size, dtype)
+        page_bytes = cache_bytes(specs, self.config.page_size, self.loaded.dtype)
         if self.device.type != "cuda" or not page_bytes:
             return DEFAULT_NUM_PAGES
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -146,7 +172,7 @@ class ModelExecutor:
             phase=Phase.PREFILL,
         ).to(self.device)
         ids = torch.zeros(num, dtype=torch.int64, device=self.device)
-        positions = torch.arange(num, device=self.device) % self.model_config.max_position_embeddings
+        positions = torch.arange(num, device=self.device) % self.loaded.config.max_position_embeddings
         with set_forward_context(context):
             hidden = self.model(ids, positions)
         rows = min(self.config.max_num_seqs, num)
@@ -155,6 +181,13 @@ class ModelExecutor:
     def check(self, request: EngineRequest) -> None:
         """Errors: SamplingParamsError when its grammar cannot be compiled."""
         self.runner.sampler.check(request.params)
+
+    def encoder_len(self, encoder_input: Array) -> int:
+        """States that the model's encoder makes of an input. Errors: UnsupportedError when there is no encoder."""
+        count = getattr(self.model, "encoder_len", None)
+        if count is None:
+            raise UnsupportedError(f"{self.loaded.name} has no encoder; leave encoder_input out.")
+        return int(count(encoder_input))
 
     def kernels(self) -> list[dict[str, Any]]:
         """Every op in the model, by name, with the set that serves it."""
@@ -181,11 +214,10 @@ class ModelExecutor:
             self.overlay.remove()
 
 
+def _has_state(specs: Sequence[CacheSpec]) -> bool:
+    return any(spec.kind is CacheKind.STATE for spec in specs)
+
+
 def _num_bytes(cache: Any) -> int:
     tensors = cache if isinstance(cache, tuple) else (cache,)
     return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def has_pages(model: nn.Module) -> bool:
-    """Whether any layer keeps pages."""
-    return any(layer.cache_spec.kind in PAGED_KINDS for layer in cached_layers(model))

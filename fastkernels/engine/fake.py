@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastkernels.cache import CacheKind
-from fastkernels.engine.batch import PENDING, StepInputs
+from fastkernels.engine.batch import PENDING, Array, StepInputs
 from fastkernels.engine.cache import CacheGroup
 from fastkernels.engine.config import FAKE_DEVICE, EngineConfig
 from fastkernels.engine.model import build_config, find_model, find_tokenizer
@@ -106,6 +106,9 @@ class FakeExecutor:
         asked = [n for n in ("structured_outputs", "logprobs", "prompt_logprobs") if getattr(params, n) is not None]
         if asked:
             raise UnsupportedError(f"The fake device has no {' or '.join(asked)}: it has no logits.")
+
+    def encoder_len(self, encoder_input: Array) -> int:
+        raise UnsupportedError("The fake device has no encoder.")
 
     def kernels(self) -> list[dict[str, Any]]:
         return []

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastkernels.cache import CacheKind
 from fastkernels.context import Phase, set_forward_context
 from fastkernels.engine.batch import StepInputs
-from fastkernels.engine.staging import Array, views
+from fastkernels.engine.staging import ALIGNMENT, Array, packed_bytes, views
 
 if TYPE_CHECKING:
     from fastkernels.engine.runners.autoregressive import AutoregressiveRunner
@@ -47,10 +47,13 @@ class GraphPool:
         self.captured: dict[int, _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
         most = self.sizes[-1]
-        num_bytes = sum(-(-array.nbytes // 16) * 16 for array in self._arrays(most, None))
-        self._static = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+        self.stored = [kind for kind in kinds if kind is not CacheKind.CROSS]
+        self._pad_row = limits.max_num_seqs
         max_pages = -(-limits.max_model_len // limits.page_size)
         self._tables = {k: torch.zeros((most, max_pages), dtype=torch.int32, device=device) for k in self.kinds}
+        num_bytes = packed_bytes(_padded(_fields(None, self.stored), most, self._pad_row))
+        num_bytes += sum(table.numel() * 4 + ALIGNMENT for table in self._tables.values())
+        self._static = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
         self._starts = torch.arange(most + 1, dtype=torch.int32, device=device)
 
     def size_for(self, inputs: StepInputs) -> int | None:
@@ -61,7 +64,7 @@ class GraphPool:
 
     def warm(self) -> None:
         """Capture every size, the largest first, so that the smaller ones fit into its memory."""
-        with torch.inference_mode(), torch.cuda.stream(self.runner._stream):
+        with torch.inference_mode(), torch.cuda.stream(self.runner.stream):
             for size in reversed(self.sizes):
                 self._get(size)
 
@@ -70,38 +73,12 @@ class GraphPool:
         captured = self._get(size)
         num = inputs.num_seqs
         tables = [np.ascontiguousarray(inputs.block_tables[kind]) for kind in self.kinds]
-        self.runner._staging.put(self._arrays(size, inputs), self._static)
-        for kind, table in zip(self.kinds, self.runner._staging.put(tables), strict=True):
+        arrays = [*_padded(_fields(inputs, self.stored), size, self._pad_row), *tables]
+        placed = self.runner.staging.put(arrays, self._static)
+        for kind, table in zip(self.kinds, placed[-len(tables) :] if tables else (), strict=True):
             self._tables[kind][: table.shape[0], : table.shape[1]].copy_(table)
         captured.graph.replay()
         return captured.logits[:num], captured.rows[:num], captured.positions[:num]
-
-    def _arrays(self, size: int, inputs: StepInputs | None) -> list[Array]:
-        """ids, positions, rows, sequence lengths, positions of the drawn tokens, state slots, then slots by kind."""
-        pad_row = self.runner.limits.max_num_seqs
-        num = 0 if inputs is None else inputs.num_seqs
-
-        def padded(values: Array | None, fill: int, dtype: type) -> Array:
-            array: Array = np.full(size, fill, dtype=dtype)
-            if values is not None:
-                array[:num] = values
-            return array
-
-        if inputs is None:
-            fields: list[tuple[Array | None, int, type]] = [
-                (None, 0, np.int64), (None, 0, np.int64), (None, pad_row, np.int64), (None, 0, np.int32),
-                (None, 0, np.int64), (None, pad_row, np.int32), (None, 1, np.bool_),
-            ]  # fmt: skip
-            fields += [(None, -1, np.int64)] * len(self.kinds)
-        else:
-            ends = inputs.positions + 1
-            fields = [
-                (inputs.token_ids, 0, np.int64), (inputs.positions, 0, np.int64), (inputs.rows, pad_row, np.int64),
-                (ends, 0, np.int32), (ends, 0, np.int64), (inputs.rows, pad_row, np.int32),
-                (inputs.starts > 0, 1, np.bool_),
-            ]  # fmt: skip
-            fields += [(inputs.slot_mappings[kind], -1, np.int64) for kind in self.kinds]
-        return [padded(*field) for field in fields]
 
     def _get(self, size: int) -> _Captured:
         if size not in self.captured:
@@ -112,15 +89,16 @@ class GraphPool:
         from fastkernels.engine.runners.autoregressive import step_context
 
         runner = self.runner
-        empty = self._arrays(size, None)
-        runner._staging.put(empty, self._static)
-        ids, positions, rows, seq_lens, drawn, state_slots, has_state, *slots = views(empty, self._static)
+        empty = _padded(_fields(None, self.stored), size, self._pad_row)
+        runner.staging.put(empty, self._static)
+        ids, positions, rows, seq_lens, drawn, cross_lens, state_slots, has_state, *slots = views(empty, self._static)
         context = step_context(
-            dict(zip(self.kinds, slots, strict=True)),
+            dict(zip(self.stored, slots, strict=True)),
             {kind: table[:size] for kind, table in self._tables.items()},
             self._starts[: size + 1],
             seq_lens,
             *((state_slots, has_state) if runner.limits.has_state else (None, None)),
+            cross=(cross_lens, None) if CacheKind.CROSS in self.kinds else None,
             max_query_len=1,
             max_seq_len=runner.limits.max_model_len,
             phase=Phase.DECODE,
@@ -141,6 +119,34 @@ class GraphPool:
         finally:
             graph.capture_end()
         return _Captured(graph, _unowned(logits), rows, drawn)
+
+
+_Field = tuple[Array | None, int | None, type]
+"""Values, what fills the padding (None: the padding row), dtype."""
+
+
+def _fields(inputs: StepInputs | None, stored: Sequence[CacheKind]) -> list[_Field]:
+    """ids, positions, rows, sequence lengths, positions of the drawn tokens, encoder lengths, state slots, whether they
+    hold anything, then slots by kind; without inputs a batch of padding."""
+    if inputs is None:
+        values: list[Array | None] = [None] * (8 + len(stored))
+    else:
+        ends = inputs.positions + 1
+        values = [inputs.token_ids, inputs.positions, inputs.rows, ends, ends, inputs.encoder_lens, inputs.rows]
+        values += [inputs.starts > 0, *(inputs.slot_mappings[kind] for kind in stored)]
+    fills = [0, 0, None, 0, 0, 0, None, 1, *([-1] * len(stored))]
+    dtypes: list[type] = [np.int64] * 3 + [np.int32, np.int64, np.int32, np.int32, np.bool_] + [np.int64] * len(stored)
+    return list(zip(values, fills, dtypes, strict=True))
+
+
+def _padded(fields: Sequence[_Field], size: int, pad_row: int) -> list[Array]:
+    arrays = []
+    for values, fill, dtype in fields:
+        array: Array = np.full(size, pad_row if fill is None else fill, dtype=dtype)
+        if values is not None:
+            array[: len(values)] = values
+        arrays.append(array)
+    return arrays
 
 
 def _unowned(tensor: Tensor) -> Tensor:

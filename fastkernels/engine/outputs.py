@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+
+from numpy.typing import NDArray
 
 from fastkernels.engine.sampling_params import SamplingParams
 
@@ -21,12 +24,14 @@ class EngineRequest:
     """A request as the engine takes it: one answer (n is 1), tokens only.
 
     is_embedding: no token is drawn; the answer is the last token's hidden state, of length 1.
+    encoder_input: for models with an encoder, what it reads, of any shape that the model's encoder takes.
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     is_embedding: bool = False
+    encoder_input: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)

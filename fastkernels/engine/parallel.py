@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastkernels.engine.batch import StepInputs
+from fastkernels.engine.batch import Array, StepInputs
 from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.executor import ModelExecutor
 from fastkernels.engine.outputs import EngineRequest
@@ -74,6 +74,9 @@ class ParallelExecutor:
 
     def check(self, request: EngineRequest) -> None:
         self._own.check(request)
+
+    def encoder_len(self, encoder_input: Array) -> int:
+        return self._own.encoder_len(encoder_input)
 
     def kernels(self) -> list[dict[str, Any]]:
         """As of one rank, with the rank that each line is of where a candidate replaces an op."""

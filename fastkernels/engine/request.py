@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
 
 from fastkernels.engine.outputs import EngineRequest, FinishReason, TokenLogprobs
 from fastkernels.engine.sampling_params import SamplingParams
@@ -18,6 +21,7 @@ class Request:
     seen (a step may be launched on them all the same). num_computed: tokens whose keys and values are written by
     the steps launched so far. row: its place in the device's per-request state while it runs;
     row_is_new: no step was launched on it yet. needs_tokens: no step runs ahead of its tokens.
+    encoder_len: states that the model's encoder makes of encoder_input.
     pages: for each cache group the pages that hold its tokens, in order; -1 where a page lies behind the window.
     """
 
@@ -26,6 +30,8 @@ class Request:
     tokens: list[int]
     params: SamplingParams
     is_embedding: bool = False
+    encoder_input: NDArray[Any] | None = None
+    encoder_len: int = 0
     row: int = NO_ROW
     num_computed: int = 0
     num_pending: int = 0
@@ -42,7 +48,7 @@ class Request:
     @classmethod
     def of(cls, request: EngineRequest) -> Request:
         tokens = list(request.prompt_token_ids)
-        return cls(request.request_id, len(tokens), tokens, request.params, request.is_embedding)
+        return cls(request.request_id, len(tokens), tokens, request.params, request.is_embedding, request.encoder_input)
 
     @property
     def num_tokens(self) -> int:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fastkernels.cache import CacheKind
 from fastkernels.engine.cache import CacheManager
 from fastkernels.engine.outputs import FinishReason
 from fastkernels.engine.request import NO_ROW, Request
@@ -90,7 +91,8 @@ class Scheduler:
     def _admit(self, rows: list[ScheduledRow], budget: int) -> None:
         while self.waiting and budget > 0 and self._free_rows:
             request = self.waiting[0]
-            if request.num_pending or not self._enter(request, budget):
+            is_whole = self.cache.keeps_tokens or request.num_tokens <= budget
+            if request.num_pending or not is_whole or not self._enter(request, budget):
                 return
             self.waiting.popleft()
             self.running.append(request)
@@ -106,7 +108,8 @@ class Scheduler:
         num_cached = self.cache.take_prefix(request)
         chunk_end = min(len(request.tokens), num_cached + budget)
         has_room = self.cache.grow(request, chunk_end, len(request.tokens) - chunk_end)
-        if not has_room or (self.running and self.cache.num_free_pages < len(self.running)):
+        is_tight = bool(self.cache.groups) and bool(self.running) and self.cache.num_free_pages < len(self.running)
+        if not has_room or is_tight:
             self.cache.release(request)
             return False
         request.num_computed = num_cached
@@ -189,8 +192,9 @@ class Scheduler:
         assert sorted(rows + self._free_rows) == list(range(self.limits.max_num_seqs)), "A row is lost or held twice."
         for request in self.running:
             assert 0 <= request.num_computed <= request.num_tokens
-            for pages in request.pages:
-                assert request.num_computed <= len(pages) * self.cache.page_size
+            for group, pages in zip(self.cache.groups, request.pages, strict=True):
+                held = request.encoder_len if group.kind is CacheKind.CROSS else request.num_computed
+                assert held <= len(pages) * self.cache.page_size
         for request in self.waiting:
             assert not any(request.pages)
             assert request.num_computed == 0
@@ -212,7 +216,12 @@ class Scheduler:
             )
         # The token sampled last is never written to the cache.
         held = max(request.prompt_len, most - 1)
-        if not self.cache.can_ever_hold(held, limits.max_num_batched_tokens):
+        if not self.cache.groups and held > limits.max_num_batched_tokens and not self.cache.has_state:
+            raise UnsupportedError(
+                f"{label} has {held} tokens, and a model without a cache takes them in one step; "
+                f"max_num_batched_tokens is {limits.max_num_batched_tokens}."
+            )
+        if not self.cache.can_ever_hold(held, limits.max_num_batched_tokens, request.encoder_len):
             raise UnsupportedError(
                 f"{label} may come to {sizes}, {self.cache.num_pages_for(held)} pages of {self.cache.page_size}; "
                 f"num_pages is {self.cache.num_pages}. Raise num_pages or ask for fewer tokens."

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_ALIGNMENT = 16
+ALIGNMENT = 16
 _RING = 3
-"""Blocks in turn: a step's block is written while the copies of at most two earlier steps may still be under way."""
+"""Blocks in turn, one a step: a block is written while the copies of at most two earlier steps may be under way."""
 
 Array = NDArray[Any]
 
@@ -63,11 +63,16 @@ def views(arrays: Sequence[Array], packed: Tensor) -> list[Tensor]:
     return result
 
 
+def packed_bytes(arrays: Sequence[Array]) -> int:
+    """What a block must hold to take the arrays."""
+    return _layout(arrays)[1]
+
+
 def _layout(arrays: Sequence[Array]) -> tuple[list[int], int]:
     offsets, end = [], 0
     for array in arrays:
         offsets.append(end)
-        end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+        end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
     return offsets, end
 
 

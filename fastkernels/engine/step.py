@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
-from fastkernels.engine.batch import StepInputs
+from fastkernels.engine.batch import Array, StepInputs
 from fastkernels.engine.cache import CacheGroup
 from fastkernels.engine.outputs import EngineRequest, TokenLogprobs
 
@@ -73,6 +73,9 @@ class Executor(Protocol):
 
     def check(self, request: EngineRequest) -> None:
         """Errors: SamplingParamsError when the request asks for what cannot be compiled or kept."""
+
+    def encoder_len(self, encoder_input: Array) -> int:
+        """States that the model's encoder makes of an input. Errors: UnsupportedError when there is no encoder."""
 
     def kernels(self) -> list[dict[str, Any]]: ...
 

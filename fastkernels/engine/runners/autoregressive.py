@@ -54,8 +54,8 @@ class AutoregressiveRunner:
         # The last place belongs to the padding rows of graphs.
         self.last_token = torch.zeros(limits.max_num_seqs + 1, dtype=torch.int64, device=device)
         self.num_graph_steps = 0
-        self._staging, self._readback = Staging(device), Readback(device)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.staging, self._readback = Staging(device), Readback(device)
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.graphs = GraphPool(self, kinds) if limits.graph_sizes else None
 
     def launch(self, inputs: StepInputs) -> AutoregressiveStep:
@@ -64,7 +64,7 @@ class AutoregressiveRunner:
             self.sampler.add(
                 entering.row, entering.params, entering.seed, entering.prompt_token_ids, entering.output_token_ids
             )
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
+        with torch.inference_mode(), torch.cuda.stream(self.stream):
             return self._run(inputs)
 
     def accept(self, row: int, token: int) -> None:
@@ -77,8 +77,9 @@ class AutoregressiveRunner:
             self.num_graph_steps += 1
             return self._sample(inputs, *self.graphs.replay(inputs, size))
         ids, positions, context, (sample_index, sample_rows, sample_positions) = self._place(inputs)
+        encoded = self._encode(inputs)
         with set_forward_context(context):
-            hidden = self.model(ids, positions)
+            hidden = self.model(ids, positions, **encoded)
             return self._finish(inputs, hidden, sample_index, sample_rows, sample_positions)
 
     def _finish(
@@ -94,6 +95,14 @@ class AutoregressiveRunner:
         logits = self.model.compute_logits(last)  # type: ignore[operator]
         return self._sample(inputs, logits, sample_rows, sample_positions, parts, embeddings)
 
+    def _encode(self, inputs: StepInputs) -> dict[str, Tensor]:
+        """The encoder states of the requests that come with this step; the layers keep them in their pages."""
+        given = [torch.from_numpy(e.encoder_input) for e in inputs.entering if e.encoder_input is not None]
+        if not given:
+            return {}
+        states = self.model.encode([x.to(self.device, non_blocking=True) for x in given])  # type: ignore[operator]
+        return {"encoder_hidden_states": states}
+
     def _prompt_part(self, part: PromptPart, hidden: Tensor) -> Tensor:
         """Packed log-probabilities of part of a prompt, some rows of logits at a time."""
         next_ids = torch.tensor(part.next_ids, device=self.device)
@@ -106,29 +115,31 @@ class AutoregressiveRunner:
 
     def _place(self, inputs: StepInputs) -> tuple[Tensor, Tensor, ForwardContext, list[Tensor]]:
         """Token ids, positions and context on the device, and which tokens are sampled: index, row, position."""
-        kinds = list(inputs.block_tables)
+        kinds, stored = list(inputs.block_tables), list(inputs.slot_mappings)
         starts = np.concatenate([[0], inputs.counts.cumsum()]).astype(np.int32)
         token_rows = np.repeat(inputs.rows, inputs.counts)
         ends = inputs.starts + inputs.counts
         samples = np.isin(inputs.rows, inputs.sample_rows)
         arrays: list[Array] = [inputs.token_ids, inputs.positions, token_rows, starts, ends.astype(np.int32)]
-        arrays += [inputs.slot_mappings[kind] for kind in kinds]
+        arrays += [inputs.slot_mappings[kind] for kind in stored]
         arrays += [np.ascontiguousarray(inputs.block_tables[kind]) for kind in kinds]
+        arrays += [inputs.encoder_lens.astype(np.int32), inputs.encoder_slots]
         arrays += [inputs.rows.astype(np.int32), inputs.starts > 0]
         arrays += [inputs.sample_index, inputs.sample_rows, ends[samples]]
-        packed = self._staging.put(arrays)
+        packed = self.staging.put(arrays)
         ids, positions, rows, query_start_loc, seq_lens = packed[:5]
         if (inputs.token_ids == PENDING).any():
             ids = torch.where(ids < 0, self.last_token[rows], ids)
-        slots, tables = packed[5 : 5 + len(kinds)], packed[5 + len(kinds) : 5 + 2 * len(kinds)]
+        slots, tables = packed[5 : 5 + len(stored)], packed[5 + len(stored) : 5 + len(stored) + len(kinds)]
         context = step_context(
-            dict(zip(kinds, slots, strict=True)),
+            dict(zip(stored, slots, strict=True)),
             dict(zip(kinds, tables, strict=True)),
             query_start_loc,
             seq_lens,
             *(packed[-5:-3] if self.limits.has_state else (None, None)),
             max_query_len=int(inputs.counts.max()),
             max_seq_len=int(ends.max()),
+            cross=(packed[-7], packed[-6]) if CacheKind.CROSS in kinds else None,
             phase=inputs.phase,
             num_decodes=int((inputs.counts == 1).sum()),
         )
@@ -197,6 +208,7 @@ def step_context(
     max_seq_len: int,
     phase: Phase,
     num_decodes: int,
+    cross: tuple[Tensor, Tensor | None] | None = None,
 ) -> ForwardContext:
     """The forward context of a batch; a kind that the model lacks stays empty."""
     nothing = seq_lens.new_empty((len(seq_lens), 0))
@@ -211,6 +223,9 @@ def step_context(
         num_decodes=num_decodes,
         window_block_table=tables.get(CacheKind.WINDOW),
         window_slot_mapping=slots.get(CacheKind.WINDOW),
+        cross_block_table=tables.get(CacheKind.CROSS),
+        cross_seq_lens=cross[0] if cross else None,
+        cross_slot_mapping=cross[1] if cross else None,
         state_slots=state_slots,
         has_initial_state=has_initial_state,
     )

@@ -1,0 +1,63 @@
+"""Models that refine a state over a fixed number of steps: diffusion, flow matching."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastkernels.engine.runners.batched import BatchedForward, State
+from fastkernels.errors import UnsupportedError
+
+STEP = "step"
+"""The batch's tensor [n] int64 that says which step each request is at: requests at unlike steps share a batch."""
+
+
+class IterativeModel(Protocol):
+    """prepare: one request's first state; num_steps: how often it is advanced; advance: a batch's next states.
+
+    advance gives back every tensor that it was given, of the same shapes.
+    """
+
+    def prepare(self, inputs: Mapping[str, Any]) -> State: ...
+
+    def num_steps(self, inputs: Mapping[str, Any]) -> int: ...
+
+    def advance(self, batch: State, step: Tensor) -> State: ...
+
+    def finish(self, state: State) -> Any: ...
+
+
+class IterativeRunner:
+    """Some steps a request, each in a batch with whoever else is under way."""
+
+    def __init__(self, model: IterativeModel, device: torch.device, uses_graphs: bool = True) -> None:
+        self.model = model
+
+        def advance(batch: State) -> State:
+            return model.advance({name: t for name, t in batch.items() if name != STEP}, batch[STEP])
+
+        self._advance = BatchedForward(advance, device, uses_graphs)
+
+    def start(self, inputs: Mapping[str, Any]) -> tuple[State, int]:
+        """A request's first state, and its number of steps. Errors: UnsupportedError for less than one step."""
+        num_steps = self.model.num_steps(inputs)
+        if num_steps < 1:
+            raise UnsupportedError(f"A request asks for {num_steps} steps; at least 1 is needed.")
+        return self.model.prepare(inputs), num_steps
+
+    def advance(self, states: Sequence[State], steps: Sequence[int]) -> list[State]:
+        """The states after one more step; steps: how many each has behind it."""
+        placed = [{**state, STEP: torch.tensor(step)} for state, step in zip(states, steps, strict=True)]
+        for state in placed:
+            state[STEP] = state[STEP].to(next(iter(state.values())).device)
+        return self._advance(placed)
+
+    def finish(self, state: State) -> Any:
+        return self.model.finish(state)
+
+    @property
+    def num_graph_steps(self) -> int:
+        return self._advance.num_graph_steps

@@ -1,0 +1,126 @@
+"""One engine for every kind of model: the same tokens however requests are batched, chunked or preempted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import toy_models as toys
+from torch import nn
+
+from fastkernels.cache import CacheKind
+from fastkernels.engine.config import EngineConfig
+from fastkernels.engine.core import EngineCore
+from fastkernels.engine.executor import ModelExecutor
+from fastkernels.engine.outputs import EngineRequest
+from fastkernels.engine.sampling_params import SamplingParams
+from fastkernels.errors import UnsupportedError
+
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "full": lambda: toys.ToyDecoder([toys.PagedAttention(CacheKind.FULL)]),
+    "window": lambda: toys.ToyDecoder([toys.PagedAttention(CacheKind.WINDOW, window=5)]),
+    "full and window": lambda: toys.ToyDecoder(
+        [toys.PagedAttention(CacheKind.FULL), toys.PagedAttention(CacheKind.WINDOW, window=6)]
+    ),
+    "state alone": lambda: toys.ToyDecoder([toys.RecurrentLayer()]),
+    "hybrid": lambda: toys.ToyDecoder([toys.RecurrentLayer(), toys.PagedAttention(CacheKind.FULL)]),
+    "encoder-decoder": lambda: toys.ToyEncoderDecoder(
+        [toys.PagedAttention(CacheKind.FULL), toys.PagedAttention(CacheKind.CROSS)]
+    ),
+}
+
+
+def make_core(model: nn.Module, **changes: int) -> EngineCore:
+    sizes = {"num_pages": 64, "page_size": 4, "max_num_seqs": 4, "max_num_batched_tokens": 64, **changes}
+    config = EngineConfig("toy", device="cpu", **sizes)
+    return EngineCore(config, ModelExecutor(config, toys.loaded(model)))
+
+
+def make_requests(kind: str, num: int = 5, max_tokens: int = 10) -> list[EngineRequest]:
+    rng = np.random.default_rng(3)
+    requests = []
+    for i in range(num):
+        prompt = tuple(int(t) for t in rng.integers(2, toys.VOCAB, rng.integers(1, 18)))
+        frames = (
+            rng.normal(size=(int(rng.integers(1, 14)), 3)).astype(np.float32) if kind == "encoder-decoder" else None
+        )
+        params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+        requests.append(EngineRequest(str(i), prompt, params, encoder_input=frames))
+    return requests
+
+
+def run(core: EngineCore, requests: list[EngineRequest]) -> list[list[int]]:
+    for request in requests:
+        core.add(request)
+    tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    for _ in range(5000):
+        if not core.has_unfinished:
+            break
+        for output in core.step():
+            tokens[output.request_id] += output.token_ids
+        core.scheduler.check_invariants()
+    assert not core.has_unfinished
+    assert core.cache.num_free_pages == core.info.num_pages or not core.cache.groups
+    return list(tokens.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batched_chunked_and_preempted_tokens_equal_those_alone(kind: str) -> None:
+    requests = make_requests(kind)
+    alone = [run(make_core(KINDS[kind]()), [request])[0] for request in requests]
+    assert all(len(tokens) == 10 for tokens in alone)
+    assert len({tuple(tokens) for tokens in alone}) > 1
+    assert run(make_core(KINDS[kind]()), requests) == alone
+    for chunk in (1, 3, 7):
+        assert run(make_core(KINDS[kind](), max_num_batched_tokens=chunk), requests) == alone
+    tight = make_core(KINDS[kind](), num_pages=9)
+    assert run(tight, requests) == alone
+    if kind in ("full", "hybrid", "full and window"):
+        assert tight.stats().num_preemptions > 0
+
+
+def test_states_and_pages_are_as_new_for_the_next_request() -> None:
+    core = make_core(KINDS["hybrid"](), max_num_seqs=1)
+    requests = make_requests("hybrid")
+    assert run(core, requests) == [run(make_core(KINDS["hybrid"]()), [request])[0] for request in requests]
+
+
+def test_encoder_input_changes_the_tokens() -> None:
+    kind = "encoder-decoder"
+    request, other = make_requests(kind)[:2]
+    changed = EngineRequest(request.request_id, request.prompt_token_ids, request.params, False, other.encoder_input)
+    assert run(make_core(KINDS[kind]()), [request]) != run(make_core(KINDS[kind]()), [changed])
+
+
+def test_encoder_input_for_a_model_without_an_encoder_is_refused() -> None:
+    core = make_core(KINDS["full"]())
+    with pytest.raises(UnsupportedError, match="toy has no encoder"):
+        core.add(EngineRequest("0", (3,), SamplingParams(), encoder_input=np.zeros((2, 3), np.float32)))
+
+
+def test_prefixes_are_shared_by_full_caches_alone() -> None:
+    shares = {kind: make_core(build()).cache.shares_prefixes for kind, build in KINDS.items()}
+    assert [kind for kind, does in shares.items() if does] == ["full"]
+
+
+def test_encoder_only_model_embeds_whole_prompts_in_one_step() -> None:
+    core = make_core(toys.ToyEncoder(), max_num_batched_tokens=20)
+    prompts = [tuple(range(2, 2 + n)) for n in (5, 18, 1, 12)]
+    requests = [EngineRequest(str(i), p, SamplingParams(), is_embedding=True) for i, p in enumerate(prompts)]
+    for request in requests:
+        core.add(request)
+    found = {}
+    while core.has_unfinished:
+        for output in core.step():
+            assert output.embedding is not None
+            found[output.request_id] = output.embedding
+    assert core.stats().num_steps == 3, "5 | 18 + 1 | 12 tokens of at most 20, in order."
+    model = core.executor.model  # type: ignore[attr-defined]
+    for request in requests:
+        alone = make_core(model, max_num_batched_tokens=20)
+        alone.add(request)
+        outputs = [output for _ in range(4) for output in alone.step()]
+        assert outputs[0].embedding == pytest.approx(found[request.request_id], abs=1e-6)
+    with pytest.raises(UnsupportedError, match="takes them in one step; max_num_batched_tokens is 20"):
+        core.add(EngineRequest("long", tuple([3] * 21), SamplingParams(), is_embedding=True))

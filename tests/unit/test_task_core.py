@@ -1,0 +1,130 @@
+"""Requests of one step and of N: batched by shape, the same results as alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastkernels.engine.outputs import FinishReason
+from fastkernels.engine.runners.batched import State
+from fastkernels.engine.runners.iterative import IterativeRunner
+from fastkernels.engine.runners.single_pass import SinglePassRunner
+from fastkernels.engine.task_core import TaskCore, TaskOutput, TaskRequest
+from fastkernels.errors import UnsupportedError, UsageError
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+class Classifier:
+    """Scores of an image."""
+
+    def __init__(self, device: str) -> None:
+        self.weight = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).to(device)
+        self.batches: list[int] = []
+
+    def prepare(self, inputs: Mapping[str, Any]) -> State:
+        return {"image": inputs["image"].to(self.weight.device)}
+
+    def forward(self, batch: State) -> State:
+        self.batches.append(len(batch["image"]))
+        return {"scores": batch["image"].mean((-1, -2)) @ self.weight.T}
+
+    def finish(self, result: State) -> list[float]:
+        return result["scores"].tolist()
+
+
+class Denoiser:
+    """x <- x - rate(step) * (x - target), over as many steps as a request asks for."""
+
+    def __init__(self, device: str) -> None:
+        self.rates = torch.linspace(0.1, 0.9, 16, device=device)
+        self.batches: list[int] = []
+
+    def prepare(self, inputs: Mapping[str, Any]) -> State:
+        generator = torch.Generator().manual_seed(inputs["seed"])
+        noise = torch.randn(inputs["size"], generator=generator).to(self.rates.device)
+        return {"x": noise, "target": torch.full_like(noise, inputs["target"])}
+
+    def num_steps(self, inputs: Mapping[str, Any]) -> int:
+        return inputs["num_steps"]
+
+    def advance(self, batch: State, step: Tensor) -> State:
+        self.batches.append(len(step))
+        rate = self.rates[step][:, None]
+        return {"x": batch["x"] - rate * (batch["x"] - batch["target"]), "target": batch["target"]}
+
+    def finish(self, state: State) -> Tensor:
+        return state["x"].cpu()
+
+
+def run(core: TaskCore, requests: list[TaskRequest]) -> dict[str, TaskOutput]:
+    for request in requests:
+        core.add(request)
+    last = {}
+    while core.has_unfinished:
+        for output in core.step():
+            last[output.request_id] = output
+    return last
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_images_of_one_shape_share_a_batch_and_score_as_alone(device: str) -> None:
+    model = Classifier(device)
+    core = TaskCore(SinglePassRunner(model, torch.device(device)), max_batch=4)
+    sizes = [(8, 8), (8, 8), (5, 9), (8, 8), (5, 9), (8, 8), (8, 8)]
+    images = [torch.rand(3, *size, generator=torch.Generator().manual_seed(i)) for i, size in enumerate(sizes)]
+    found = run(core, [TaskRequest(str(i), {"image": image}) for i, image in enumerate(images)])
+    assert core.num_steps == 3, "4 of the first shape, 2 of the second, the fifth of the first."
+    for i, image in enumerate(images):
+        alone = image.mean((-1, -2)) @ model.weight.cpu().T
+        assert found[str(i)].result == pytest.approx(alone.tolist(), abs=1e-5)
+        assert found[str(i)].finish_reason is FinishReason.STOP
+
+
+def denoised(model: Denoiser, inputs: Mapping[str, Any]) -> Tensor:
+    state = model.prepare(inputs)
+    x = state["x"]
+    for step in range(inputs["num_steps"]):
+        x = x - model.rates[step] * (x - state["target"])
+    return x.cpu()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_requests_at_unlike_steps_share_a_batch(device: str) -> None:
+    model = Denoiser(device)
+    core = TaskCore(IterativeRunner(model, torch.device(device)), max_batch=8)
+    inputs = [{"seed": i, "size": 6, "target": float(i), "num_steps": n} for i, n in enumerate((4, 9, 1, 16))]
+    core.add(TaskRequest("0", inputs[0]))
+    first = core.step()
+    assert [(o.step, o.num_steps, o.finish_reason) for o in first] == [(1, 4, None)]
+    found = run(core, [TaskRequest(str(i), given) for i, given in enumerate(inputs) if i])
+    assert core.num_steps == 1 + 16, "A late one joins what is under way."
+    for i, given in enumerate(inputs):
+        assert torch.allclose(found[str(i)].result, denoised(model, given), atol=1e-5)
+
+
+def test_abort_takes_a_request_out_of_its_batch() -> None:
+    core = TaskCore(IterativeRunner(Denoiser("cpu"), torch.device("cpu")))
+    for i in range(2):
+        core.add(TaskRequest(str(i), {"seed": i, "size": 3, "target": 0.0, "num_steps": 5}))
+    core.step()
+    core.abort(["0", "unknown"])
+    outputs = core.step()
+    assert {(o.request_id, o.finish_reason) for o in outputs} == {("0", FinishReason.ABORT), ("1", None)}
+
+
+def test_limits_are_named() -> None:
+    runner = IterativeRunner(Denoiser("cpu"), torch.device("cpu"))
+    with pytest.raises(UsageError, match="max_batch is 0"):
+        TaskCore(runner, max_batch=0)
+    core = TaskCore(runner, max_num_waiting=1)
+    wrong = {"seed": 0, "size": 3, "target": 0.0, "num_steps": 0}
+    with pytest.raises(UnsupportedError, match="asks for 0 steps"):
+        core.add(TaskRequest("a", wrong))
+    core.add(TaskRequest("b", {**wrong, "num_steps": 1}))
+    with pytest.raises(UnsupportedError, match="max_num_waiting is 1"):
+        core.add(TaskRequest("c", {**wrong, "num_steps": 1}))
