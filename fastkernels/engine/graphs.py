@@ -33,6 +33,17 @@ def graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
 class _Captured:
     graph: torch.cuda.CUDAGraph
     logits: Tensor
+    greedy_ids: Tensor
+    rows: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """logits: [num_seqs, vocab_size]; greedy_ids, rows, positions of the drawn tokens: [num_seqs]."""
+
+    logits: Tensor
+    greedy_ids: Tensor
     rows: Tensor
     positions: Tensor
 
@@ -68,8 +79,8 @@ class GraphPool:
             for size in reversed(self.sizes):
                 self._get(size)
 
-    def replay(self, inputs: StepInputs, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Run a decode step. Returns logits [num_seqs, vocab_size], the rows and the positions of the drawn tokens."""
+    def replay(self, inputs: StepInputs, size: int) -> Replayed:
+        """Run a decode step; every row's likeliest token is noted as its last."""
         captured = self._get(size)
         num = inputs.num_seqs
         tables = [np.ascontiguousarray(inputs.block_tables[kind]) for kind in self.kinds]
@@ -78,7 +89,8 @@ class GraphPool:
         for kind, table in zip(self.kinds, placed[-len(tables) :] if tables else (), strict=True):
             self._tables[kind][: table.shape[0], : table.shape[1]].copy_(table)
         captured.graph.replay()
-        return captured.logits[:num], captured.rows[:num], captured.positions[:num]
+        results = (captured.logits, captured.greedy_ids, captured.rows, captured.positions)
+        return Replayed(*(t[:num] for t in results))
 
     def _get(self, size: int) -> _Captured:
         if size not in self.captured:
@@ -105,20 +117,23 @@ class GraphPool:
             num_decodes=size,
         )
 
-        def forward() -> Tensor:
+        def forward() -> tuple[Tensor, Tensor]:
             known = torch.where(ids < 0, runner.last_token[rows], ids)
             with set_forward_context(context):
-                return runner.model.compute_logits(runner.model(known, positions))  # type: ignore[operator]
+                logits = runner.model.compute_logits(runner.model(known, positions))  # type: ignore[operator]
+                likeliest = runner.sampler.greedy(logits)
+            runner.last_token.index_copy_(0, rows, likeliest)
+            return logits, likeliest
 
         forward()  # compiles what is compiled at first use: a capture must not
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=self._pool)
         try:
-            logits = forward()
+            logits, likeliest = forward()
         finally:
             graph.capture_end()
-        return _Captured(graph, _unowned(logits), rows, drawn)
+        return _Captured(graph, _unowned(logits), _unowned(likeliest), rows, drawn)
 
 
 _Field = tuple[Array | None, int | None, type]

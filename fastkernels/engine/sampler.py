@@ -61,7 +61,7 @@ class Sampler:
         """eos_token_ids: barred before min_tokens. grammars: None refuses structured output."""
         self.vocab_size, self.eos_token_ids, self._grammars = vocab_size, frozenset(eos_token_ids), grammars
         self._device = device
-        self._greedy, self._draw = sampling_op("greedy_sample"), sampling_op("top_k_top_p_sample")
+        self.greedy, self._draw = sampling_op("greedy_sample"), sampling_op("top_k_top_p_sample")
         self._draw_seeds, self._apply_min_p = sampling_op("draw_seeds"), sampling_op("min_p")
         self._apply_mask, self._apply_bias = sampling_op("apply_token_bitmask"), sampling_op("apply_logit_bias")
         self._apply_penalties = sampling_op("apply_penalties")
@@ -186,7 +186,7 @@ class Sampler:
             seeds = self._draw_seeds(self._table.seeds, row_index, positions)
             token_ids = self._draw(edited, values.temperature, values.top_k, values.top_p, seeds)
         else:
-            token_ids = self._greedy(edited)
+            token_ids = self.greedy(edited)
         if _meets(self._penalised, rows):
             self._counts.add(row_index, token_ids)
         nums = [self._num_logprobs[row] for row in rows if row in self._num_logprobs] if self._num_logprobs else []

@@ -1,4 +1,4 @@
-"""Tiny models of every kind that the engine carries: each layer declares its cache, and nothing else tells them apart."""
+"""Tiny models of every kind that the engine carries: what their layers declare is all that tells them apart."""
 
 from __future__ import annotations
 

@@ -75,7 +75,10 @@ class AutoregressiveRunner:
         if size is not None:
             assert self.graphs is not None
             self.num_graph_steps += 1
-            return self._sample(inputs, *self.graphs.replay(inputs, size))
+            done = self.graphs.replay(inputs, size)
+            if self.sampler.is_plain_greedy(inputs.sample_rows.tolist()):
+                return AutoregressiveStep(inputs, self._readback.start(done.greedy_ids))
+            return self._sample(inputs, done.logits, done.rows, done.positions)
         ids, positions, context, (sample_index, sample_rows, sample_positions) = self._place(inputs)
         encoded = self._encode(inputs)
         with set_forward_context(context):
