@@ -39,7 +39,7 @@ class EngineConfig:
     max_num_waiting: int = 4096
     page_size: int = 16
     num_pages: int | None = None
-    gpu_memory_utilization: float = 0.92
+    gpu_memory_utilization: float = 0.96
     enable_prefix_caching: bool = True
     enforce_eager: bool = False
     warm: Warm = Warm.LAZY

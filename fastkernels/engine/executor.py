@@ -30,6 +30,9 @@ from fastkernels.registry import ops_of_module
 from fastkernels.sets import resolve_set
 
 DEFAULT_NUM_PAGES = 512
+MOST_PAGES = 1 << 22
+"""Of a tiny model on a large GPU: the host keeps a record of each."""
+
 GRAPH_BYTES = 1 << 30
 """Left free for CUDA graphs, which are captured after the caches are there."""
 
@@ -153,7 +156,7 @@ class ModelExecutor:
                 f"and gpu_memory_utilization keeps {kept / 2**30:.1f}: no page of {page_bytes} bytes fits. Lower "
                 "max_num_batched_tokens or max_num_seqs, or raise gpu_memory_utilization."
             )
-        return int(num_pages)
+        return int(min(num_pages, MOST_PAGES))
 
     @torch.inference_mode()
     def _run_largest_step(self) -> None:

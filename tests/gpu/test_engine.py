@@ -1,0 +1,99 @@
+"""The engine on a GPU: graphs, runs ahead of the host, and ranks give the tokens of eager steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+import torch
+
+from fastkernels import LLM, SamplingParams
+from fastkernels.workloads import prompts
+
+pytestmark = pytest.mark.gpu
+PROMPTS = sorted(prompts(), key=len)[:24]
+GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+DRAWN = SamplingParams(temperature=0.8, top_p=0.9, seed=5, max_tokens=40, ignore_eos=True)
+
+
+def make_llm(**changes: object) -> LLM:
+    options: dict[str, object] = {"num_pages": 1024, "dtype": "float32", **changes}
+    return LLM("tiny-llama", device="cuda", **options)
+
+
+def tokens_of(llm: LLM, params: SamplingParams) -> list[tuple[int, ...]]:
+    return [output.outputs[0].token_ids for output in llm.generate(PROMPTS, params)]
+
+
+@cache
+def eager(name: str) -> list[tuple[int, ...]]:
+    return tokens_of(make_llm(enforce_eager=True), {"greedy": GREEDY, "drawn": DRAWN}[name])
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+    """TF32 off, so that the batch's size changes no token."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("params", ["greedy", "drawn"])
+@pytest.mark.parametrize("chunk", [64, 8192])
+def test_graph_steps_give_the_tokens_of_eager_steps(params: str, chunk: int) -> None:
+    llm = make_llm(max_num_batched_tokens=chunk)
+    wanted = {"greedy": GREEDY, "drawn": DRAWN}[params]
+    assert tokens_of(llm, wanted) == eager(params)
+    assert tokens_of(llm, wanted) == eager(params), "Again, over shared prefixes and captured graphs."
+    assert llm.core.stats().num_graph_steps > 30
+
+
+def test_tokens_on_the_gpu_equal_those_on_a_cpu() -> None:
+    cpu = LLM("tiny-llama", device="cpu", num_pages=1024)
+    on_cpu = [o.outputs[0].token_ids for o in cpu.generate(PROMPTS, GREEDY)]
+    same = sum(a == b for a, b in zip(on_cpu, eager("greedy"), strict=True))
+    assert same >= len(PROMPTS) - 1, "fp32 sums differ in order: a tie may fall to the other side."
+
+
+def test_preempted_requests_give_the_same_tokens() -> None:
+    llm = make_llm(num_pages=40)
+    assert tokens_of(llm, GREEDY) == eager("greedy")
+    assert llm.core.stats().num_preemptions > 0
+
+
+def test_every_graph_is_captured_before_the_first_request_when_asked() -> None:
+    llm = make_llm(warm="full", max_num_seqs=32)
+    captured = llm.core.stats().num_compilations
+    assert captured == 7, "1, 2, 4, 8, 16, 24, 32."
+    assert tokens_of(llm, GREEDY) == eager("greedy")
+    assert llm.core.stats().num_compilations == captured
+
+
+def test_pool_takes_most_of_what_is_free() -> None:
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    llm = LLM("llama-3.1-8b", device="cuda")
+    assert llm.core.info.cache_bytes >= 0.9 * (free - llm.core.info.weight_bytes)
+
+
+def test_decode_steps_allocate_nothing() -> None:
+    llm = make_llm(warm="full", max_num_seqs=8)
+    llm.generate(PROMPTS[:8], GREEDY)
+    before = torch.cuda.memory_stats()["num_alloc_retries"], torch.cuda.memory_reserved()
+    llm.generate(PROMPTS[:8], GREEDY)
+    assert (torch.cuda.memory_stats()["num_alloc_retries"], torch.cuda.memory_reserved()) == before
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_the_tokens_of_one() -> None:
+    expected = eager("greedy")
+    llm = make_llm(tensor_parallel_size=2)
+    try:
+        found = tokens_of(llm, GREEDY)
+        assert llm.core.stats().num_graph_steps > 30
+    finally:
+        llm.close()
+    same = sum(a == b for a, b in zip(found, expected, strict=True))
+    assert same >= len(PROMPTS) - 1, "Partial sums are added in another order: a tie may fall to the other side."
