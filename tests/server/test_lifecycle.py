@@ -217,3 +217,15 @@ def test_browsers_of_named_origins_may_call_and_no_others(server: LocalServer) -
     with running_server("tiny-llama", "--device", "fake", "--allowed-origin", "http://page.test") as open_server:
         allowed = httpx.options(f"{open_server.url}/v1/completions", headers=page)
         assert allowed.headers["access-control-allow-origin"] == "http://page.test"
+
+
+def test_a_killed_worker_of_tensor_parallelism_ends_it_all() -> None:
+    with running_server("tiny-llama", "--device", "cpu", "--tp", "2") as server, ThreadPoolExecutor() as pool:
+        engine = engine_of(server)
+        (worker,) = engine.children(recursive=True)
+        running = pool.submit(post, server, max_tokens=450)
+        wait_until(lambda: gauges(server.url)["generation_tokens_total"] > 0)
+        worker.kill()
+        assert running.result().status_code == 503
+        assert server.process.wait(20) == 1
+        wait_until(lambda: not engine.is_running())
