@@ -225,19 +225,18 @@ def _load_one(
 
 
 def random_weights(model: nn.Module, seed: int) -> None:
-    """Fill every parameter by (seed, its published name): the same model on any device and over any number of ranks.
+    """Fill every parameter by (seed, its published name): the same model on any device and over any number of ranks."""
+    load_weights(model, random_tensors(model, seed, next(model.parameters()).device))
+
+
+def random_tensors(model: nn.Module, seed: int, device: torch.device) -> Iterator[tuple[str, RandomSource]]:
+    """What random_weights fills in, as a checkpoint's tensors; the model may be on the meta device.
 
     Matrices get deviation 1/sqrt(inputs), biases 0.02, norm weights 1 with deviation 0.1.
     """
-    targets = published_tensors(model)
-    device = next(model.parameters()).device
-
-    def tensors() -> Iterator[tuple[str, WeightSource]]:
-        for name, target in targets.items():
-            shape = target.shape()
-            is_vector, is_bias = len(shape) == 1, name.endswith("bias")
-            deviation = (0.02 if is_bias else 0.1) if is_vector else (torch.Size(shape[1:]).numel()) ** -0.5
-            mean = 1.0 if is_vector and not is_bias else 0.0
-            yield name, RandomSource(shape, seed_of(name, seed), mean, deviation, device)
-
-    load_weights(model, tensors())
+    for name, target in published_tensors(model).items():
+        shape = target.shape()
+        is_vector, is_bias = len(shape) == 1, name.endswith("bias")
+        deviation = (0.02 if is_bias else 0.1) if is_vector else (torch.Size(shape[1:]).numel()) ** -0.5
+        mean = 1.0 if is_vector and not is_bias else 0.0
+        yield name, RandomSource(shape, seed_of(name, seed), mean, deviation, device)

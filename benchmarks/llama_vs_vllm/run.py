@@ -1,0 +1,318 @@
+"""FastKernels and vLLM on the same GPU in one go, offline: the same weights, token ids, limits and number of KV tokens.
+
+    python benchmarks/llama_vs_vllm/run.py --vllm-site /tmp/site --out "$OUT/llama_vs_vllm.json"
+    python benchmarks/llama_vs_vllm/run.py --merge part1.json part2.json --out llama_vs_vllm.json
+
+Each engine has a process of its own and a bounded share of the memory; both stay alive and one works while the other
+waits, in the order ours, vLLM, vLLM, ours, ... The file is written again after every repeat; --deadline ends the run in
+good time. Greedy, ignore_eos, no prefix cache, no detokenisation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT), str(HERE)]
+
+from results import Json, merged, summarised, table, write  # noqa: E402
+
+from fastkernels.bench.e2e.tokens import agreement  # noqa: E402
+from fastkernels.engine.model import find_model  # noqa: E402
+from fastkernels.workloads import capped, find_traffic  # noqa: E402
+
+SCENARIOS = ("single", "batch32", "decode_heavy", "balanced", "prefill_heavy", "azure_conv")
+_QUERY = "clocks.sm,clocks.mem,temperature.gpu,power.draw,utilization.gpu,memory.used,clocks_event_reasons.active"
+
+
+class Worker:
+    """One engine's process: an order in, an answer out."""
+
+    def __init__(self, name: str, environment: dict[str, str], log: Path) -> None:
+        self.name, self.log = name, log
+        self.spawned = time.time()
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", str(HERE / "worker.py"), name],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment, text=True,
+            )  # fmt: skip
+
+    def ask(self, order: Json) -> Json:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        answer: Json = json.loads(line) if line else {"error": f"its process ended with {self.process.wait()}"}
+        if "error" in answer:
+            tail = self.log.read_text(errors="replace")[-6000:]
+            raise RuntimeError(f"{self.name}: {answer['error']}\n--- the end of {self.log} ---\n{tail}")
+        return answer
+
+    def close(self) -> None:
+        pipe: IO[str] | None = self.process.stdin
+        try:
+            if pipe is not None:
+                pipe.close()
+            self.process.wait(30)
+        except (OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+
+
+class Run:
+    """The record, its file, and the time that is left."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        self.started = time.time()
+        self.record: Json = {
+            "schema_version": 1,
+            "benchmark": "llama_vs_vllm",
+            "model": given.model,
+            "status": "running",
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "settings": {key: str(v) if isinstance(v, Path) else v for key, v in vars(given).items() if key != "merge"},
+            "machine": machine(),
+            "engines": {},
+            "scenarios": {},
+        }
+
+    @property
+    def elapsed(self) -> float:
+        return time.time() - self.started
+
+    def fits(self, seconds: float) -> bool:
+        return self.given.deadline is None or self.elapsed + seconds < self.given.deadline
+
+    def save(self) -> None:
+        self.record["seconds"] = self.elapsed
+        write(self.given.out, self.record)
+
+    def say(self, text: str) -> None:
+        print(f"[{self.elapsed:6.1f} s] {text}", flush=True)
+
+
+def machine() -> Json:
+    """What nvidia-smi and the processor say of themselves."""
+    query = "name,uuid,driver_version,memory.total,clocks.max.sm,clocks.applications.graphics,power.limit"
+    cpu = next((x.split(":", 1)[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), "")
+    return {"gpu": smi(query), "cpu": cpu, "num_cores": os.cpu_count()}
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def smi(query: str) -> Json | None:
+    """The first GPU's values by name; None without nvidia-smi."""
+    command = ["nvidia-smi", "-i", "0", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(zip(query.split(","), (v.strip() for v in done.stdout.strip().split(",")), strict=False))
+
+
+def requests_of(name: str, given: argparse.Namespace, hf_config: Json) -> Json:
+    """Token ids and lengths of a scenario, the same for both engines."""
+    traffic = find_traffic(name).scaled(given.scale)
+    if given.num_requests is not None:
+        traffic = traffic.limited(min(given.num_requests, traffic.num_requests))
+    eos = hf_config.get("eos_token_id")
+    ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    requests, num_cut = capped(traffic.requests(hf_config["vocab_size"], ends), given.max_model_len)
+    return {
+        "num_cut": num_cut,
+        "requests": [{"prompt": list(r.prompt_token_ids), "output_len": r.output_len} for r in requests],
+    }
+
+
+def kv_bytes_per_token(hf_config: Json, dtype: str) -> int:
+    head_dim = hf_config.get("head_dim") or hf_config["hidden_size"] // hf_config["num_attention_heads"]
+    num_bytes = {"float32": 4}.get(dtype, 2)
+    return 2 * hf_config["num_hidden_layers"] * hf_config["num_key_value_heads"] * head_dim * num_bytes
+
+
+def engine_environment(site: Path | None, label: str) -> dict[str, str]:
+    """PYTHONPATH of one engine: its own site first; the checkout only for ours."""
+    environment = dict(os.environ)
+    own = [str(site)] if site else []
+    paths = [*own, *([str(ROOT)] if label == "ours" else [])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment |= {"DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "INFO"}
+    return environment
+
+
+def prepare_weights(run: Run, folder: Path) -> Path:
+    """The directory that vLLM loads: the preset's random tensors for the seed, or its config alone."""
+    given = run.given
+    directory = given.checkpoint or folder / "checkpoint"
+    if (directory / "model.safetensors.index.json").exists():
+        return directory
+    command = [sys.executable, str(HERE / "checkpoint.py"), given.model, str(directory), "--seed", str(given.seed)]
+    command += ["--dtype", given.dtype, *([] if given.weights == "shared" else ["--config-only"])]
+    environment = engine_environment(given.ours_site, "ours")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"The checkpoint was not written: {done.stderr[-3000:]}")
+    run.say(f"checkpoint: {done.stdout.strip()}")
+    return directory
+
+
+def start_engines(run: Run, checkpoint: Path, logs: Path, hf_config: Json) -> dict[str, Worker]:
+    """Ours first: while vLLM starts, nothing else on the device may change what is free."""
+    given = run.given
+    common = {
+        "do": "start", "dtype": given.dtype, "seed": given.seed, "max_model_len": given.max_model_len,
+        "max_num_seqs": given.max_num_seqs, "max_num_batched_tokens": given.max_num_batched_tokens,
+        "page_size": 16, "kv_tokens": given.kv_tokens, "device": given.device,
+        "kv_bytes_per_token": kv_bytes_per_token(hf_config, given.dtype),
+        "gpu_memory_utilization": given.vllm_memory,
+        "load_format": "auto" if given.weights == "shared" else "dummy",
+    }  # fmt: skip
+    workers: dict[str, Worker] = {}
+    try:
+        for name in given.engines:
+            site = given.ours_site if name == "ours" else given.vllm_site
+            worker = workers[name] = Worker(name, engine_environment(site, name), logs / f"{name}.log")
+            own = json.loads(given.ours if name == "ours" else given.vllm)
+            model = given.model if name == "ours" else str(checkpoint)
+            facts = worker.ask({**common, "model": model, "options": own, "spawned": worker.spawned})
+            weights = "random by seed" if name == "ours" else "checkpoint" if given.weights == "shared" else "dummy"
+            run.record["engines"][name] = {**facts, "weights": weights, "options": own}
+            run.say(f"{name} is ready: {facts['startup_seconds']:.1f} s, {facts['kv_tokens']} KV tokens")
+            run.save()
+    except BaseException:
+        for worker in workers.values():
+            worker.close()
+        raise
+    return workers
+
+
+def measure(run: Run, workers: dict[str, Worker], name: str, folder: Path, hf_config: Json) -> bool:
+    """All repeats of one scenario, as far as the deadline lets it; whether it came to its end."""
+    given = run.given
+    made = requests_of(name, given, hf_config)
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(made["requests"]))
+    scenario: Json = {
+        "name": name,
+        "num_requests": len(made["requests"]),
+        "num_prompt_tokens": sum(len(r["prompt"]) for r in made["requests"]),
+        "num_output_tokens": sum(r["output_len"] for r in made["requests"]),
+        "num_cut": made["num_cut"],
+        "agreement": None,
+        "repeats": [],
+    }
+    tokens = {engine: folder / f"{name}-{engine}.json" for engine in workers}
+    longest = 0.0
+    plan = [(-1, list(workers))] if given.warmup_share else []
+    plan += [(n, list(workers) if n % 2 == 0 else list(reversed(workers))) for n in range(given.repeats)]
+    for number, order in plan:
+        if not run.fits(1.15 * len(order) * longest):
+            run.say(f"{name}: the deadline is near; repeat {number} is left out")
+            break
+        for engine in order:
+            share = given.warmup_share if number < 0 else 1.0
+            before = smi(_QUERY)
+            where = str(tokens[engine]) if number == 0 else None
+            answer = workers[engine].ask({"do": "run", "requests": str(file), "share": share, "tokens": where})
+            longest = max(longest, answer["seconds"] / share)
+            scenario["repeats"].append(
+                {"engine": engine, "repeat": number, "is_warmup": number < 0, "at_s": run.elapsed, **answer,
+                 "gpu_before": before, "gpu_after": smi(_QUERY)}
+            )  # fmt: skip
+            run.record["scenarios"][name] = summarised(scenario)
+            run.save()
+            speed = answer["num_output_tokens"] / answer["seconds"]
+            run.say(f"{name} {'warm-up' if number < 0 else number} {engine}: {answer['seconds']:.3f} s, {speed:,.0f}/s")
+        if number == 0 and len(tokens) == 2:
+            ours, theirs = (json.loads(tokens[engine].read_text()) for engine in ("ours", "vllm"))
+            scenario["agreement"] = agreement(theirs, ours).to_json()
+    run.record["scenarios"][name] = summarised(scenario)
+    run.save()
+    return sum(not r["is_warmup"] for r in scenario["repeats"]) == given.repeats * len(workers)
+
+
+def benchmark(given: argparse.Namespace) -> Json:
+    run = Run(given)
+    hf_config = find_model(given.model).hf_config
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    logs = given.logs or given.out.parent
+    logs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="llama-vs-vllm-") as temporary:
+        folder = Path(temporary)
+        needs_checkpoint = "vllm" in given.engines
+        checkpoint = prepare_weights(run, folder) if needs_checkpoint else folder
+        workers = start_engines(run, checkpoint, logs, hf_config)
+        try:
+            done = [measure(run, workers, name, folder, hf_config) for name in given.scenarios]
+            run.record["status"] = "finished" if all(done) else "cut short by the deadline"
+        finally:
+            run.save()
+            for worker in workers.values():
+                worker.close()
+    return run.record
+
+
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="the JSON file")
+    add("--merge", type=Path, nargs="+", help="put these files together instead of measuring")
+    add("--model", default="llama-3.1-8b", help="a preset of FastKernels")
+    add("--scenarios", nargs="+", default=list(SCENARIOS))
+    add("--repeats", type=int, default=3)
+    add("--warmup-share", type=float, default=0.25, help="of each scenario's requests, run first and not counted")
+    add("--engines", nargs="+", choices=("ours", "vllm"), default=["ours", "vllm"])
+    add("--deadline", type=float, help="seconds from the start after which no repeat begins that would not end")
+    add("--weights", choices=("shared", "own"), default="shared", help="own: vLLM's dummy weights, no checkpoint")
+    add("--checkpoint", type=Path, help="where the shared weights are, or are to be written; else a temporary folder")
+    add("--vllm-site", type=Path, help="the folder that holds vLLM, for its process alone")
+    add("--ours-site", type=Path, help="a folder of packages for our process alone")
+    add("--dtype", default="bfloat16")
+    add("--device", help="of ours; the GPU when there is one")
+    add("--seed", type=int, default=0)
+    add("--max-model-len", type=int, default=8192, help="also what requests are cut to")
+    add("--max-num-seqs", type=int, default=1024)
+    add("--max-num-batched-tokens", type=int, default=8192)
+    add("--kv-tokens", type=int, default=335_872, help="of each engine: 41 GiB for Llama-3.1-8B")
+    add("--vllm-memory", type=float, default=0.42, help="its gpu_memory_utilization; its KV cache is --kv-tokens")
+    add("--ours", default="{}", help="more EngineConfig fields as JSON")
+    add("--vllm", default="{}", help="more arguments of vLLM's LLM as JSON")
+    add("--scale", type=float, default=1.0, help="times all lengths: below 1 for a tiny model")
+    add("--num-requests", type=int, help="at most this many a scenario")
+    add("--logs", type=Path, help="the folder of the engines' logs; --out's when left out")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    given = arguments(words)
+    if given.merge:
+        record = merged([json.loads(path.read_text()) for path in given.merge])
+        write(given.out, record)
+    else:
+        record = benchmark(given)
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()

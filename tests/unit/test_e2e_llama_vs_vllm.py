@@ -1,0 +1,156 @@
+"""benchmarks/llama_vs_vllm on a CPU: the tiny model, and transformers behind vLLM's offline API."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "llama_vs_vllm" / "run.py"
+
+FAKE_VLLM = '''
+"""vLLM's offline API as the benchmark uses it, over transformers; refuses what the real one does not know."""
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+import torch
+from transformers import AutoModelForCausalLM
+
+__version__ = "0.26.0"
+print("engines print to stdout")
+
+@dataclass
+class SamplingParams:
+    temperature: float
+    max_tokens: int
+    ignore_eos: bool
+    detokenize: bool
+
+class LLM:
+    def __init__(self, model, *, skip_tokenizer_init, load_format, dtype, seed, max_model_len, max_num_seqs,
+                 max_num_batched_tokens, block_size, kv_cache_memory_bytes, gpu_memory_utilization,
+                 enable_prefix_caching, disable_log_stats):
+        assert skip_tokenizer_init and load_format == "auto" and not enable_prefix_caching
+        self.max_model_len = max_model_len
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+        config = self.model.config
+        block = block_size * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+        cache = SimpleNamespace(num_gpu_blocks=kv_cache_memory_bytes // block, block_size=block_size)
+        self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache))
+
+    def generate(self, prompts, sampling_params, use_tqdm):
+        assert not use_tqdm
+        found = []
+        for prompt, params in zip(prompts, sampling_params, strict=True):
+            ids = torch.tensor([prompt["prompt_token_ids"]])
+            assert ids.shape[1] + params.max_tokens <= self.max_model_len
+            out = self.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, eos_token_id=None,
+                                      pad_token_id=0, max_new_tokens=params.max_tokens)
+            answer = SimpleNamespace(token_ids=out[0, ids.shape[1]:].tolist())
+            found.append(SimpleNamespace(outputs=[answer]))
+        return found
+'''
+
+
+def run(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--out", str(out), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def tiny(out: Path, site: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return run(
+        out, "--model", "tiny-llama", "--dtype", "float32", "--device", "cpu", "--vllm-site", str(site), "--scale",
+        "0.03", "--num-requests", "6", "--max-model-len", "128", "--max-num-seqs", "4", "--kv-tokens", "4096", *words,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    site = tmp_path_factory.mktemp("site")
+    (site / "vllm").mkdir()
+    (site / "vllm" / "__init__.py").write_text(FAKE_VLLM)
+    return site
+
+
+@pytest.fixture(scope="module")
+def parts(site: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("parts")
+    chosen = {"one.json": ("single", "azure_conv"), "two.json": ("batch32",)}
+    for name, scenarios in chosen.items():
+        done = tiny(folder / name, site, "--scenarios", *scenarios, "--repeats", "2")
+        assert done.returncode == 0, done.stderr
+    return [folder / name for name in chosen]
+
+
+def test_both_engines_say_the_same_tokens_from_the_same_weights(parts: list[Path]) -> None:
+    record = json.loads(parts[0].read_text())
+    assert record["status"] == "finished"
+    for name in ("single", "azure_conv"):
+        scenario = record["scenarios"][name]
+        assert scenario["agreement"]["share_equal"] == 1.0, name
+        assert scenario["ours"]["digests"] == scenario["vllm"]["digests"]
+        assert len(scenario["ours"]["digests"]) == 1
+    assert record["engines"]["ours"]["kv_tokens"] == record["engines"]["vllm"]["kv_tokens"] == 4096
+    assert record["engines"]["vllm"]["version"] == "0.26.0"
+
+
+def test_repeats_alternate_and_count_without_the_warm_up(parts: list[Path]) -> None:
+    scenario: dict[str, Any] = json.loads(parts[0].read_text())["scenarios"]["azure_conv"]
+    order = [(r["engine"], r["repeat"]) for r in scenario["repeats"]]
+    assert order == [("ours", -1), ("vllm", -1), ("ours", 0), ("vllm", 0), ("vllm", 1), ("ours", 1)]
+    assert [r["num_requests"] for r in scenario["repeats"]] == [2, 2, 6, 6, 6, 6]
+    assert len(scenario["ours"]["all_seconds"]) == 2
+    assert scenario["low"] <= scenario["ratio"] <= scenario["high"]
+    assert scenario["is_bar_met"] == (scenario["ratio"] >= 1.08)
+
+
+def test_parts_merge_and_a_scenario_measured_twice_has_all_repeats(parts: list[Path], tmp_path: Path) -> None:
+    done = run(tmp_path / "all.json", "--merge", str(parts[0]), str(parts[1]), str(parts[0]))
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "all.json").read_text())
+    assert set(record["scenarios"]) == {"single", "azure_conv", "batch32"}
+    assert len(record["scenarios"]["single"]["ours"]["all_seconds"]) == 4
+    assert len(record["scenarios"]["batch32"]["ours"]["all_seconds"]) == 2
+    assert "batch32" in done.stdout
+
+
+class Slow:
+    """A worker that takes a while."""
+
+    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.02)
+        requests = json.loads(Path(order["requests"]).read_text())
+        if order["tokens"]:
+            Path(order["tokens"]).write_text(json.dumps([[1] * r["output_len"] for r in requests]))
+        counts = {"num_prompt_tokens": 1, "num_output_tokens": 1, "num_requests": 1}
+        return {"seconds": 0.02, "digest": "same", "counters": {}, **counts}
+
+
+def test_the_deadline_ends_the_run_with_what_there_is(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("llama_vs_vllm_run", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    words = ["--out", str(tmp_path / "cut.json"), "--model", "tiny-llama", "--scale", "0.03", "--repeats", "5000"]
+    run = module.Run(module.arguments([*words, "--deadline", "1.5"]))
+    workers = {"ours": Slow(), "vllm": Slow()}
+    is_done = module.measure(run, workers, "batch32", tmp_path, module.find_model("tiny-llama").hf_config)
+    assert not is_done
+    assert 1.0 < run.elapsed < 3
+    repeats = json.loads((tmp_path / "cut.json").read_text())["scenarios"]["batch32"]["repeats"]
+    assert 4 < len(repeats) < 160
+    assert len(repeats) % 2 == 0
+
+
+def test_an_engine_that_fails_is_named_with_its_log(site: Path, tmp_path: Path) -> None:
+    done = tiny(tmp_path / "failed.json", site, "--scenarios", "single", "--vllm", '{"no_such_option": 1}')
+    assert done.returncode != 0
+    assert "vllm: TypeError" in done.stderr
+    assert "no_such_option" in done.stderr
+    assert json.loads((tmp_path / "failed.json").read_text())["engines"]["ours"]["startup_seconds"] > 0
