@@ -42,10 +42,19 @@ class Role(StrEnum):
     SCALAR = "scalar"  # a Python number or bool
     MAX_QUERY_LEN = "max_query_len"  # Python int: the largest query length of the batch
     MAX_SEQ_LEN = "max_seq_len"  # Python int: the largest sequence length of the batch
+    NUM_DECODES = "num_decodes"  # Python int: so many sequences at the front have a single new token, or more of them
 
 
 GEOMETRY_ROLES = frozenset(
-    {Role.SLOT, Role.PAGE_TABLE, Role.QUERY_START, Role.SEQ_LEN, Role.MAX_QUERY_LEN, Role.MAX_SEQ_LEN}
+    {
+        Role.SLOT,
+        Role.PAGE_TABLE,
+        Role.QUERY_START,
+        Role.SEQ_LEN,
+        Role.MAX_QUERY_LEN,
+        Role.MAX_SEQ_LEN,
+        Role.NUM_DECODES,
+    }
 )
 """Roles whose values only make sense together: one batch geometry fills them all."""
 

@@ -97,6 +97,7 @@ class CallPlan:
             **tensors,
             max_query_len=scalars["max_query_len"],
             max_seq_len=scalars["max_seq_len"],
+            num_decodes=scalars["num_decodes"],
             phase=Phase(scalars["phase"]),
         )
 

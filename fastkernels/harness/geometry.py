@@ -30,6 +30,11 @@ class Geometry:
         return sum(self.query_lens)
 
     @property
+    def num_decodes(self) -> int:
+        """Sequences at the front that have a single new token."""
+        return next((i for i, query_len in enumerate(self.query_lens) if query_len != 1), self.num_seqs)
+
+    @property
     def max_pages(self) -> int:
         return max(len(pages) for pages in self.pages) + 1
 
@@ -68,6 +73,7 @@ class Geometry:
             max_query_len=max(self.query_lens),
             max_seq_len=max(self.seq_lens),
             phase=self.phase,
+            num_decodes=self.num_decodes,
         )
 
 

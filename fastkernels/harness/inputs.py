@@ -290,6 +290,8 @@ def _from_geometry(role: Role, geometry: Geometry) -> Any:
             return max(geometry.query_lens)
         case Role.MAX_SEQ_LEN:
             return max(geometry.seq_lens)
+        case Role.NUM_DECODES:
+            return geometry.num_decodes
     return None
 
 

@@ -121,6 +121,7 @@ class Side:
                 "max_query_len": case.context.max_query_len,
                 "max_seq_len": case.context.max_seq_len,
                 "phase": case.context.phase.value,
+                "num_decodes": case.context.num_decodes,
             }
             context = {"tensors": list(case.context.tensors()), "scalars": scalars}
         self.worker.request(

@@ -21,24 +21,33 @@ def flash_attn_varlen(
     max_query_len: int,
     max_seq_len: int,
     scale: float,
+    num_decodes: int = 0,
 ) -> Tensor:
     """softmax(query @ keys * scale) @ values; the last new token of a sequence sees all its seq_len keys.
 
     Shapes:  query and the result: [num_tokens, num_heads, head_size]; key_cache, value_cache: [num_pages,
              page_size, num_kv_heads, head_size]; query_start_loc: [num_seqs + 1]; seq_lens: [num_seqs], cached
              plus new tokens; block_table: [num_seqs, max_pages], read only up to a sequence's last page.
-             Rows before query_start_loc's first entry and past its last are not written.
+             num_decodes: at least so many sequences at the front have a single new token; they are left out of
+             the tiles' search. Rows past query_start_loc's last entry are not written.
     Dtypes:  bf16, fp16 or fp32; the softmax and both sums are taken in fp32.
     Errors:  UnsupportedError for dtypes, head sizes or head counts that the kernels lack.
     """
     group = check_attention("flash_attn_varlen", query, key_cache, value_cache, scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    paged = (query, key_cache, value_cache, query_start_loc, seq_lens, block_table)
+    if num_decodes:
+        decodes = (seq_lens[:num_decodes], block_table[:num_decodes])
+        first = (query[:num_decodes], key_cache, value_cache, None, *decodes)
+        launch_decode(*first, 1, max_seq_len, scale, out[:num_decodes])
+    num_seqs = seq_lens.shape[0] - num_decodes
+    if not num_seqs:
+        return out
+    later = (query_start_loc[num_decodes:], seq_lens[num_decodes:], block_table[num_decodes:])
+    paged = (query, key_cache, value_cache, *later)
     few = rows_per_tile(group) // group
-    num_seqs = seq_lens.shape[0]
     if max_query_len <= few:
         launch_decode(*paged, max_query_len, max_seq_len, scale, out)
-    elif query.shape[0] == num_seqs * max_query_len:
+    elif query.shape[0] - num_decodes == num_seqs * max_query_len:
         launch_tiles(*paged, 1, max_query_len, scale, out)
     else:
         launch_decode(*paged, few, max_seq_len, scale, out)

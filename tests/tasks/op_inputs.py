@@ -82,6 +82,7 @@ def _draw(tensor: TensorSpec, sizes: dict[str, int], context: ForwardContext | N
         Role.SEQ_LEN: "seq_lens",
         Role.MAX_QUERY_LEN: "max_query_len",
         Role.MAX_SEQ_LEN: "max_seq_len",
+        Role.NUM_DECODES: "num_decodes",
     }
     if tensor.role in from_context:
         return getattr(context, from_context[tensor.role])

@@ -166,6 +166,20 @@ def test_varlen_of_uniform_or_short_chunks_equals_its_definition(new: list[int])
         assert_near(out[rows], attended(query[rows], batch.keys[row], batch.values[row], 0.125))
 
 
+@pytest.mark.parametrize("num_decodes", [0, 1, 3])
+@pytest.mark.parametrize("later", [[], [33], [1, 2], [40, 40]])
+def test_varlen_with_single_tokens_at_the_front_equals_its_definition(num_decodes: int, later: list[int]) -> None:
+    new, lengths = [1, 1, 1, *later], [130, 1, 61, 90, 45][: 3 + len(later)]
+    batch = paged(lengths, 2, 64, 16, torch.float32)
+    starts = torch.tensor([0, *new]).cumsum(0).int()
+    query = torch.randn(sum(new), 8, 64)
+    lens = (batch.seq_lens, batch.block_table, max(new), 130)
+    out = flash_attn_varlen(query, *batch.cache, starts, *lens, 0.125, num_decodes)
+    for row in range(len(new)):
+        rows = slice(starts[row], starts[row + 1])
+        assert_near(out[rows], attended(query[rows], batch.keys[row], batch.values[row], 0.125))
+
+
 def test_attention_of_no_tokens_is_empty() -> None:
     cache, table = torch.randn(2, 3, 4, 2, 16), torch.zeros(0, 3, dtype=torch.int32)
     lens, starts = torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)

@@ -35,7 +35,8 @@ class FlashAttnVarlen(Op):
     Shapes:  query, out: [num_tokens, num_heads, head_size]; key_cache, value_cache: [num_pages, page_size,
              num_kv_heads, head_size]; query_start_loc: [num_seqs + 1]; seq_lens: [num_seqs], new tokens included;
              block_table: [num_seqs, max_pages], entries behind a sequence's end never read; max_query_len,
-             max_seq_len: the longest. Rows before the first sequence and after the last are undefined.
+             max_seq_len: the longest; num_decodes: at least so many sequences at the front have a single new
+             token. Rows after the last sequence are undefined.
     Dtypes:  bf16, fp16 or fp32; scores, softmax and sums in fp32; integers int32.
     Returns: out. No argument is written to.
     Errors:  ValueError when heads, head_size or the number of sequences do not fit.
@@ -52,6 +53,7 @@ class FlashAttnVarlen(Op):
             "block_table": BLOCK_TABLE,
             "max_query_len": scalar(Role.MAX_QUERY_LEN),
             "max_seq_len": scalar(Role.MAX_SEQ_LEN),
+            "num_decodes": scalar(Role.NUM_DECODES),
         },
         outputs={"out": TOKEN_HEADS},
         examples=EXAMPLES,
@@ -75,6 +77,7 @@ class FlashAttnVarlen(Op):
         block_table: Tensor,
         max_query_len: int,
         max_seq_len: int,
+        num_decodes: int = 0,
     ) -> Tensor:
         check_tail("query", query, self.num_heads, self.head_size)
         check_tail("key_cache", key_cache, self.num_kv_heads, self.head_size)
@@ -85,7 +88,9 @@ class FlashAttnVarlen(Op):
                 f"{len(seq_lens)}, block_table of {len(block_table)}."
             )
         arguments = (query, key_cache, value_cache, query_start_loc, seq_lens, block_table, max_query_len, max_seq_len)
-        return self.reference(*arguments) if uses_reference(query) else flash_attn_varlen(*arguments, self.scale)
+        if uses_reference(query):
+            return self.reference(*arguments, num_decodes)
+        return flash_attn_varlen(*arguments, self.scale, num_decodes)
 
     def reference(
         self,
@@ -97,6 +102,7 @@ class FlashAttnVarlen(Op):
         block_table: Tensor,
         max_query_len: int,
         max_seq_len: int,
+        num_decodes: int = 0,
     ) -> Tensor:
         out = query.new_zeros(query.shape)
         starts = query_start_loc.tolist()

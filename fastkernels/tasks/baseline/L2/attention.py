@@ -97,14 +97,8 @@ class Attention(Op):
         pages = (context.seq_lens, context.block_table)
         if context.phase is Phase.DECODE:
             return self.flash_attn_decode(query, key_cache, value_cache, *pages, context.max_seq_len)
-        first = context.num_decodes
-        starts, lengths = context.query_start_loc[first:], (context.max_query_len, context.max_seq_len)
-        later = (t[first:] for t in pages)
-        out = self.flash_attn_varlen(query, key_cache, value_cache, starts, *later, *lengths)
-        if first:
-            decodes = (t[:first] for t in pages)
-            out[:first] = self.flash_attn_decode(query[:first], key_cache, value_cache, *decodes, context.max_seq_len)
-        return out
+        sizes = (context.max_query_len, context.max_seq_len, context.num_decodes)
+        return self.flash_attn_varlen(query, key_cache, value_cache, context.query_start_loc, *pages, *sizes)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         """Arguments and result once; within a forward context also the stored tokens and those read from pages."""

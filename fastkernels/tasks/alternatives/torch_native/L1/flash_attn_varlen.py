@@ -20,6 +20,7 @@ class FlashAttnVarlen(Baseline):
         block_table: Tensor,
         max_query_len: int,
         max_seq_len: int,
+        num_decodes: int = 0,
     ) -> Tensor:
         out = query.new_zeros(query.shape)
         starts = query_start_loc.tolist()
