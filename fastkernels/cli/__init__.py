@@ -39,6 +39,7 @@ COMMANDS = (
     Command("capture", "capture:capture", "Run a model on a workload and keep its ops' calls as cases."),
     Command("kernels", "kernels:kernels", "Judge candidate kernels: correctness, then speed (tier 1)."),
     Command("bench", "kernels:kernels", "The same as kernels.", is_hidden=True),
+    Command("e2e", "e2e:e2e", "Serve a workload whole: throughput, latencies under load, tokens (tier 2)."),
     Command("generate", "generate:generate", "Generate text with a model."),
     Command("report", "report:report", "Show a run, or compare two."),
     Command("serve", "serve:serve", "Serve a model over HTTP."),

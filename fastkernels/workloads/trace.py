@@ -59,6 +59,9 @@ class TraceWorkload:
     def limited(self, num_requests: int) -> TraceWorkload:
         return replace(self, num_requests=num_requests)
 
+    def seeded(self, seed: int) -> TraceWorkload:
+        return replace(self, seed=seed)
+
     def requests(self, vocab_size: int, end_ids: Collection[int] = ()) -> list[TrafficRequest]:
         source = TokenSource(vocab_size, end_ids, self.seed)
         block_size = trace_facts()[self.name]["block_size"]

@@ -54,6 +54,9 @@ class Traffic(Protocol):
     def limited(self, num_requests: int) -> Traffic:
         """The same with this many requests."""
 
+    def seeded(self, seed: int) -> Traffic:
+        """The same with other token ids."""
+
     def requests(self, vocab_size: int, end_ids: Collection[int] = ()) -> list[TrafficRequest]:
         """The same on every machine. Errors: UsageError when the vocabulary is empty."""
 

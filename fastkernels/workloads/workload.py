@@ -50,6 +50,10 @@ class Workload:
         """The same mix with another number of requests."""
         return replace(self, num_requests=num_requests)
 
+    def seeded(self, seed: int) -> Workload:
+        """The same mix with other tokens."""
+        return replace(self, seed=seed)
+
     def requests(self, vocab_size: int, end_ids: Collection[int] = ()) -> list[TrafficRequest]:
         """Drawn token ids in the mix's lengths; for throughput, where token_ids are for what tensors look like."""
         source = TokenSource(vocab_size, end_ids, self.seed)

@@ -1,0 +1,169 @@
+"""Load on an OpenAI-compatible server: arrivals, streaming completions, and when each piece of each answer came."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastkernels.bench.e2e.http import Endpoint, HttpError, post_events
+from fastkernels.errors import UsageError
+from fastkernels.workloads import TrafficRequest
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """When requests are sent. request_rate: a second, inf is all at once; None: the requests' own times over speedup.
+
+    burstiness: the shape of the gamma distribution of the gaps; 1 is a Poisson process, less is burstier.
+    Errors: UsageError names the value and its limit.
+    """
+
+    request_rate: float | None = math.inf
+    burstiness: float = 1.0
+    speedup: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("request_rate", "burstiness", "speedup"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} is {value}; it must be above 0.")
+        if math.isinf(self.speedup) or math.isinf(self.burstiness):
+            raise UsageError("speedup and burstiness must be finite; request_rate inf sends all at once.")
+
+    def times(self, requests: Sequence[TrafficRequest]) -> list[float]:
+        """Seconds from the start of the load. Drawn gaps are stretched so that the last arrival comes at count / rate,
+        as vLLM's benchmark does: https://github.com/vllm-project/vllm/blob/main/vllm/benchmarks/serve.py
+        """
+        if self.request_rate is None:
+            return [request.arrival_s / self.speedup for request in requests]
+        if math.isinf(self.request_rate):
+            return [0.0] * len(requests)
+        generator = np.random.default_rng(self.seed)
+        times = np.cumsum(generator.gamma(self.burstiness, 1 / (self.request_rate * self.burstiness), len(requests)))
+        if times[-1] > 0:
+            times *= len(requests) / self.request_rate / times[-1]
+        return [float(t) for t in times]
+
+
+@dataclass
+class RequestRecord:
+    """One request under load. Times are seconds; start_s, from the start of the load, is when it was sent.
+
+    ttft_s: from sending to the first piece. itl_s: gaps between the pieces. e2e_s: from sending to the last piece.
+    output_len: by the server's usage, else the number of pieces. token_ids: where the server tells them.
+    """
+
+    index: int
+    prompt_len: int
+    asked_len: int
+    start_s: float
+    ttft_s: float | None = None
+    e2e_s: float | None = None
+    itl_s: list[float] = field(default_factory=list)
+    output_len: int = 0
+    num_cached_tokens: int | None = None
+    text: str = ""
+    token_ids: list[int] | None = None
+    error: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.error is None and self.e2e_s is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what was said; times to the microsecond."""
+        data = {key: value for key, value in asdict(self).items() if key not in ("text", "token_ids")}
+        data["itl_s"] = [round(value, 6) for value in self.itl_s]
+        return {key: round(value, 6) if isinstance(value, float) else value for key, value in data.items()}
+
+
+@dataclass
+class Load:
+    """Requests against a server. records: of the requests that ended, in the order of their ends."""
+
+    endpoint: Endpoint
+    model: str
+    max_concurrency: int | None = None
+    progress: Callable[[int, int], None] = lambda done, total: None
+    records: list[RequestRecord] = field(default_factory=list)
+    started: float = 0.0
+
+    async def run(self, requests: Sequence[TrafficRequest], times: Sequence[float]) -> None:
+        """Send each at its time, whether or not others have ended; records are kept when this is cancelled."""
+        raise_file_limit()
+        limit: Any = asyncio.Semaphore(self.max_concurrency) if self.max_concurrency else contextlib.nullcontext()
+        bodies = [self._body(request) for request in requests]
+        self.started = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for index, (request, at) in enumerate(zip(requests, times, strict=True)):
+                await asyncio.sleep(max(0.0, self.started + at - time.perf_counter()))
+                group.create_task(self._send(index, request, bodies[index], limit, len(requests)))
+
+    def _body(self, request: TrafficRequest) -> bytes:
+        """return_token_ids is vLLM's; servers that do not know it leave it out."""
+        return json.dumps(
+            {
+                "model": self.model, "prompt": request.prompt_token_ids, "max_tokens": request.output_len,
+                "temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
+                "return_token_ids": True,
+            }
+        ).encode()  # fmt: skip
+
+    async def _send(self, index: int, request: TrafficRequest, body: bytes, limit: Any, total: int) -> None:
+        async with limit:
+            started = time.perf_counter()
+            record = RequestRecord(index, len(request.prompt_token_ids), request.output_len, started - self.started)
+            try:
+                await _read(self.endpoint, body, record, started)
+            except (HttpError, OSError, ValueError, KeyError, TypeError) as error:
+                record.error = f"{type(error).__name__}: {error}"
+            self.records.append(record)
+            self.progress(len(self.records), total)
+
+
+async def _read(endpoint: Endpoint, body: bytes, record: RequestRecord, started: float) -> None:
+    """Fill the record as the answer comes."""
+    last = started
+    num_pieces = 0
+    async for data in post_events(endpoint, "/v1/completions", body):
+        now = time.perf_counter()
+        event = json.loads(data)
+        if event.get("error"):
+            raise HttpError(0, str(event["error"])[:500])
+        for choice in event.get("choices", ())[:1]:
+            if num_pieces:
+                record.itl_s.append(now - last)
+            else:
+                record.ttft_s = now - started
+            num_pieces += 1
+            last = now
+            record.text += choice.get("text") or ""
+            if choice.get("token_ids") is not None:
+                record.token_ids = (record.token_ids or []) + choice["token_ids"]
+        usage = event.get("usage") or {}
+        if "completion_tokens" in usage:
+            record.output_len = usage["completion_tokens"]
+            record.num_cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    if not num_pieces:
+        raise HttpError(0, "The answer had no token.")
+    record.e2e_s = last - started
+    record.output_len = record.output_len or num_pieces
+
+
+def raise_file_limit() -> None:
+    """A connection is an open file: as many as this process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else hard
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,180 @@
+"""Tier 2: the baseline and a candidate side of one scenario, measured and kept as they go."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fastkernels.bench.e2e.metrics import engine_shares, load_summary, median_summary, offline_summary, ratio
+from fastkernels.bench.e2e.offline import Json, Side, SideError, Watcher, run_offline
+from fastkernels.bench.e2e.scenario import Scenario
+from fastkernels.bench.e2e.serving import LoadPlan, run_serving
+from fastkernels.bench.e2e.tokens import agreement
+from fastkernels.bench.environment import environment
+from fastkernels.bench.run_folder import RunFolder
+from fastkernels.overlay import Status
+from fastkernels.sets import resolve_set
+
+KIND = "e2e"
+E2E_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class E2ERun:
+    """plan None: offline. candidates: sets that replace ops together; the baseline is measured beside them.
+
+    request: the words of the command.
+    """
+
+    scenario: Scenario
+    candidates: tuple[str, ...] = ()
+    num_repeats: int = 3
+    warmup_share: float = 0.25
+    plan: LoadPlan | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> str:
+        return str(self.scenario.options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def sides(self) -> list[Side]:
+        """Errors: UnknownNameError, UsageError for a set that is not there."""
+        if self.plan is not None and self.plan.endpoint is not None:
+            return [Side(self.plan.endpoint.url)]
+        sets = [resolve_set(name) for name in self.candidates]
+        found = [Side("baseline")]
+        if sets:
+            found.append(Side("+".join(s.name for s in sets), tuple(str(s.path) for s in sets)))
+        return found
+
+    def start(self, out: Any = None) -> RunFolder:
+        """A new run folder, once all words are known to be right. Errors: those of the scenario and the sets."""
+        self.scenario.check()
+        self.sides()
+        return RunFolder.create(KIND, self.request, environment(self.device), out)
+
+
+def run_e2e(run: E2ERun, folder: RunFolder, watcher: Watcher) -> Json:
+    """The results, also on disk after every repeat and when this is cut short.
+
+    A candidate side that cannot start or ends is part of the results. Errors: SideError when the baseline does.
+    """
+    started = time.monotonic()
+    sides = run.sides()
+    workload = run.scenario.describe(run.scenario.requests())
+    status = "interrupted"
+
+    def keep() -> Json:
+        return folder.finish(
+            status=status,
+            seconds=time.monotonic() - started,
+            e2e_schema_version=E2E_SCHEMA_VERSION,
+            mode="offline" if run.plan is None else "serving",
+            workload=workload,
+            sides=[side_json(side, run.plan) for side in sides],
+            comparisons=comparisons(sides),
+        )
+
+    try:
+        for number, side in enumerate(sides):
+            try:
+                _measure(run, side, watcher, keep)
+            except SideError as error:
+                if not number:
+                    raise
+                side.engine["error"] = {"message": str(error), "exit_code": error.exit_code}
+        status = "finished"
+    finally:
+        for number, side in enumerate(sides):
+            if 0 in side.tokens:
+                (folder.path / f"tokens-{number}.json").write_text(json.dumps(side.tokens[0]))
+        results = keep()
+    return results
+
+
+def _measure(run: E2ERun, side: Side, watcher: Watcher, keep: Callable[[], Json]) -> None:
+    def kept() -> None:
+        keep()
+
+    if run.plan is None:
+        run_offline(run.scenario, side, run.num_repeats, run.warmup_share, watcher, kept)
+    else:
+        run_serving(run.scenario, side, run.plan, run.num_repeats, watcher, kept)
+
+
+def side_json(side: Side, plan: LoadPlan | None) -> Json:
+    """One side's entry in results.json: every repeat with its requests, and the median repeat's figures."""
+    repeats = []
+    for repeat in side.repeats:
+        records = repeat.get("_records")
+        summary = (
+            offline_summary(repeat) if records is None else load_summary(records, plan.goodput_ms if plan else None)
+        )
+        engine = {
+            **engine_shares(repeat["counters"]),
+            "peak_memory_bytes": repeat["peak_memory_bytes"],
+            "gpu_busy_share": repeat["gpu_busy_share"],
+        }
+        kept = {key: value for key, value in repeat.items() if not key.startswith("_")}
+        repeats.append({**kept, "summary": summary, "engine": engine})
+    found: Json = {
+        "name": side.name,
+        "candidates": list(side.candidates),
+        "startup_seconds": side.startup_seconds,
+        "engine": {key: value for key, value in side.engine.items() if key != "error"},
+        "error": side.engine.get("error"),
+        "is_complete": side.is_complete,
+        "replacements": side.replacements,
+        "repeats": repeats,
+    }
+    if repeats:
+        found["summary"] = median_summary([r["summary"] for r in repeats])
+        middle = next(r for r in repeats if r["summary"]["duration_s"] == found["summary"]["duration_s"])
+        found["engine_summary"] = middle["engine"]
+    return found
+
+
+def comparisons(sides: Sequence[Side]) -> list[Json]:
+    """Each other side with the baseline: speed, and the tokens of every repeat that both have."""
+    if len(sides) < 2:
+        return []
+    baseline = sides[0]
+    found = []
+    for side in sides[1:]:
+        if not side.repeats or not baseline.repeats:
+            continue
+        shared = sorted(set(baseline.tokens) & set(side.tokens))
+        found.append(
+            {
+                "side": side.name,
+                "speed": ratio([r["seconds"] for r in baseline.repeats], [r["seconds"] for r in side.repeats]),
+                "tokens": [agreement(baseline.tokens[n], side.tokens[n]).to_json() for n in shared],
+                "has_equal_digests": [
+                    a["digest"] == b["digest"] for a, b in zip(baseline.repeats, side.repeats, strict=False)
+                ],
+            }
+        )
+    return found
+
+
+def failures(results: Json) -> list[str]:
+    """What makes the run not pass, a sentence each: replacements not in force on a rank, sides that failed, requests
+    that did."""
+    found = []
+    for side in results["sides"]:
+        for line in side["replacements"]:
+            if line["status"] != Status.REPLACED:
+                rank = f" on rank {line['rank']}" if line.get("rank") is not None else ""
+                found.append(f"{side['name']}: {line['op']} is {line['status']}{rank}.")
+        if side["error"]:
+            found.append(f"{side['name']}: {side['error']['message']}")
+        num_failed = sum(r["summary"]["num_failed"] for r in side["repeats"])
+        if num_failed:
+            errors = [q["error"] for r in side["repeats"] for q in r["requests"] if q.get("error")]
+            found.append(f"{side['name']}: {num_failed} requests failed; the first: {errors[0] if errors else '?'}")
+    return found
