@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from fastkernels.errors import UnsupportedError
-from fastkernels.kernels.backend import check_dtypes, num_sms, shared_memory_limit, tl, triton
+from fastkernels.kernels.backend import (
+    check_dtypes,
+    dependent_launch,
+    let_dependents_start,
+    num_sms,
+    shared_memory_limit,
+    tl,
+    triton,
+    wait_for_dependencies,
+)
 
 MAX_HEAD_SIZE = 256
 MAX_GROUP = 64
@@ -30,7 +39,10 @@ def _split_kernel(
     GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, PAGE_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    let_dependents_start(PDL)
+    wait_for_dependencies(PDL)
     pid = tl.program_id(0)
     kv_head = pid % num_kv_heads
     split = (pid // num_kv_heads) % num_splits
@@ -102,7 +114,10 @@ def _merge_kernel(
     out_ptr, partial_ptr, lse_ptr, query_start_ptr, seq_lens_ptr, num_kv_heads, num_splits, num_rows,
     GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    let_dependents_start(PDL)
+    wait_for_dependencies(PDL)
     pid = tl.program_id(0)
     row = pid % num_rows
     kv_head = (pid // num_rows) % num_kv_heads
@@ -225,6 +240,7 @@ def launch_decode(
     num_parts = num_seqs * num_kv_heads * tile.num_splits * block_m if is_split else 1
     partial = torch.empty((num_parts, head_size), dtype=torch.float32, device=query.device)
     lse = torch.empty(num_parts, dtype=torch.float32, device=query.device)
+    launch = dependent_launch(query.device)
     starts = seq_lens if query_start_loc is None else query_start_loc
     fixed = {
         "GROUP": group,
@@ -236,13 +252,14 @@ def launch_decode(
         query.stride(0), query.stride(1), *key_cache.stride()[:3], *value_cache.stride()[:3], block_table.stride(0),
         num_kv_heads, tile.num_splits, **fixed, PAGE_SIZE=key_cache.shape[1], IS_SPLIT=is_split,
         BLOCK_M=block_m, BLOCK_N=tile.block_n, BLOCK_D=block_d, STAGES=tile.num_stages, num_warps=tile.num_warps,
+        **launch,
     )  # fmt: skip
     if is_split:
         num_rows = group * min(block_m // group, max_query_len)
         _merge_kernel[(num_seqs * num_kv_heads * num_rows,)](
             out, partial, lse, starts, seq_lens, num_kv_heads, tile.num_splits, num_rows, **fixed,
             BLOCK_M=block_m, BLOCK_N=tile.block_n, BLOCK_D=block_d,
-            BLOCK_S=triton.next_power_of_2(tile.num_splits), num_warps=4,
+            BLOCK_S=triton.next_power_of_2(tile.num_splits), num_warps=4, **launch,
         )  # fmt: skip
 
 

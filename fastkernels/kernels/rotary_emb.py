@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from fastkernels.errors import UnsupportedError
-from fastkernels.kernels.backend import check_dtypes, tl, triton
+from fastkernels.kernels.backend import (
+    check_dtypes,
+    dependent_launch,
+    let_dependents_start,
+    tl,
+    triton,
+    wait_for_dependencies,
+)
 
 
 @triton.jit
@@ -72,7 +79,10 @@ def _rotary_embedding_kernel(
     num_q_heads, num_k_heads, num_blocks,
     HEAD_SIZE: tl.constexpr, ROTARY_DIM: tl.constexpr, IS_NEOX: tl.constexpr, HAS_KEY: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    let_dependents_start(PDL)
+    wait_for_dependencies(PDL)
     HALF: tl.constexpr = ROTARY_DIM // 2
     pid = tl.program_id(0)
     token = (pid // num_blocks).to(tl.int64)
@@ -160,6 +170,7 @@ def rotary_embedding(
         BLOCK_HALF=triton.next_power_of_2(rotary_dim // 2),
         BLOCK_REST=triton.next_power_of_2(rest) if rest else 0,
         num_warps=warps,
+        **dependent_launch(query.device),
     )  # fmt: skip
     return q_out, k_out
 

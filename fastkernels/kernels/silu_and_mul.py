@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from fastkernels.errors import UnsupportedError
-from fastkernels.kernels.backend import check_dtypes, tl, triton
+from fastkernels.kernels.backend import (
+    check_dtypes,
+    dependent_launch,
+    let_dependents_start,
+    tl,
+    triton,
+    wait_for_dependencies,
+)
 
 
 @triton.jit
@@ -21,7 +28,9 @@ def _exp(a, IS_EXACT: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
-def _silu_and_mul_kernel(x_ptr, y_ptr, x_stride, d, num_blocks, BLOCK: tl.constexpr):
+def _silu_and_mul_kernel(x_ptr, y_ptr, x_stride, d, num_blocks, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    let_dependents_start(PDL)
+    wait_for_dependencies(PDL)
     pid = tl.program_id(0)
     row = (pid // num_blocks).to(tl.int64)
     cols = (pid % num_blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -57,6 +66,6 @@ def silu_and_mul(x: Tensor) -> Tensor:
     block, warps = block_and_warps(d)
     num_blocks = triton.cdiv(d, block)
     _silu_and_mul_kernel[(rows.shape[0] * num_blocks,)](
-        rows, y, rows.stride(0), d, num_blocks, BLOCK=block, num_warps=warps
+        rows, y, rows.stride(0), d, num_blocks, BLOCK=block, num_warps=warps, **dependent_launch(x.device)
     )
     return y

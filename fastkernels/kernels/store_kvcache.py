@@ -5,7 +5,7 @@
 from torch import Tensor
 
 from fastkernels.errors import UnsupportedError
-from fastkernels.kernels.backend import tl, triton
+from fastkernels.kernels.backend import dependent_launch, let_dependents_start, tl, triton, wait_for_dependencies
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_heads"])
@@ -14,8 +14,10 @@ def _store_kvcache_kernel(
     k_stride_token, k_stride_head, v_stride_token, v_stride_head,
     k_stride_page, k_stride_slot, k_cache_stride_head, v_stride_page, v_stride_slot, v_cache_stride_head,
     num_tokens, num_heads, width,
-    PAGE_SIZE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    let_dependents_start(PDL)
+    wait_for_dependencies(PDL)
     pid = tl.program_id(0)
     head = pid % num_heads
     tokens = (pid // num_heads).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -76,4 +78,5 @@ def store_kvcache(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Te
         *key_cache.stride()[:3], *value_cache.stride()[:3],
         key.shape[0], num_heads, head_size,
         PAGE_SIZE=key_cache.shape[1], BLOCK_T=block_t, BLOCK_W=block_w, num_warps=warps,
+        **dependent_launch(key.device),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from fastkernels.kernels.flash_attn_varlen import flash_attn_varlen
 from fastkernels.kernels.rms_norm import add_rms_norm, rms_norm
 from fastkernels.kernels.rotary_emb import rotary_embedding
 from fastkernels.kernels.silu_and_mul import silu_and_mul
+from fastkernels.kernels.skinny_linear import MAX_ROWS, fast_linear, is_skinny, skinny_linear
 from fastkernels.kernels.store_kvcache import store_kvcache
 from fastkernels.kernels.top_k_top_p_sample import top_k_top_p_sample
 from fastkernels.noise import random_uniform
@@ -315,3 +316,64 @@ def test_sample_follows_the_distribution() -> None:
     chi_squared = ((counts - expected).square() / expected)[is_kept].sum()
     # 99.999 % of chi-squared with at most 29 degrees of freedom lie below 76.
     assert chi_squared < 76
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("num_rows", [1, 2, 32])
+@pytest.mark.parametrize(
+    ("num_cols", "num_inputs"), [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (300, 8000), (77, 331)]
+)
+def test_skinny_linear_equals_its_definition(num_cols: int, num_inputs: int, num_rows: int, dtype: torch.dtype) -> None:
+    x, weight = randn(num_rows, num_inputs + 8, dtype=dtype)[:, :-8], randn(num_cols, num_inputs, dtype=dtype)
+    bias = randn(num_cols, dtype=dtype)
+    product, terms = x.double() @ weight.double().t(), x.double().abs() @ weight.double().abs().t()
+    torch.cuda.synchronize()
+    for added in (None, bias):
+        expected = product if added is None else product + bias.double()
+        assert_rounded(skinny_linear(x, weight, added), expected, terms)
+        with torch.inference_mode():
+            assert_rounded(skinny_linear(x, weight, added), expected, terms)
+
+
+def test_fast_linear_takes_the_skinny_way_without_gradients_alone() -> None:
+    x, weight = randn(4, 4096, dtype=torch.bfloat16), randn(4096, 4096, dtype=torch.bfloat16).requires_grad_()
+    assert not is_skinny(x, weight)
+    assert fast_linear(x, weight, None).requires_grad
+    with torch.no_grad():
+        is_hopper = torch.cuda.get_device_capability()[0] >= 9
+        assert is_skinny(x, weight) == is_hopper
+        assert not is_skinny(x.expand(MAX_ROWS, 4, 4096).flatten(0, 1), weight)
+
+
+@pytest.mark.parametrize("num_rows", [1, 32])
+def test_a_graph_of_dependent_launches_gives_what_waiting_between_them_gives(
+    num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is handed on from kernel to kernel: one that wrote before its wait would spoil another's input."""
+    monkeypatch.undo()  # a fill between two kernels would be waited for
+    gate_up, down = (randn(n, k, dtype=torch.bfloat16) / k**0.5 for n, k in ((8192, 4096), (4096, 4096)))
+    weight, x = randn(4096, dtype=torch.bfloat16), randn(num_rows, 4096, dtype=torch.bfloat16)
+
+    def steps(wait: bool) -> Tensor:
+        hidden, residual = x, x
+        for _ in range(24):
+            for step in range(4):
+                if step == 0:
+                    hidden, residual = add_rms_norm(hidden, residual, weight, 1e-5)
+                else:
+                    hidden = (
+                        silu_and_mul(hidden) if step == 2 else fast_linear(hidden, gate_up if step == 1 else down, None)
+                    )
+                if wait:
+                    torch.cuda.synchronize()
+        return hidden
+
+    with torch.inference_mode():
+        expected = steps(wait=True).clone()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        with torch.cuda.graph(graph, stream=stream):
+            got = steps(wait=False)
+        for _ in range(30):
+            got.fill_(NAN)
+            graph.replay()
+            assert got.equal(expected)

@@ -15,6 +15,7 @@ LEAST_TESTS = {
     "test_kernels_attention.py": 55,
     "test_kernels_sampling.py": 12,
     "test_kernels_logits.py": 60,
+    "test_kernels_linear.py": 90,
 }
 
 
@@ -48,8 +49,8 @@ import torch
 from fastkernels.errors import EnvironmentProblem
 from fastkernels.kernels import (
     apply_logit_bias, apply_penalties, apply_token_bitmask, draw_seeds, flash_attn_decode, flash_attn_prefill,
-    flash_attn_varlen, greedy_sample, min_p, rms_norm, rotary_emb, silu_and_mul, store_kvcache, top_k_top_p_sample,
-    top_logprobs,
+    flash_attn_varlen, greedy_sample, min_p, rms_norm, rotary_emb, silu_and_mul, skinny_linear, store_kvcache,
+    top_k_top_p_sample, top_logprobs,
 )
 try:
     rms_norm.rms_norm(torch.ones(2, 8), torch.ones(8), 1e-6)
