@@ -11,7 +11,6 @@ from fastkernels.kernels.backend import (
     check_dtypes,
     dependent_launch,
     let_dependents_start,
-    may_read_ahead,
     tl,
     triton,
     wait_for_dependencies,
@@ -34,22 +33,18 @@ def _rms_norm_kernel(
     eps,
     HAS_RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
-    READS_AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     let_dependents_start(PDL)
+    wait_for_dependencies(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < hidden_size
-    if READS_AHEAD:
-        weight = tl.load(weight_ptr + cols, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
-    wait_for_dependencies(PDL)
     h = tl.load(x_ptr + row * x_stride + cols, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
     if HAS_RESIDUAL:
         residual = residual_ptr + row * residual_stride + cols
         h += tl.load(residual, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-    if not READS_AHEAD:
-        weight = tl.load(weight_ptr + cols, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    weight = tl.load(weight_ptr + cols, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
     if HAS_RESIDUAL:
         tl.store(h_ptr + row * hidden_size + cols, h.to(h_ptr.dtype.element_ty), mask=mask)
     scale = 1.0 / tl.sqrt(tl.sum(h * h, axis=0) / hidden_size + eps)
@@ -124,7 +119,6 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
     added = rows if residual is None else _rows(residual)
     tile = row_tile(rows.shape[0], hidden_size, residual is not None)
     kernel = _rms_norm_kernel if tile.is_one_pass else _rms_norm_two_pass_kernel
-    ahead = {"READS_AHEAD": may_read_ahead() and weight.is_contiguous()} if tile.is_one_pass else {}
     kernel[(rows.shape[0],)](
         rows,
         added,
@@ -138,7 +132,6 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
         HAS_RESIDUAL=residual is not None,
         BLOCK=tile.block,
         num_warps=tile.num_warps,
-        **ahead,
         **dependent_launch(x.device),
     )
     return y, h
