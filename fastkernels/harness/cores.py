@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import psutil
+import torch
 
 from fastkernels.harness.workers import Worker
 
@@ -17,8 +18,11 @@ _LOOK_SECONDS = 0.05
 
 @contextlib.contextmanager
 def own_cores(workers: Sequence[Worker]) -> Iterator[None]:
-    """This thread on one core, every worker on another, by turns; where there is only one core, nothing is done."""
-    before = os.sched_getaffinity(0)
+    """This thread on one core, every worker on another, by turns; where there is only one core, nothing is done.
+
+    torch gets one thread here: a second one would wait on the workers' core for its time slice, at every operation.
+    """
+    before, num_threads = os.sched_getaffinity(0), torch.get_num_threads()
     if len(before) < 2:
         yield
         return
@@ -26,9 +30,11 @@ def own_cores(workers: Sequence[Worker]) -> Iterator[None]:
     for worker in workers:
         worker.pin(for_workers)
     os.sched_setaffinity(0, {for_judge})
+    torch.set_num_threads(1)
     try:
         yield
     finally:
+        torch.set_num_threads(num_threads)
         os.sched_setaffinity(0, before)
 
 
