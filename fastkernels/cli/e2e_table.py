@@ -14,13 +14,13 @@ Json = dict[str, Any]
 
 def e2e_tables(results: Json) -> list[Table]:
     """Throughput, the engine's counters, latencies under load, and the comparison; those that have figures."""
-    sides = [side for side in results["sides"] if side["repeats"]]
+    sides = [side for side in results.get("sides", []) if side["repeats"]]
     tables = [_throughput(results, sides)] if sides else []
     if sides and results["mode"] == "serving":
         tables.append(_latencies(sides))
-    if any(side["replacements"] for side in results["sides"]):
+    if any(side["replacements"] for side in results.get("sides", [])):
         tables.append(_replacements(results["sides"]))
-    if results["comparisons"]:
+    if results.get("comparisons"):
         tables.append(_comparisons(results["comparisons"]))
     return tables
 

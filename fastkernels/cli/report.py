@@ -10,13 +10,13 @@ from rich.table import Table
 from typer import Argument, Option
 
 from fastkernels.cli.common import console, print_json
+from fastkernels.cli.e2e_table import e2e_tables
 from fastkernels.cli.table import verdict_table
 from fastkernels.errors import UsageError
 from fastkernels.report.compare import Change, compare_runs, hardware
 from fastkernels.report.compare_page import render_comparison
-from fastkernels.report.html import render
 from fastkernels.report.load import find_run, load_results
-from fastkernels.report.publish import write_page
+from fastkernels.report.publish import render_run, write_page
 
 _COLOURS = {"faster": "green", "now passes": "green", "slower": "red", "no longer passes": "bold red"}
 
@@ -37,13 +37,16 @@ def report(
 
 def _show(folder: Path, results: dict[str, Any], *, as_json: bool) -> None:
     path = folder / "report.html"
-    write_page(path, render(results))
+    write_page(path, render_run(results))
     if as_json:
         print_json(results)
         return
     if results["status"] != "finished":
         console.print(f"[yellow]{escape(results['run_id'])} is {escape(results['status'])}: this is what there is.[/]")
-    if results["ops"]:
+    if results["kind"] == "e2e":
+        for table in e2e_tables(results):
+            console.print(table)
+    elif results["ops"]:
         console.print(verdict_table(results))
     else:
         console.print("Nothing was judged.")
@@ -52,6 +55,8 @@ def _show(folder: Path, results: dict[str, Any], *, as_json: bool) -> None:
 
 def _compare(first: Path, second: Path, *, is_forced: bool, as_json: bool) -> None:
     before, after = load_results(first), load_results(second)
+    if "e2e" in (before["kind"], after["kind"]):
+        raise UsageError("End-to-end runs are shown one at a time; `fastkernels e2e --candidates` compares two sides.")
     if hardware(before) != hardware(after) and not is_forced:
         raise UsageError(
             f"{first} ran on {hardware(before)}, {second} on {hardware(after)}: their times do not compare. "

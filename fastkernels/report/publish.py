@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fastkernels.report.e2e_page import render_e2e
 from fastkernels.report.html import render
 from fastkernels.report.load import load_results
 
@@ -22,12 +23,17 @@ def publish(run: Path, *, mlflow_uri: str | None = None, is_tracked: bool = True
     results = load_results(run)
     path = run / "report.html"
     try:
-        write_page(path, render(results))
+        write_page(path, render_run(results))
     except OSError as error:
         _warn(f"{path} was not written: {error.strerror or error}. When there is room: fastkernels report {run}")
     if is_tracked:
         _track(run, results, mlflow_uri)
     return path
+
+
+def render_run(results: dict[str, Any]) -> str:
+    """The page of a run, by what kind it is."""
+    return render_e2e(results) if results["kind"] == "e2e" else render(results)
 
 
 def write_page(path: Path, text: str) -> None:
@@ -44,10 +50,11 @@ def _track(run: Path, results: dict[str, Any], uri: str | None) -> None:
     if not is_mlflow_installed():
         _warn(f"MLflow is not installed, so this run was not logged there. {INSTALL_TRACKING}, or --no-track.")
         return
+    from fastkernels.report.e2e_track import log_e2e
     from fastkernels.report.track import log_run
 
     try:
-        log_run(run, results, uri)
+        (log_e2e if results["kind"] == "e2e" else log_run)(run, results, uri)
     except Exception as error:
         # Whatever a store, a server or a disk does wrong, the run itself is done and kept.
         first = (str(error).strip().splitlines() or [""])[0]

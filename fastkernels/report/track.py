@@ -57,13 +57,13 @@ def log_run(run: Path, results: dict[str, Any], uri: str | None = None) -> str:
     Errors: MlflowException and whatever the store's driver raises.
     """
     uri = uri or default_uri()
-    with _silent():
-        _Sweep(MlflowClient(tracking_uri=uri), uri, run, results).log()
+    with silent():
+        _Sweep(Store(MlflowClient(tracking_uri=uri), uri), run, results).log()
     return uri
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """MLflow and its migrations tell of their steps; the command line's output is not for that."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     levels = [logger.level for logger in loggers]
@@ -78,22 +78,49 @@ def _silent() -> Iterator[None]:
             logger.setLevel(level)
 
 
+class Store:
+    """FastKernels' experiment in an MLflow store."""
+
+    def __init__(self, client: MlflowClient, uri: str) -> None:
+        self.client = client
+        self.experiment = self._experiment(uri)
+
+    def found(self, tags: dict[str, str]) -> Run | None:
+        runs = self.client.search_runs([self.experiment], _filter(tags), max_results=1)
+        return runs[0] if runs else None
+
+    def run(self, tags: dict[str, str], name: str, created: int, params: dict[str, Any]) -> str:
+        """The id of the run with these tags; a new one with these params when there is none."""
+        known = self.found(tags)
+        if known is not None:
+            return str(known.info.run_id)
+        run_id = str(self.client.create_run(self.experiment, created, tags, run_name=name).info.run_id)
+        self.client.log_batch(run_id, params=_params(params))
+        return run_id
+
+    def _experiment(self, uri: str) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found is not None:
+            return found.experiment_id
+        if not uri.startswith("sqlite:///"):
+            return self.client.create_experiment(EXPERIMENT)
+        database = Path(uri.removeprefix("sqlite:///")).resolve()
+        folder = database.with_name(f"{database.stem}-artifacts")
+        return self.client.create_experiment(EXPERIMENT, artifact_location=folder.as_uri())
+
+
 class _Sweep:
     """One sweep on its way into a store."""
 
-    def __init__(self, client: MlflowClient, uri: str, run: Path, results: dict[str, Any]) -> None:
-        self.client, self.run, self.results = client, run, results
+    def __init__(self, store: Store, run: Path, results: dict[str, Any]) -> None:
+        self.store, self.client, self.run, self.results = store, store.client, run, results
         self.created = int(datetime.fromisoformat(results["created"]).timestamp() * 1000)
         self.key = _unquoted(f"{results['run_id']}@{results['created']}")
-        self.experiment = self._experiment(uri)
+        self.experiment = store.experiment
 
     def log(self) -> None:
-        parent = self._found({"fastkernels.sweep": self.key, "fastkernels.role": "sweep"})
-        if parent is None:
-            tags = {"fastkernels.sweep": self.key, "fastkernels.role": "sweep"}
-            parent = self.client.create_run(self.experiment, self.created, tags, run_name=self.results["run_id"])
-            self.client.log_batch(parent.info.run_id, params=_params(self._request()))
-        run_id = parent.info.run_id
+        tags = {"fastkernels.sweep": self.key, "fastkernels.role": "sweep"}
+        run_id = self.store.run(tags, self.results["run_id"], self.created, self._request())
         for record in self.results["ops"]:
             self._log_record(record, run_id)
         records = self.results["ops"]
@@ -125,7 +152,7 @@ class _Sweep:
             "set": _unquoted(record["implementation"]),
             "source_sha256": record["source_sha256"],
         }
-        child = self._found(identity)
+        child = self.store.found(identity)
         if child is None:
             ancestor = self._ancestor(record)
             tags = {**identity, "level": str(record["level"]), **({"parent_sha256": ancestor} if ancestor else {})}
@@ -159,20 +186,6 @@ class _Sweep:
         )
         hashes = (run.data.tags.get("source_sha256") for run in before)
         return next((sha for sha in hashes if sha and sha != record["source_sha256"]), None)
-
-    def _found(self, tags: dict[str, str]) -> Run | None:
-        runs = self.client.search_runs([self.experiment], _filter(tags), max_results=1)
-        return runs[0] if runs else None
-
-    def _experiment(self, uri: str) -> str:
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return found.experiment_id
-        if not uri.startswith("sqlite:///"):
-            return self.client.create_experiment(EXPERIMENT)
-        database = Path(uri.removeprefix("sqlite:///")).resolve()
-        folder = database.with_name(f"{database.stem}-artifacts")
-        return self.client.create_experiment(EXPERIMENT, artifact_location=folder.as_uri())
 
 
 def _filter(tags: dict[str, str]) -> str:

@@ -168,3 +168,12 @@ def ratio(baseline: Sequence[float], candidate: Sequence[float]) -> Json:
         tail = int(0.025 * _NUM_RESAMPLES)
         found |= {"low": ratios[tail], "high": ratios[-1 - tail]}
     return found
+
+
+def latency_ratios(baseline: Mapping[str, Sequence[float]], candidate: Mapping[str, Sequence[float]]) -> Json:
+    """Median over median by name of LATENCIES (above 1: the candidate is faster), of those that both have."""
+    return {
+        name: median(baseline[name]) / median(candidate[name])
+        for name in LATENCIES
+        if baseline[name] and candidate[name] and median(candidate[name]) > 0
+    }

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from fastkernels.bench.e2e.metrics import engine_shares, load_summary, median_summary, offline_summary, ratio
+from fastkernels.bench.e2e.metrics import (
+    engine_shares,
+    latencies,
+    latency_ratios,
+    load_summary,
+    median_summary,
+    offline_summary,
+    ratio,
+)
 from fastkernels.bench.e2e.offline import Json, Side, SideError, Watcher, run_offline
 from fastkernels.bench.e2e.scenario import Scenario
 from fastkernels.bench.e2e.serving import LoadPlan, run_serving
@@ -152,6 +160,7 @@ def comparisons(sides: Sequence[Side]) -> list[Json]:
         found.append(
             {
                 "side": side.name,
+                "latency": latency_ratios(*(_all_latencies(s) for s in (baseline, side))),
                 "speed": ratio([r["seconds"] for r in baseline.repeats], [r["seconds"] for r in side.repeats]),
                 "tokens": [agreement(baseline.tokens[n], side.tokens[n]).to_json() for n in shared],
                 "has_equal_digests": [
@@ -160,6 +169,10 @@ def comparisons(sides: Sequence[Side]) -> list[Json]:
             }
         )
     return found
+
+
+def _all_latencies(side: Side) -> dict[str, list[float]]:
+    return latencies([record for repeat in side.repeats for record in repeat.get("_records", ())])
 
 
 def failures(results: Json) -> list[str]:

@@ -18,6 +18,10 @@
   /* reach: how far a row's marks extend from its middle, in rows. */
   const fitted = (plot, isNarrow) => {
     const { data, layout } = themed(plot);
+    if (!plot.labels) {
+      if (isNarrow && layout.xaxis.tickvals) thin(layout.xaxis);
+      return { data, layout };
+    }
     const count = plot.labels.length;
     if (!isNarrow) {
       const beside = { x: 1, xanchor: "left", xshift: 8, font: { size: 12.5 } };
