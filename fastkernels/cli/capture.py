@@ -26,6 +26,7 @@ def capture(
     out: Annotated[Path, Option(help="The folder that takes the case set.")],
     workload: Annotated[str, Option(help=f"One of {_WORKLOADS}.")] = "demo",
     scale: Annotated[float, Option(help="Times the workload's lengths: below 1 for a tiny model.")] = 1.0,
+    num_requests: Annotated[int | None, Option(help="Requests; the workload's own number when left out.")] = None,
     ops: Annotated[list[str] | None, Option(help="Ops by name, repeated or with commas; all when left out.")] = None,
     level: Annotated[int | None, Option(help="Ops of this level, 1 to 4.")] = None,
     keep: Annotated[int, Option(help="Cases of different values per op, shapes, dtypes and phase.")] = 1,
@@ -42,12 +43,13 @@ def capture(
         raise UsageError(f"--keep is {keep} (at least 1), --budget-mb is {budget_mb} (at least 0).")
     targets = [name for text in ops or [] for name in text.split(",") if name]
     chosen = [entry.name for entry in select_ops(targets, level, None)] if targets or level is not None else None
+    traffic = find_workload(workload).scaled(scale)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=error_console, transient=True) as bar:
         task = bar.add_task(f"{model} on {workload}", total=None)
         cases, calls, _ = capture_model(
             model,
-            find_workload(workload).scaled(scale),
+            traffic if num_requests is None else traffic.limited(num_requests),
             ops=chosen,
             keep=keep,
             budget_mb=budget_mb,

@@ -1,0 +1,215 @@
+"""What end-to-end figures are made of: definitions, arrivals, digests, counters. No engine runs here."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import statistics
+import struct
+
+import pytest
+
+from fastkernels.bench.e2e.load import Arrivals, RequestRecord
+from fastkernels.bench.e2e.metrics import (
+    engine_shares,
+    latencies,
+    latency_ratios,
+    load_summary,
+    load_token_times,
+    median_summary,
+    peak_concurrency,
+    ratio,
+)
+from fastkernels.bench.e2e.scenario import Scenario
+from fastkernels.bench.e2e.serving import read_counters, serve_words
+from fastkernels.bench.e2e.tokens import agreement, digest
+from fastkernels.errors import UnknownNameError, UsageError
+from fastkernels.report.e2e_figures import token_rates
+from fastkernels.workloads import TrafficRequest
+
+
+def record(index: int, start: float, ttft: float, gaps: list[float], output_len: int | None = None) -> RequestRecord:
+    return RequestRecord(
+        index, prompt_len=10, asked_len=len(gaps) + 1, start_s=start, ttft_s=ttft, e2e_s=ttft + sum(gaps), itl_s=gaps,
+        output_len=len(gaps) + 1 if output_len is None else output_len,
+    )  # fmt: skip
+
+
+RECORDS = [
+    record(0, 0.0, 0.5, [0.1, 0.3]),
+    record(1, 0.2, 0.2, []),
+    record(2, 1.0, 1.0, [0.5], output_len=5),
+    RequestRecord(3, 10, 4, 0.4, error="HttpError: HTTP 500"),
+]
+
+
+def test_latencies_follow_their_definitions() -> None:
+    found = latencies(RECORDS)
+    assert found["ttft"] == [0.5, 0.2, 1.0]
+    assert found["tpot"] == pytest.approx([0.4 / 2, 0.5 / 4])  # the answer of one token has none
+    assert found["itl"] == [0.1, 0.3, 0.5]
+    assert found["e2e"] == pytest.approx([0.9, 0.2, 1.5])
+
+
+def test_summary_counts_completed_requests_over_the_whole_duration() -> None:
+    summary = load_summary(RECORDS)
+    assert (summary["num_completed"], summary["num_failed"]) == (3, 1)
+    assert summary["duration_s"] == 2.5  # from the start of the load to the last piece
+    assert summary["num_output_tokens"] == 3 + 1 + 5
+    assert summary["output_tokens_per_s"] == pytest.approx(9 / 2.5)
+    assert summary["total_tokens_per_s"] == pytest.approx((9 + 30) / 2.5)
+    assert summary["requests_per_s"] == pytest.approx(3 / 2.5)
+    assert summary["ttft"]["p50"] == pytest.approx(500)
+    assert summary["ttft"]["p90"] == pytest.approx(900)  # linear between the closest ranks, as numpy's
+    assert summary["peak_concurrency"] == 2
+
+
+def test_goodput_counts_requests_that_keep_every_limit() -> None:
+    good = load_summary(RECORDS, {"ttft": 600, "tpot": 150})["goodput"]
+    assert good["num_good"] == 1  # the second: its TPOT counts as 0; the first is too slow a token
+    assert good["requests_per_s"] == pytest.approx(1 / 2.5)
+    assert load_summary(RECORDS, {"e2e": 1500.0})["goodput"]["num_good"] == 3
+
+
+def test_a_load_of_which_nothing_came_back_has_no_rates() -> None:
+    summary = load_summary(RECORDS[3:])
+    assert summary == {"num_completed": 0, "num_failed": 1, "duration_s": 0.0}
+
+
+def test_requests_that_touch_are_not_concurrent() -> None:
+    assert peak_concurrency([record(0, 0.0, 1.0, []), record(1, 1.0, 1.0, [])]) == 1
+
+
+def test_token_times_spread_usage_over_pieces() -> None:
+    assert load_token_times(RECORDS[2:]) == [(2.0, 2.5), (2.5, 5.0)]
+
+
+def test_token_rates_keep_every_token() -> None:
+    points = [(0.5, 10), (1.0, 20), (2.0, 80), (2.5, 90)]
+    x, rates = token_rates(points, 0.25)
+    assert len(x) == len(rates) == 10
+    assert sum(rate * 0.25 for rate in rates) == pytest.approx(90)
+    assert rates[:2] == pytest.approx([20, 20])
+    assert rates[4:8] == pytest.approx([60] * 4)
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
+def test_arrivals_have_the_rate_and_the_burstiness_asked_for(burstiness: float) -> None:
+    requests = [TrafficRequest((1,), 1)] * 20_000
+    times = Arrivals(50.0, burstiness, seed=3).times(requests)
+    assert times[-1] == pytest.approx(20_000 / 50)
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    assert min(gaps) >= 0
+    variation = statistics.stdev(gaps) / statistics.fmean(gaps)
+    assert variation == pytest.approx(burstiness**-0.5, rel=0.05)
+    assert times == Arrivals(50.0, burstiness, seed=3).times(requests)
+    assert times != Arrivals(50.0, burstiness, seed=4).times(requests)
+
+
+def test_arrivals_of_a_trace_are_its_own_and_faster() -> None:
+    requests = [TrafficRequest((1,), 1, arrival) for arrival in (0.0, 3.0, 10.0)]
+    assert Arrivals(None, speedup=10.0).times(requests) == [0.0, 0.3, 1.0]
+    assert Arrivals(math.inf).times(requests) == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("values", [{"request_rate": 0.0}, {"burstiness": -1.0}, {"speedup": math.nan}])
+def test_arrivals_refuse_what_is_not_positive(values: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="must be above 0"):
+        Arrivals(**values)
+
+
+def test_digest_is_sha256_of_lengths_and_ids() -> None:
+    expected = hashlib.sha256(struct.pack("<6I", 2, 7, 70_000, 0, 1, 5)).hexdigest()
+    assert digest([[7, 70_000], [], [5]]) == expected
+    assert digest([[7], [70_000]]) != digest([[7, 70_000], []])
+
+
+def test_agreement_finds_the_first_difference() -> None:
+    found = agreement([[1, 2, 3], [4, 5, 6, 7], [8, 9]], [[1, 2, 3], [4, 5, 0, 7], [9, 9]])
+    assert found.first_difference == (1, 2)
+    assert (found.num_equal_answers, found.num_equal_tokens, found.num_tokens) == (1, 7, 9)
+    assert found.median_first_difference == 1.0
+    assert agreement([[1]], [[1]]).to_json()["share_equal"] == 1.0
+    assert agreement([[1]], [[1]]).first_difference is None
+    assert agreement([[1, 2]], [[1]]).first_difference == (0, 1)
+    with pytest.raises(ValueError, match="2 answers are compared with 1"):
+        agreement([[1], [2]], [[1]])
+
+
+def test_ratio_is_of_medians_and_one_repeat_has_no_interval() -> None:
+    assert ratio([3.0], [2.0]) == {"ratio": 1.5, "low": None, "high": None}
+    found = ratio([2.0, 2.2, 2.1], [1.0, 1.1, 1.05])
+    assert found["ratio"] == pytest.approx(2.0)
+    assert 2.0 / 1.1 <= found["low"] <= found["ratio"] <= found["high"] <= 2.2 / 1.0
+
+
+def test_latency_ratios_leave_out_what_one_side_lacks() -> None:
+    slow = {"ttft": [2.0, 4.0, 6.0], "tpot": [1.0], "itl": [], "e2e": [3.0]}
+    fast = {"ttft": [1.0, 2.0, 3.0], "tpot": [], "itl": [1.0], "e2e": [3.0]}
+    assert latency_ratios(slow, fast) == {"ttft": 2.0, "e2e": 1.0}
+
+
+def test_median_summary_is_a_real_repeat() -> None:
+    chosen = median_summary([{"duration_s": d, "mark": d} for d in (3.0, 1.0, 2.0, 9.0)])
+    assert chosen["mark"] == 2.0
+    assert chosen["durations_s"] == [3.0, 1.0, 2.0, 9.0]
+    assert chosen["batch_latency"]["p50"] == pytest.approx(2500)
+
+
+METRICS = """# HELP x y
+fastkernels_steps_total 40.0
+fastkernels_graph_step_ratio 0.75
+fastkernels_preemptions_total 2.0
+fastkernels_prompt_tokens_total 100.0
+fastkernels_prefix_cache_hit_tokens_total 25.0
+fastkernels_peak_memory_bytes 1.5e9
+"""
+
+
+def test_counters_of_our_metrics_give_shares() -> None:
+    counters = read_counters(METRICS)
+    assert counters["peak_memory_bytes"] == 1.5e9
+    shares = engine_shares(counters)
+    assert (shares["graph_hit_share"], shares["prefix_hit_share"], shares["num_preemptions"]) == (0.75, 0.25, 2)
+
+
+def test_counters_of_vllms_metrics_are_read_and_labels_summed() -> None:
+    text = 'vllm:num_preemptions_total{engine="0"} 3.0\nvllm:num_preemptions_total{engine="1"} 4.0\n'
+    text += 'vllm:prefix_cache_queries_total{engine="0"} 10\nvllm:prefix_cache_hits_total{engine="0"} 5\n'
+    shares = engine_shares(read_counters(text))
+    assert (shares["num_preemptions"], shares["prefix_hit_share"], shares["graph_hit_share"]) == (7, 0.5, None)
+
+
+def test_scenario_draws_other_tokens_each_repeat_and_cuts_to_the_model() -> None:
+    scenario = Scenario("tiny-llama", "prefill_heavy", num_requests=3, seed=5)
+    first, second = scenario.requests(0), scenario.requests(1)
+    assert {len(r.prompt_token_ids) + r.output_len for r in first} == {512}
+    assert first[0].prompt_token_ids != second[0].prompt_token_ids
+    assert scenario.requests(-1)[0].prompt_token_ids not in {r.prompt_token_ids for r in (*first, *second)}
+    assert all(1 not in r.prompt_token_ids for r in first)  # the end token
+    described = scenario.describe(first)
+    assert (described["num_cut"], described["num_requests"], described["prompt_len"]["p50"]) == (3, 3, 480)
+
+
+def test_scenario_names_what_is_off() -> None:
+    with pytest.raises(UnknownNameError, match="There is no workload named 'balance'"):
+        Scenario("tiny-llama", "balance").check()
+    with pytest.raises(UnknownNameError, match="tiny-lama"):
+        Scenario("tiny-lama", "balanced").check()
+    with pytest.raises(UsageError, match="no option 'max_seqs'"):
+        Scenario("tiny-llama", "balanced", options={"max_seqs": 3}).check()
+    with pytest.raises(UsageError, match="page_size is 0"):
+        Scenario("tiny-llama", "balanced", options={"page_size": 0}).check()
+
+
+def test_serve_words_are_options_of_serve() -> None:
+    scenario = Scenario(
+        "tiny-llama", "single", seed=4, options={"tensor_parallel_size": 2, "enforce_eager": True, "dtype": None}
+    )
+    words = serve_words(scenario, ("mine", "yours"))
+    assert words[:2] == ["--seed", "4"]
+    assert "--enforce-eager" in words
+    assert words[words.index("--tensor-parallel-size") + 1] == "2"
+    assert "--dtype" not in words
+    assert words[-4:] == ["--candidates", "mine", "--candidates", "yours"]
