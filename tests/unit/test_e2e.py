@@ -1,0 +1,355 @@
+"""`fastkernels e2e` on the tiny model: offline, under load, with candidates, cut short; and its HTTP client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastkernels.bench.e2e.http import Endpoint, HttpError, get, post_events
+from fastkernels.bench.e2e.load import Load
+from fastkernels.cli import main
+from fastkernels.errors import EnvironmentProblem, UsageError
+from fastkernels.report.load import load_results
+from fastkernels.server.local import running_server
+from fastkernels.workloads import TrafficRequest
+
+TINY = ("--model", "tiny-llama", "--device", "cpu")
+SMALL = ("--workload", "balanced", "--num-requests", "6", "--scale", "0.05")
+DEMO = Path(__file__).parents[2] / "fastkernels" / "demo"
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def e2e(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
+    code = 0
+    try:
+        main(["e2e", *map(str, words)])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTKERNELS_HOME", str(tmp_path / "runs"))
+
+
+@asynccontextmanager
+async def answering(handler: Handler) -> AsyncIterator[Endpoint]:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(int(x.split(b":")[1]) for x in head.split(b"\r\n") if x.lower().startswith(b"content-length"))
+        await reader.readexactly(length)
+        await handler(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server:
+        yield Endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+
+
+def chunked(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
+
+
+async def read_all(handler: Handler) -> list[bytes]:
+    async with answering(handler) as endpoint:
+        return [data async for data in post_events(endpoint, "/v1/completions", b"{}")]
+
+
+def test_events_are_read_whole_however_they_are_cut() -> None:
+    text = b'data: {"a": 1}\n\ndata: {"b":\ndata: 2}\n\n: a comment\n\ndata: [DONE]\n\n'
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(*(bytes([c]) for c in text)))
+
+    assert asyncio.run(read_all(handler)) == [b'{"a": 1}', b'{"b":\n2}']
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"HTTP/1.1 429 Too Many\r\nContent-Length: 5\r\n\r\nlater", "HTTP 429: later"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"data: 1\n\n"), "without \\[DONE\\]"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\ncut", "before its answer was whole"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "which is not HTTP"),
+        (b"", "before its answer was whole"),
+    ],
+)
+def test_an_answer_that_is_none_is_an_error_that_says_so(answer: bytes, says: str) -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+
+    with pytest.raises(HttpError, match=says):
+        asyncio.run(read_all(handler))
+
+
+def test_nobody_there_is_a_problem_of_the_environment() -> None:
+    with pytest.raises(EnvironmentProblem, match=r"No server answers at http://127\.0\.0\.1:9"):
+        asyncio.run(get(Endpoint("http://127.0.0.1:9"), "/metrics"))
+    with pytest.raises(UsageError, match="is not a URL"):
+        Endpoint("localhost:8000")
+
+
+def test_a_load_measures_what_the_server_does_and_goes_on_after_an_error() -> None:
+    """Two pieces 50 ms apart after 30 ms; every third request is refused."""
+    seen: list[int] = []
+    busy = [0, 0]
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(len(seen))
+        if seen[-1] % 3 == 2:
+            writer.write(b"HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nno")
+            return
+        busy[0] += 1
+        busy[1] = max(busy)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for number, wait in enumerate((0.03, 0.05)):
+            await asyncio.sleep(wait)
+            choice = {"text": "x", "token_ids": [number, 7]}
+            piece = b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+            writer.write(chunked(piece)[: -len(b"0\r\n\r\n")])
+        usage = {"completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 3}}
+        tail = b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\ndata: [DONE]\n\n"
+        writer.write(chunked(tail))
+        await writer.drain()
+        busy[0] -= 1
+
+    async def run() -> Load:
+        async with answering(handler) as endpoint:
+            load = Load(endpoint, "m", max_concurrency=2)
+            await load.run([TrafficRequest((1, 2, 3), 4)] * 6, [0.0] * 6)
+            return load
+
+    records = asyncio.run(run()).records
+    done = [r for r in records if r.is_complete]
+    assert [len(records), len(done)] == [6, 4]
+    assert all("HTTP 500: no" in (r.error or "") for r in records if not r.is_complete)
+    for r in done:
+        assert (r.token_ids, r.text, r.output_len, r.num_cached_tokens) == ([0, 7, 1, 7], "xx", 4, 3)
+        assert 0.03 <= (r.ttft_s or 0) < 0.3
+        assert 0.04 <= r.itl_s[0] < 0.3
+        assert r.e2e_s == pytest.approx((r.ttft_s or 0) + r.itl_s[0])
+    assert busy[1] <= 2
+
+
+def test_offline_run_keeps_every_request_and_repeats_its_digests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = []
+    for name in ("a", "b"):
+        words = (*TINY, *SMALL, "--repeats", "2", "--out", tmp_path / name, "--no-track", "--json")
+        code, out, _ = e2e(capsys, *words)
+        assert code == 0
+        results.append(json.loads(out))
+    first, second = (r["sides"][0] for r in results)
+    assert [r["digest"] for r in first["repeats"]] == [r["digest"] for r in second["repeats"]]
+    assert first["repeats"][0]["digest"] != first["repeats"][1]["digest"]
+    repeat = first["repeats"][0]
+    assert [(q["prompt_len"], q["output_len"]) for q in repeat["requests"]] == [(26, 6)] * 6
+    assert repeat["token_times"][-1][1] == 36
+    assert repeat["counters"]["num_generated_tokens"] == 36
+    assert repeat["engine"]["prefix_hit_share"] == 0
+    assert first["startup_seconds"] > first["engine"]["startup_seconds"] > 0
+    assert load_results(tmp_path / "a")["sides"][0]["summary"]["duration_s"] > 0
+    assert (tmp_path / "a" / "tokens-0.json").is_file()
+
+
+def test_shared_prefixes_of_a_trace_hit_the_prefix_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All requests of the trace begin with one block: 32 tokens, two pages, once scaled."""
+    words = (*TINY, "--workload", "mooncake_conv", "--num-requests", "40", "--scale", "0.0625", "--repeats", "1")
+    options = ("--engine", "max_num_batched_tokens=512", "--out", tmp_path / "run", "--no-track", "--json")
+    code, out, _ = e2e(capsys, *words, *options)
+    assert code == 0
+    side = json.loads(out)["sides"][0]
+    assert side["engine_summary"]["prefix_hit_share"] > 0.02
+    assert sum(q["num_cached_tokens"] >= 32 for q in side["repeats"][0]["requests"]) > 20
+
+
+def test_a_right_candidate_says_the_baselines_tokens_and_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*TINY, *SMALL, "--repeats", "1", "--candidates", DEMO / "faster", "--out", tmp_path / "run")
+    code, out, _ = e2e(capsys, *words)
+    assert code == 0
+    results = load_results(tmp_path / "run")
+    (comparison,) = results["comparisons"]
+    assert comparison["tokens"][0]["share_equal"] == 1.0
+    (line,) = results["sides"][1]["replacements"]
+    assert (line["op"], line["status"]) == ("rms_norm", "REPLACED")
+    assert line["num_calls"] > 0
+    assert "REPLACED" in out
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "replacement-table" in html
+    assert (tmp_path / "runs" / "mlflow.db").is_file()
+
+
+def test_a_wrong_candidate_shows_where_its_tokens_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    candidate = tmp_path / "wrong" / "L1" / "rms_norm.py"
+    candidate.parent.mkdir(parents=True)
+    source = (DEMO / "faster" / "L1" / "rms_norm.py").read_text()
+    assert source.count("self.weight, self.eps") == 2
+    candidate.write_text(source.replace("self.weight, self.eps", "1 - self.weight, self.eps"))
+    words = (*TINY, *SMALL, "--repeats", "1", "--candidates", tmp_path / "wrong", "--no-track", "--json")
+    _, out, _ = e2e(capsys, *words)
+    (comparison,) = json.loads(out)["comparisons"]
+    assert comparison["tokens"][0]["share_equal"] < 0.5
+    assert comparison["tokens"][0]["first_difference"] is not None
+    assert comparison["has_equal_digests"] == [False]
+
+
+def test_a_candidate_that_is_never_called_does_not_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stub = tmp_path / "mine" / "L1" / "top_logprobs.py"
+    stub.parent.mkdir(parents=True)
+    stub.write_text(
+        "from fastkernels.tasks.baseline.L1 import top_logprobs as baseline\n\n\n"
+        "class TopLogprobs(baseline.TopLogprobs):\n    pass\n"
+    )
+    words = (*TINY, *SMALL, "--repeats", "1", "--candidates", tmp_path / "mine", "--no-track")
+    code, out, err = e2e(capsys, *words)
+    assert code == 1
+    assert "mine: top_logprobs is NEVER_CALLED" in err
+    assert "NEVER_CALLED" in out
+
+
+def test_a_broken_candidate_leaves_the_baseline_and_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "mine" / "L1" / "rms_norm.py"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("import no_such_module\n")
+    words = (*TINY, *SMALL, "--repeats", "1", "--candidates", tmp_path / "mine", "--out", tmp_path / "run")
+    code, _, err = e2e(capsys, *words, "--no-track")
+    assert code == 1
+    assert "No module named 'no_such_module'" in err
+    results = load_results(tmp_path / "run")
+    assert results["status"] == "finished"
+    assert [len(side["repeats"]) for side in results["sides"]] == [1, 0]
+    assert "no_such_module" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--workload", "balance"), 2, "Did you mean balanced"),
+        (("--workload", "balanced", "--speedup", "2"), 2, "--speedup replays arrival times; balanced has none"),
+        (("--workload", "azure_conv", "--speedup", "2", "--request-rate", "3"), 2, "give one"),
+        (("--workload", "balanced", "--max-concurrency", "2"), 2, "give --request-rate or --server"),
+        (("--workload", "balanced", "--request-rate", "0"), 2, "request_rate is 0.0"),
+        (("--workload", "balanced", "--request-rate", "1", "--goodput", "ttft"), 2, "--goodput ttft is not one of"),
+        (("--workload", "balanced", "--engine", "max_num_seqs"), 2, "is not NAME=VALUE"),
+        (("--workload", "balanced", "--engine", "no_such=1"), 2, "The engine has no option 'no_such'"),
+        (("--workload", "balanced", "--repeats", "0"), 2, "--repeats is 0"),
+        (("--workload", "balanced", "--candidates", "no_such_set"), 2, "no_such_set"),
+        (("--workload", "balanced", "--server", "http://x", "--candidates", "liger"), 2, "leave --server out"),
+        (("--workload", "balanced", "--server", "127.0.0.1:1"), 2, "is not a URL"),
+        (("--workload", "azure_conv", "--num-requests", "99999"), 2, "it has 1 to 19366"),
+    ],
+)
+def test_a_mistake_is_one_message_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int, says: str
+) -> None:
+    got, out, err = e2e(capsys, *TINY, *words)
+    assert (got, out) == (code, "")
+    assert says in err
+    assert err.count("error:") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def check_load(side: dict[str, Any], num_requests: int) -> None:
+    summary = side["summary"]
+    assert (summary["num_completed"], summary["num_failed"]) == (num_requests, 0)
+    for name in ("ttft", "itl", "e2e"):
+        spread = summary[name]
+        assert 0 <= spread["min"] <= spread["p50"] <= spread["p90"] <= spread["p99"] <= spread["max"]
+    for q in side["repeats"][0]["requests"]:
+        assert q["output_len"] == q["asked_len"]
+        assert q["ttft_s"] + sum(q["itl_s"]) == pytest.approx(q["e2e_s"], abs=1e-4)
+
+
+def test_our_server_under_drawn_arrivals_with_a_candidate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*TINY, *SMALL, "--request-rate", "30", "--goodput", "e2e:60000", "--candidates", DEMO / "faster")
+    code, out, err = e2e(capsys, *words, "--out", tmp_path / "run", "--no-track")
+    assert code == 0, err
+    results = load_results(tmp_path / "run")
+    for side in results["sides"]:
+        check_load(side, 6)
+        assert side["startup_seconds"] > 0
+        assert side["engine_summary"]["num_preemptions"] == 0
+        assert side["summary"]["goodput"]["num_good"] == 6
+        assert side["repeats"][0]["counters"]["num_prompt_tokens"] == 6 * 26
+        starts = [q["start_s"] for q in side["repeats"][0]["requests"]]
+        assert starts == sorted(starts)
+        assert starts[-1] == pytest.approx(6 / 30, abs=0.1)
+    (comparison,) = results["comparisons"]
+    assert comparison["has_equal_digests"] == [True]
+    assert set(comparison["latency"]) >= {"ttft", "e2e"}
+    assert results["sides"][1]["replacements"][0]["status"] == "REPLACED"
+    assert "TTFT" in out
+
+
+def test_any_server_by_url_replays_a_trace_faster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running_server("tiny-llama", "--device", "fake") as server:
+        words = ("--workload", "azure_conv", "--num-requests", "20", "--scale", "0.02", "--speedup", "20")
+        code, _, err = e2e(
+            capsys, *TINY, *words, "--server", f"{server.url}/v1", "--out", tmp_path / "run", "--no-track"
+        )
+        assert code == 0, err
+        results = load_results(tmp_path / "run")
+        (side,) = results["sides"]
+        assert side["name"] == server.url
+        check_load(side, 20)
+        gaps = [q["start_s"] for q in side["repeats"][0]["requests"]]
+        assert gaps[1] == pytest.approx(4.315 / 20, abs=0.1)
+        assert results["workload"]["license"] == "CC-BY-4.0"
+
+        code, _, err = e2e(capsys, *TINY, *words, "--server", server.url, "--served-model-name", "other")
+        assert code == 5
+        assert "serves tiny-llama, not other" in err
+
+
+def test_interrupt_keeps_the_repeats_that_were_done(tmp_path: Path) -> None:
+    words = [*TINY, *SMALL, "--repeats", "100000", "--out", str(tmp_path / "run"), "--no-track"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastkernels", "e2e", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    results = tmp_path / "run" / "results.json"
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (results.is_file() and len(_repeats(results)) >= 3):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Interrupted. What was finished is kept." in err
+    assert json.loads(results.read_text())["status"] == "interrupted"
+    assert len(_repeats(results)) >= 3
+    assert "This run was not finished" in (tmp_path / "run" / "report.html").read_text()
+
+
+def _repeats(path: Path) -> list[Any]:
+    return json.loads(path.read_text())["sides"][0]["repeats"]
+
+
+def test_report_shows_an_end_to_end_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, _ = e2e(capsys, *TINY, *SMALL, "--repeats", "1", "--out", tmp_path / "run", "--no-track")
+    assert code == 0
+    (tmp_path / "run" / "report.html").unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(tmp_path / "run")])
+    assert not stop.value.code
+    assert "baseline" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.html").is_file()
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(tmp_path / "run"), str(tmp_path / "run")])
+    assert stop.value.code == 2
