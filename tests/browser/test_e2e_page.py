@@ -1,0 +1,161 @@
+"""report.html of end-to-end runs in a real browser: both widths, both themes, nothing fetched."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from report_runs import ENVIRONMENT, HOSTILE
+from test_report_page import CONTRAST, DESKTOP, PHONE, Opener, opener, png_size
+
+from fastkernels.bench.e2e.load import RequestRecord
+from fastkernels.bench.e2e.offline import Side
+from fastkernels.bench.e2e.run import comparisons, side_json
+from fastkernels.bench.e2e.scenario import Scenario
+from fastkernels.bench.e2e.serving import LoadPlan, _repeat
+from fastkernels.bench.run_folder import RunFolder
+from fastkernels.report.load import load_results
+from fastkernels.report.publish import render_run, write_page
+
+__all__ = ["opener"]
+LATENCIES = ("ttft", "tpot", "itl", "e2e")
+REQUEST = {"model": "tiny-llama", "workload": "azure_conv", "candidates": [HOSTILE], "goodput": ["ttft:500"]}
+
+
+def load_records(generator: random.Random) -> list[RequestRecord]:
+    records, start = [], 0.0
+    for index in range(200):
+        start += generator.expovariate(20.0)
+        gaps = [generator.lognormvariate(-4.5, 0.4) for _ in range(generator.randint(0, 60))]
+        ttft = generator.lognormvariate(-3.0, 0.5)
+        tokens = [generator.randrange(500) for _ in range(len(gaps) + 1)]
+        records.append(
+            RequestRecord(index, 900, len(tokens), start, ttft, ttft + sum(gaps), gaps, len(tokens), 16, "", tokens)
+        )
+    records.append(RequestRecord(200, 900, 4, start, error=HOSTILE))
+    return records
+
+
+def load_side(name: str, seed: int) -> Side:
+    side = Side(name, (HOSTILE,) if name != "baseline" else (), 21.5, {"url": "http://127.0.0.1:1", "model": HOSTILE})
+    counters = {"num_steps": 900.0, "num_graph_steps": 850.0, "num_prompt_tokens": 9e4, "num_cached_tokens": 4e4}
+    after = {**counters, "num_preemptions": 3.0, "peak_memory_bytes": 9e10}
+    side.repeats.append(_repeat(side, 0, load_records(random.Random(seed)), {}, after, 0.93))
+    side.is_complete = True
+    if name != "baseline":
+        line = {"op": "rms_norm", "set": HOSTILE, "num_calls": 10, "error": None}
+        side.replacements = [{**line, "status": s, "rank": r} for r, s in enumerate(("REPLACED", "NEVER_CALLED"))]
+    return side
+
+
+def offline_side(name: str, speed: float) -> Side:
+    side = Side(name, (), 4.0, {"model": "tiny-llama", "cache_bytes": 1 << 30, "startup_seconds": 3.25})
+    for number in range(3):
+        times = [(0.02 * i / speed, 64 * i) for i in range(1, 101)]
+        requests = [{"prompt_len": 512, "output_len": 128, "num_cached_tokens": 0, "num_preemptions": 0}] * 50
+        side.tokens[number] = [[1, 2, 3 + (number if speed > 1 else 0)]]
+        side.repeats.append(
+            {
+                "repeat": number, "seconds": (2.0 + 0.05 * number) / speed, "digest": "0123456789abcdef" * 4,
+                "token_times": times, "counters": {"num_steps": 128}, "peak_memory_bytes": 0, "gpu_busy_share": None,
+                "requests": requests,
+            }
+        )  # fmt: skip
+    return side
+
+
+def write_run(path: Path, sides: list[Side] | None, plan: LoadPlan | None) -> Path:
+    folder = RunFolder.create("e2e", REQUEST, ENVIRONMENT, path)
+    if sides is not None:
+        scenario = Scenario("tiny-llama", "azure_conv", num_requests=40)
+        folder.finish(
+            status="finished", seconds=95.0, e2e_schema_version=1, mode="serving" if plan else "offline",
+            workload=scenario.describe(scenario.requests()), sides=[side_json(s, plan) for s in sides],
+            comparisons=comparisons(sides),
+        )  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("e2e")
+    runs = {
+        "load": ([load_side("baseline", 1), load_side("mine", 2)], LoadPlan(goodput_ms={"ttft": 100.0})),
+        "offline": ([offline_side("baseline", 1.0), offline_side("mine", 1.3)], None),
+        "empty": (None, None),
+    }
+    found = {}
+    for name, (sides, plan) in runs.items():
+        found[name] = root / f"{name}.html"
+        write_page(found[name], render_run(load_results(write_run(root / name, sides, plan))))
+    return found
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+@pytest.mark.parametrize("name", ["load", "offline", "empty"])
+def test_a_page_fits_logs_no_error_and_fetches_nothing(
+    opener: Opener, pages: dict[str, Path], tmp_path: Path, name: str, width: int, theme: str
+) -> None:
+    opened = opener(pages[name], width, theme)
+    opened.page.wait_for_timeout(300)
+    assert opened.problems == []
+    assert opened.requests == []
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == width
+    assert opened.page.evaluate("window.owned") is None
+    shot = opened.page.screenshot(path=tmp_path / f"{name}-{width}-{theme}.png", full_page=True)
+    assert png_size(shot)[0] == width
+
+
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+@pytest.mark.parametrize(
+    ("name", "plots"), [("load", ("throughput", "concurrency", *LATENCIES)), ("offline", ("throughput",))]
+)
+def test_every_plot_is_drawn_inside_its_box_with_labels_apart(
+    opener: Opener, pages: dict[str, Path], name: str, plots: tuple[str, ...], width: int
+) -> None:
+    opened = opener(pages[name], width, "light")
+    assert opened.count(".plot") == len(plots)
+    for plot in plots:
+        box = opened.page.locator(f"#plot-{plot}").bounding_box()
+        drawing = opened.page.locator(f"#plot-{plot} svg.main-svg").first.bounding_box()
+        assert drawing["height"] > 150
+        assert drawing["x"] + drawing["width"] <= box["x"] + box["width"] + 0.5
+        assert opened.count(f"#plot-{plot} .scatterlayer .js-line") == 2
+        texts = opened.page.locator(f"#plot-{plot} :is(.ytick text, .xtick text, .xtitle, .ytitle, .legendtext)")
+        found = [(t.text_content(), t.bounding_box()) for t in texts.all() if t.text_content()]
+        assert len(found) >= 8
+        for i, (text, a) in enumerate(found):
+            assert box["x"] - 0.5 <= a["x"], (plot, text)
+            assert a["x"] + a["width"] <= box["x"] + box["width"] + 0.5, (plot, text)
+            for other, b in found[i + 1 :]:
+                across = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
+                down = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
+                assert across <= 1 or down <= 3, (plot, text, other)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_has_the_contrast_that_wcag_asks_for(opener: Opener, pages: dict[str, Path], theme: str) -> None:
+    opened = opener(pages["load"], DESKTOP, theme)
+    ratios = opened.page.evaluate(CONTRAST)
+    assert len(ratios) > 120
+    assert [(text, round(ratio, 2)) for ratio, text in ratios if ratio < 4.5] == []
+
+
+def test_tables_tell_what_was_measured(opener: Opener, pages: dict[str, Path]) -> None:
+    opened = opener(pages["load"], DESKTOP, "light")
+    assert opened.count("#latency-table tbody tr") == 8
+    assert opened.count("#replacement-table .chip.bad") == 1
+    text = opened.page.locator("header").text_content()
+    assert "rms_norm is NEVER_CALLED on rank 1" in text
+    assert "1 requests failed" in text
+    assert "94.4 %" in opened.page.locator("#engine-table").text_content()
+    heading = opened.page.locator("#latency-table th", has_text="p99")
+    heading.locator("button").click()
+    values = "[...document.querySelectorAll('#latency-table tbody tr')].map((r) => Number(r.cells[6].dataset.value))"
+    rising = opened.page.evaluate(values)
+    assert rising == sorted(rising)
+    offline = opener(pages["offline"], DESKTOP, "light")
+    assert "1.300" in offline.page.locator("#candidates").text_content()
+    assert offline.count("#repeat-table tbody tr") == 6
