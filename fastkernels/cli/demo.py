@@ -48,7 +48,7 @@ def demo(
     say(f"[bold]2. Three candidates for {OP} are judged on them.[/]")
     sweep = Sweep(
         items=plan_items(find_ops(OP), [resolve_set(FOLDER / name) for name in CANDIDATES]),
-        config=JudgeConfig(device="cpu", num_shapes=3, num_timed=2, protocol=Protocol(num_restarts=2, num_blocks=12)),
+        config=JudgeConfig(device="cpu", num_shapes=3, num_timed=2, protocol=Protocol(num_restarts=4, num_blocks=10)),
         cases=cases,
     )
     folder = start_run(sweep, out, "demo")

@@ -134,6 +134,12 @@ class Judge:
         groups = make_groups(
             entry, cases, config.dtypes, config.num_shapes, self.oracle_device, generator, config.num_captured
         )
+        if not groups:
+            raise Rejection(
+                Verdict.UNTESTABLE,
+                f"There is nothing to judge {entry.name} on: no call of it is among the cases, and num_shapes is "
+                f"{config.num_shapes}.",
+            )
         if groups[0].op.spec.num_ranks > 1:
             num_ranks = groups[0].op.spec.num_ranks
             raise Rejection(Verdict.UNTESTABLE, f"{entry.name} needs {num_ranks} ranks; one process was given.")
