@@ -18,7 +18,8 @@ def main() -> None:
     for output in outputs[:4]:
         print(f"{output.prompt!r}\n -> {output.outputs[0].text!r}\n")
     num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    print(f"{len(outputs)} requests, {num_tokens} tokens in {seconds:.2f} s, {llm.core.stats().num_steps} steps on {llm.core.info.device}")
+    stats, device = llm.core.stats(), llm.core.info.device
+    print(f"{len(outputs)} requests, {num_tokens} tokens in {seconds:.2f} s, {stats.num_steps} steps on {device}")
 
 
 if __name__ == "__main__":
