@@ -20,6 +20,7 @@ from fastkernels.engine.step import ModelFacts, StepResult
 from fastkernels.errors import UnsupportedError
 
 DEFAULT_NUM_PAGES = 512
+_NEED_LOGITS = ("structured_outputs", "logprobs", "prompt_logprobs", "allowed_token_ids")
 
 _PRIME = 1_000_003
 
@@ -103,7 +104,7 @@ class FakeExecutor:
 
     def check(self, request: EngineRequest) -> None:
         params = request.params
-        asked = [n for n in ("structured_outputs", "logprobs", "prompt_logprobs") if getattr(params, n) is not None]
+        asked = [name for name in _NEED_LOGITS if getattr(params, name) is not None]
         if asked:
             raise UnsupportedError(f"The fake device has no {' or '.join(asked)}: it has no logits.")
 
