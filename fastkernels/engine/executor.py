@@ -33,6 +33,9 @@ DEFAULT_NUM_PAGES = 512
 MOST_PAGES = 1 << 22
 """Of a tiny model on a large GPU: the host keeps a record of each."""
 
+_WARM_TOKENS = (1, 16, 32, 64, 512)
+"""Sizes of steps on either side of where kernels change their tiles."""
+
 GRAPH_BYTES = 1 << 30
 """Left free for CUDA graphs, which are captured after the caches are there."""
 
@@ -88,8 +91,8 @@ class ModelExecutor:
             self.model, num_pages, config.page_size, config.max_num_seqs + 1, self.loaded.dtype, self.device
         )
         self.runner = self._build_runner(specs)
-        if config.warm is Warm.FULL and self.runner.graphs is not None:
-            self.runner.graphs.warm()
+        if config.warm is Warm.FULL:
+            self._warm_up()
         self.facts = self._facts(specs, num_pages, sum(_num_bytes(cache) for cache in caches))
 
     def _build_runner(self, specs: Sequence[CacheSpec]) -> AutoregressiveRunner:
@@ -138,7 +141,7 @@ class ModelExecutor:
         if self.device.type != "cuda" or not page_bytes:
             return DEFAULT_NUM_PAGES
         torch.cuda.reset_peak_memory_stats(self.device)
-        self._run_largest_step()
+        self._run_dummy_step(self.config.max_num_batched_tokens, Phase.PREFILL)
         torch.cuda.synchronize(self.device)
         largest = torch.cuda.max_memory_allocated(self.device) - torch.cuda.memory_allocated(self.device)
         torch.cuda.empty_cache()
@@ -158,28 +161,44 @@ class ModelExecutor:
             )
         return int(min(num_pages, MOST_PAGES))
 
+    def _warm_up(self) -> None:
+        """Compile and capture what requests would otherwise wait for: every graph, steps of some sizes, the sampler."""
+        if self.runner.graphs is not None:
+            self.runner.graphs.warm()
+        most = self.config.max_num_batched_tokens
+        for num_tokens in sorted({min(num, most) for num in (*_WARM_TOKENS, most)}):
+            for phase in (Phase.PREFILL, Phase.MIXED):
+                self._run_dummy_step(num_tokens, phase)
+        self.runner.sampler.warm_up(self.loaded.dtype)
+
     @torch.inference_mode()
-    def _run_largest_step(self) -> None:
-        """Prompts of the longest batch, and logits for as many rows as there may be; no cache is written."""
-        num = self.config.max_num_batched_tokens
-        num_seqs = max(1, min(num // 512, self.config.max_num_seqs))
-        starts = torch.linspace(0, num, num_seqs + 1).to(torch.int32)
+    def _run_dummy_step(self, num_tokens: int, phase: Phase) -> None:
+        """Prompts of 512 tokens, after a single token when mixed, and logits for as many rows; no cache is written."""
+        num_prompts = max(1, min(num_tokens // 512, self.config.max_num_seqs - 1))
+        num_decodes = int(phase is Phase.MIXED and num_tokens > 1)
+        ends = torch.linspace(num_decodes, num_tokens, num_prompts + 1).to(torch.int32)
+        starts = torch.cat((torch.zeros(num_decodes, dtype=torch.int32), ends))
         lens = starts.diff()
+        width = -(-int(lens.max()) // self.config.page_size)
+        rows = torch.arange(len(lens), dtype=torch.int32)
         context = ForwardContext(
             query_start_loc=starts,
             seq_lens=lens,
-            block_table=torch.zeros((num_seqs, 1), dtype=torch.int32),
-            slot_mapping=torch.full((num,), -1, dtype=torch.int64),
+            block_table=torch.zeros((len(lens), width), dtype=torch.int32),
+            slot_mapping=torch.full((num_tokens,), -1, dtype=torch.int64),
             max_query_len=int(lens.max()),
             max_seq_len=int(lens.max()),
-            phase=Phase.PREFILL,
+            phase=phase,
+            num_decodes=num_decodes,
+            state_slots=rows,
+            has_initial_state=torch.zeros(len(lens), dtype=torch.bool),
         ).to(self.device)
-        ids = torch.zeros(num, dtype=torch.int64, device=self.device)
-        positions = torch.arange(num, device=self.device) % self.loaded.config.max_position_embeddings
+        ids = torch.zeros(num_tokens, dtype=torch.int64, device=self.device)
+        positions = torch.arange(num_tokens, device=self.device) % self.loaded.config.max_position_embeddings
         with set_forward_context(context):
             hidden = self.model(ids, positions)
-        rows = min(self.config.max_num_seqs, num)
-        self.model.compute_logits(hidden[:rows]).argmax(-1)  # type: ignore[operator]
+            logits = self.model.compute_logits(hidden[: self.config.max_num_seqs])  # type: ignore[operator]
+        logits.argmax(-1)
 
     def check(self, request: EngineRequest) -> None:
         """Errors: SamplingParamsError when its grammar cannot be compiled."""

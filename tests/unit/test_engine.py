@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastkernels.cache import cached_layers
 from fastkernels.context import ForwardContext, Phase, set_forward_context
 from fastkernels.engine.llm import LLM
 from fastkernels.engine.model import build_config, find_model
@@ -130,6 +131,12 @@ def test_random_schedules_give_the_same_tokens(
     assert [o.outputs[0].token_ids for o in outputs] == [expected()[i][:n] for i, n in chosen]
     llm.core.scheduler.check_invariants()
     assert llm.core.cache.num_free_pages == num_pages
+
+
+def test_warm_engine_gives_the_same_tokens_from_untouched_pages() -> None:
+    llm = make_llm(warm="full", max_num_batched_tokens=64)
+    assert not any(bool(layer.kv_cache.any()) for layer in cached_layers(llm.core.executor.model))
+    assert tokens_of(llm, GREEDY) == expected()
 
 
 def test_stop_token_ends_a_request_and_frees_its_pages() -> None:
