@@ -32,6 +32,8 @@ from fastkernels.engine.model import find_model  # noqa: E402
 from fastkernels.workloads import capped, find_traffic  # noqa: E402
 
 SCENARIOS = ("single", "batch32", "decode_heavy", "balanced", "prefill_heavy", "azure_conv")
+WHOLE_WARMUP_TOKENS = 100_000
+"""Scenarios of fewer tokens are warmed up whole, so that what is compiled at a first use is compiled there."""
 _QUERY = "clocks.sm,clocks.mem,temperature.gpu,power.draw,utilization.gpu,memory.used,clocks_event_reasons.active"
 
 
@@ -224,6 +226,8 @@ def measure(run: Run, workers: dict[str, Worker], name: str, folder: Path, hf_co
     }
     tokens = {engine: folder / f"{name}-{engine}.json" for engine in workers}
     longest = 0.0
+    is_small = scenario["num_prompt_tokens"] + scenario["num_output_tokens"] < WHOLE_WARMUP_TOKENS
+    warmup_share = 1.0 if is_small else given.warmup_share
     plan = [(-1, list(workers))] if given.warmup_share else []
     plan += [(n, list(workers) if n % 2 == 0 else list(reversed(workers))) for n in range(given.repeats)]
     for number, order in plan:
@@ -231,7 +235,7 @@ def measure(run: Run, workers: dict[str, Worker], name: str, folder: Path, hf_co
             run.say(f"{name}: the deadline is near; repeat {number} is left out")
             break
         for engine in order:
-            share = given.warmup_share if number < 0 else 1.0
+            share = warmup_share if number < 0 else 1.0
             before = smi(_QUERY)
             where = str(tokens[engine]) if number == 0 else None
             answer = workers[engine].ask({"do": "run", "requests": str(file), "share": share, "tokens": where})
@@ -244,7 +248,7 @@ def measure(run: Run, workers: dict[str, Worker], name: str, folder: Path, hf_co
             run.save()
             speed = answer["num_output_tokens"] / answer["seconds"]
             run.say(f"{name} {'warm-up' if number < 0 else number} {engine}: {answer['seconds']:.3f} s, {speed:,.0f}/s")
-        if number == 0 and len(tokens) == 2:
+        if number == 0 and len(tokens) == 2 and given.weights == "shared":
             ours, theirs = (json.loads(tokens[engine].read_text()) for engine in ("ours", "vllm"))
             scenario["agreement"] = agreement(theirs, ours).to_json()
     run.record["scenarios"][name] = summarised(scenario)

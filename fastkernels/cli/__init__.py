@@ -86,6 +86,6 @@ def build_app(called: str | None) -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = [*(sys.argv[1:] if arguments is None else arguments)]  # not list(): that may be the module of `list`
     called = next((a for a in given if not a.startswith("-")), None)
     reports_errors(build_app)(called)(given, prog_name="fastkernels")
