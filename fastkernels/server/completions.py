@@ -47,6 +47,7 @@ class CompletionShape:
         self._job, self._vocabulary = job, vocabulary
         self._echo, self._is_scoring = bool(body.echo), body.max_tokens == 0
         self._wants_logprobs = body.logprobs is not None
+        self._wants_token_ids = bool(body.return_token_ids)
         self._wants_prompt_logprobs = body.prompt_logprobs is not None
         self._echoed: set[tuple[int, int]] = set()
         self._offsets: dict[tuple[int, int], int] = {}
@@ -59,7 +60,7 @@ class CompletionShape:
 
     def chunks(self, prompt_index: int, output: RequestOutput) -> list[dict[str, Any]]:
         choices = [self._choice(prompt_index, output, answer) for answer in output.outputs]
-        told = [c for c in choices if c["text"] or c["finish_reason"] or c["logprobs"]]
+        told = [c for c in choices if any(c.get(k) for k in ("text", "finish_reason", "logprobs", "token_ids"))]
         return [self._head() | {"choices": told}] if told else []
 
     def last_chunk(self) -> dict[str, Any]:
@@ -81,6 +82,8 @@ class CompletionShape:
             "finish_reason": answer.finish_reason.value if answer.finish_reason is not None else None,
             "stop_reason": answer.stop_reason,
         }
+        if self._wants_token_ids:
+            choice["token_ids"] = [] if self._is_scoring else list(answer.token_ids)
         if self._wants_logprobs:
             choice["logprobs"] = self._logprobs(key, output, answer, echoes)
         if self._wants_prompt_logprobs and output.prompt_logprobs is not None:

@@ -158,6 +158,7 @@ class CompletionBody(GenerationBody):
     suffix: str | None = None
     best_of: int | None = None
     logprobs: int | None = None
+    return_token_ids: bool | None = None
     add_special_tokens: bool | None = None
 
     def check(self) -> None:

@@ -56,6 +56,16 @@ def test_batches_and_n_are_numbered_in_order(client: OpenAI) -> None:
     assert done.usage.completion_tokens == 24
 
 
+def test_token_ids_are_told_whole_and_in_pieces(client: OpenAI) -> None:
+    asked = {"model": MODEL, "prompt": "Hello", "max_tokens": 30, "temperature": 0}
+    told = {"extra_body": {**FULL, "return_token_ids": True}}
+    whole = client.completions.create(**asked, **told).choices[0]
+    pieces = [c.choices[0] for c in client.completions.create(**asked, **told, stream=True) if c.choices]
+    assert len(whole.token_ids) == 30
+    assert [token for piece in pieces for token in piece.token_ids] == whole.token_ids
+    assert not hasattr(client.completions.create(**asked).choices[0], "token_ids")
+
+
 @pytest.mark.parametrize("stop", [None, ["\n\n", "e"]])
 def test_streamed_text_is_the_whole_text(client: OpenAI, stop: list[str] | None) -> None:
     asked = {"model": MODEL, "prompt": ["Stream", "this"], "max_tokens": 60, "temperature": 0, "stop": stop, "n": 2}
