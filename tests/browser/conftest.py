@@ -26,8 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs Chromium (apt-get install chromium)"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
+    """No longer than a module: while it lives this thread has a running event loop, which other tests cannot have."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

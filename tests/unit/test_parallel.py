@@ -44,6 +44,11 @@ def answers(llm: LLM) -> list[tuple[tuple[int, ...], str]]:
     return [(o.outputs[0].token_ids, o.outputs[0].text) for o in llm.generate(PROMPTS, PARAMS)]
 
 
+def ranks_of(process: psutil.Process) -> list[psutil.Process]:
+    """The ranks among the processes that it started: others' fixtures may have some too."""
+    return [p for p in process.children(recursive=True) if "fastkernels.engine.parallel" in p.cmdline()]
+
+
 @cache
 def alone() -> tuple[list[tuple[tuple[int, ...], str]], int]:
     """Of one rank: the answers and the bytes of its weights. Before any process group is there."""
@@ -74,7 +79,7 @@ def test_ranks_hold_half_of_the_sharded_weights(two_ranks: LLM) -> None:
 def test_close_leaves_no_process_and_no_file() -> None:
     before = set(os.listdir(tempfile.gettempdir()))
     llm = make_llm(2)
-    children = psutil.Process().children(recursive=True)
+    children = ranks_of(psutil.Process())
     assert children
     llm.close()
     assert not [child for child in children if child.is_running()]
@@ -85,7 +90,7 @@ def test_close_leaves_no_process_and_no_file() -> None:
 
 def test_rank_that_dies_is_an_error_and_not_a_hang() -> None:
     llm = make_llm(2)
-    child = psutil.Process().children()[0]
+    (child,) = ranks_of(psutil.Process())
     started = time.monotonic()
     child.send_signal(signal.SIGKILL)
     try:
@@ -94,7 +99,7 @@ def test_rank_that_dies_is_an_error_and_not_a_hang() -> None:
     finally:
         llm.core.close()
     assert time.monotonic() - started < 60
-    assert not psutil.Process().children()
+    assert not ranks_of(psutil.Process())
 
 
 def test_ranks_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
@@ -109,7 +114,7 @@ def test_ranks_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        ranks = psutil.Process(process.pid).children(recursive=True)
+        ranks = ranks_of(psutil.Process(process.pid))
         assert ranks
         process.kill()
     _, alive = psutil.wait_procs(ranks, timeout=20)
