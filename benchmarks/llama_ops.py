@@ -55,7 +55,8 @@ def main() -> None:
         num_timed=2,
         protocol=Protocol(num_restarts=arguments.restarts, num_blocks=arguments.blocks, calls_per_visit=3),
     )
-    request = {k: [str(x) for x in v] if isinstance(v, list) else str(v) for k, v in vars(arguments).items()}
+    told = {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items()}
+    request = {k: [str(x) for x in v] if isinstance(v, list) else str(v) for k, v in told.items()}
     limits = Limits(call_seconds=120.0, memory_bytes=int(arguments.memory_gb * (1 << 30)))
     sweep = Sweep(items_of(chosen, arguments.sets), config, cases, limits, request)
     with tempfile.TemporaryDirectory() as folder:

@@ -87,7 +87,7 @@ class Run:
             "model": given.model,
             "status": "running",
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "settings": {key: str(v) if isinstance(v, Path) else v for key, v in vars(given).items() if key != "merge"},
+            "settings": {key: v.name if isinstance(v, Path) else v for key, v in vars(given).items() if key != "merge"},
             "machine": machine(),
             "engines": {},
             "scenarios": {},
