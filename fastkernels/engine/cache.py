@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastkernels.cache import PAGED_KINDS, CacheKind, CacheSpec, bind_caches, cached_layers
 from fastkernels.engine.pages import PagePool, page_hash
 from fastkernels.engine.request import Request
+from fastkernels.errors import UnsupportedError
 
 _SHARED_KINDS = frozenset({CacheKind.FULL, CacheKind.MLA})
 
@@ -25,12 +26,18 @@ class CacheGroup:
 
 
 def cache_groups(specs: Sequence[CacheSpec]) -> list[CacheGroup]:
-    """The paged groups among the layers' specs, in order of appearance; full and mla layers share one."""
+    """The paged groups among the layers' specs, in order of appearance; full and mla layers share one.
+
+    Errors: UnsupportedError for layers with unlike windows: a step's context has one table for all of them.
+    """
     groups: dict[CacheGroup, None] = {}
     for spec in specs:
         if spec.kind in PAGED_KINDS:
             kind = CacheKind.FULL if spec.kind in _SHARED_KINDS else spec.kind
             groups.setdefault(CacheGroup(kind, spec.window if kind is CacheKind.WINDOW else None))
+    windows = [group.window for group in groups if group.window is not None]
+    if len(windows) > 1:
+        raise UnsupportedError(f"The model's layers have windows of {windows} tokens; one window a model is the limit.")
     return list(groups)
 
 

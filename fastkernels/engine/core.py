@@ -27,7 +27,6 @@ from fastkernels.engine.outputs import (
 from fastkernels.engine.request import Request
 from fastkernels.engine.scheduler import ScheduledRow, Scheduler, SchedulerLimits
 from fastkernels.engine.step import Executor, Step, StepResult
-from fastkernels.errors import UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,6 @@ class EngineCore:
             cache_bytes=facts.cache_bytes,
         )
         self._in_flight: _Launched | None = None
-        self._entered: set[str] = set()
         self._news: list[StepOutput] = []
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
@@ -95,8 +93,6 @@ class EngineCore:
 
     def add(self, request: EngineRequest) -> None:
         """Errors: UnsupportedError or SamplingParamsError names the limit that the request exceeds."""
-        if request.is_embedding and not self.executor.facts.can_embed:
-            raise UnsupportedError(f"{self.info.model} gives no embeddings.")
         added = Request.of(request)
         added.needs_tokens = request.params.structured_outputs is not None
         self.executor.check(request)
@@ -179,14 +175,12 @@ class EngineCore:
         result = launched.step.wait()
         for s in launched.rows:
             part = result.prompt_logprobs.get(s.row)
-            if part is not None:
-                s.request.prompt_logprobs += part
+            if part is not None:  # at its place: a prompt that gave way halfway is computed, and told, again
+                s.request.prompt_logprobs[s.start :] = part
         logprobs: Sequence[TokenLogprobs | None] = result.logprobs or [None] * len(result.tokens)
-        rows = [s for s in launched.rows if s.samples]
-        said = {id(s.request): logprobs[i] for i, s in enumerate(rows)}
-        row_of = {id(s.request): s.row for s in rows}
-        for request, token in self.scheduler.update(launched.rows, result.tokens, self.eos_token_ids):
-            self._tell(request, token, said[id(request)], result, row_of[id(request)])
+        said = dict(zip((s.row for s in launched.rows if s.samples), logprobs, strict=True))
+        for scheduled, token in self.scheduler.update(launched.rows, result.tokens, self.eos_token_ids):
+            self._tell(scheduled.request, token, said[scheduled.row], result, scheduled.row)
 
     def _tell(self, request: Request, token: int, logprobs: TokenLogprobs | None, result: StepResult, row: int) -> None:
         if request.needs_tokens and request.finish_reason is None:

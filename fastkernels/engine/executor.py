@@ -148,11 +148,11 @@ class ModelExecutor:
         free, total = torch.cuda.mem_get_info(self.device)
         kept = int((1 - self.config.gpu_memory_utilization) * total)
         slots = (self.config.max_num_seqs + 1) * state_bytes(specs)
-        if tp_size() > 1:
-            smallest = torch.tensor(free, device=self.device)
-            dist.all_reduce(smallest, dist.ReduceOp.MIN)  # every rank has the same pages
-            free = int(smallest)
         num_pages = (free - kept - largest - slots - (0 if self.config.enforce_eager else GRAPH_BYTES)) // page_bytes
+        if tp_size() > 1:
+            least = torch.tensor(num_pages, device=self.device)
+            dist.all_reduce(least, dist.ReduceOp.MIN)  # one scheduler hands out pages for all ranks
+            num_pages = int(least)
         if num_pages < 1:
             raise UnsupportedError(
                 f"{free / 2**30:.1f} GiB are free of {total / 2**30:.1f}; the largest step takes {largest / 2**30:.1f} "

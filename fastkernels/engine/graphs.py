@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fastkernels.cache import CacheKind
 from fastkernels.context import Phase, set_forward_context
-from fastkernels.engine.batch import StepInputs
-from fastkernels.engine.staging import ALIGNMENT, Array, packed_bytes, views
+from fastkernels.engine.batch import Array, StepInputs
+from fastkernels.engine.staging import ALIGNMENT, packed_bytes, views
 
 if TYPE_CHECKING:
     from fastkernels.engine.runners.autoregressive import AutoregressiveRunner

@@ -128,4 +128,3 @@ class EngineStats:
     num_finished: Mapping[str, int] = field(default_factory=dict)
     num_compilations: int = 0
     peak_memory_bytes: int = 0
-    gpu_busy_share: float | None = None

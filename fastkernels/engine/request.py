@@ -71,10 +71,6 @@ class Request:
         most = self.prompt_len if self.is_embedding else self.max_tokens - 1
         return min(self.num_tokens, most) - self.num_computed
 
-    @property
-    def output_ids(self) -> list[int]:
-        return self.tokens[self.prompt_len :]
-
     def append(self, token: int, eos_token_ids: frozenset[int]) -> None:
         """Take a sampled token that the host now knows, and finish when it is the last."""
         self.tokens.append(token)

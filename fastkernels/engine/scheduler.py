@@ -130,10 +130,11 @@ class Scheduler:
 
     def update(
         self, rows: Sequence[ScheduledRow], tokens: Sequence[int], eos_token_ids: frozenset[int]
-    ) -> list[tuple[Request, int]]:
+    ) -> list[tuple[ScheduledRow, int]]:
         """Take the results of a step: `tokens` of the rows that sample, in order.
 
-        Returns each request that is still wanted with its new token; those with a finish_reason are released.
+        Returns the rows of requests that are still wanted, with their new tokens; requests with a finish_reason are
+        released.
         """
         news = []
         sampled = iter(tokens)
@@ -151,7 +152,7 @@ class Scheduler:
                 self.cache.register(request)
             if request.finish_reason is not None:
                 self._remove(request)
-            news.append((request, token))
+            news.append((scheduled, token))
         return news
 
     def abort(self, request_ids: Iterable[str]) -> list[Request]:
@@ -216,7 +217,7 @@ class Scheduler:
             )
         # The token sampled last is never written to the cache.
         held = max(request.prompt_len, most - 1)
-        if not self.cache.groups and held > limits.max_num_batched_tokens and not self.cache.has_state:
+        if not self.cache.keeps_tokens and held > limits.max_num_batched_tokens:
             raise UnsupportedError(
                 f"{label} has {held} tokens, and a model without a cache takes them in one step; "
                 f"max_num_batched_tokens is {limits.max_num_batched_tokens}."

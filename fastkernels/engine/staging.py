@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from fastkernels.engine.batch import Array
 
 ALIGNMENT = 16
 _RING = 3
 """Blocks in turn, one a step: a block is written while the copies of at most two earlier steps may be under way."""
-
-Array = NDArray[Any]
 
 
 class Staging:
@@ -77,7 +75,7 @@ def _layout(arrays: Sequence[Array]) -> tuple[list[int], int]:
 
 
 class Readback:
-    """Results to the host without waiting: pinned blocks in turn, and an event each."""
+    """Results to the host without waiting: a pinned block of the caching allocator and an event each."""
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"

@@ -57,7 +57,6 @@ class ModelFacts:
     num_pages: int
     tokenizer: Tokenizer
     has_state: bool = False
-    can_embed: bool = True
     weight_bytes: int = 0
     cache_bytes: int = 0
 

@@ -13,7 +13,7 @@ from fastkernels.capture.case import Case
 from fastkernels.capture.replay import default_dtype
 from fastkernels.capture.tensors import filled
 from fastkernels.context import set_forward_context
-from fastkernels.harness.expect import Expectation, baseline_class, build_reference, expectation
+from fastkernels.harness.expect import baseline_class, build_reference, expectation
 from fastkernels.harness.inputs import FAMILIES, draw_case, draw_params, hidden_shapes
 from fastkernels.op import Op
 from fastkernels.registry import OpEntry
@@ -101,12 +101,6 @@ def _shell(entry: OpEntry, init: Mapping[str, Any], dtype: torch.dtype) -> Op:
 def answer_bytes(group: Group, case: Case) -> int:
     expected = expectation(group.exact, case, group.oracle_device)
     return sum(e.value.numel() * e.dtype.itemsize + 512 for e in expected.outputs if e is not None)
-
-
-def case_elements(expected: Expectation) -> int:
-    """Elements of the smallest output that is compared."""
-    sizes = [e.value.numel() for e in (*expected.outputs, *expected.mutated.values()) if e is not None]
-    return min(sizes, default=1)
 
 
 def case_bytes(case: Case) -> int:

@@ -139,6 +139,23 @@ def test_warm_engine_gives_the_same_tokens_from_untouched_pages() -> None:
     assert tokens_of(llm, GREEDY) == expected()
 
 
+def test_prompt_logprobs_are_whole_after_a_preemption_in_the_prompt() -> None:
+    """The first request's tokens take the pages of the second while its prompt is computed one token a step."""
+    prompts_ = [[5, 9, 17], [(7 * i) % 500 + 2 for i in range(28)]]
+    params = [
+        SamplingParams(temperature=0, max_tokens=42, ignore_eos=True),
+        SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=1, ignore_eos=True),
+    ]
+    sizes = {"page_size": 4, "max_num_batched_tokens": 2}
+    alone = make_llm(**sizes).generate([prompts_[1]], params[1])[0].prompt_logprobs
+    found = make_llm(num_pages=12, **sizes).generate(prompts_, params)[1]
+    assert found.num_preemptions == 1
+    assert alone is not None
+    assert found.prompt_logprobs is not None
+    assert [p.token_ids[0] for p in found.prompt_logprobs] == prompts_[1][1:]
+    assert [p.logprobs[0] for p in found.prompt_logprobs] == pytest.approx([p.logprobs[0] for p in alone], abs=1e-4)
+
+
 def test_stop_token_ends_a_request_and_frees_its_pages() -> None:
     llm = make_llm()
     stop = expected()[0][3]

@@ -99,6 +99,12 @@ def test_encoder_input_for_a_model_without_an_encoder_is_refused() -> None:
         core.add(EngineRequest("0", (3,), SamplingParams(), encoder_input=np.zeros((2, 3), np.float32)))
 
 
+def test_unlike_windows_are_refused_by_name() -> None:
+    layers = [toys.PagedAttention(CacheKind.WINDOW, window=n) for n in (4, 8)]
+    with pytest.raises(UnsupportedError, match=r"windows of \[4, 8\] tokens"):
+        make_core(toys.ToyDecoder(layers))
+
+
 def test_prefixes_are_shared_by_full_caches_alone() -> None:
     shares = {kind: make_core(build()).cache.shares_prefixes for kind, build in KINDS.items()}
     assert [kind for kind, does in shares.items() if does] == ["full"]

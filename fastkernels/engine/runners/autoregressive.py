@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from fastkernels.cache import CacheKind
 from fastkernels.context import ForwardContext, Phase, set_forward_context
-from fastkernels.engine.batch import PENDING, PromptPart, StepInputs
+from fastkernels.engine.batch import PENDING, Array, PromptPart, StepInputs
 from fastkernels.engine.graphs import GraphPool
 from fastkernels.engine.logprobs import prompt_logprobs, unpack_logprobs
 from fastkernels.engine.outputs import TokenLogprobs
 from fastkernels.engine.sampler import Sampler
-from fastkernels.engine.staging import Array, PendingRead, Readback, Staging
+from fastkernels.engine.staging import PendingRead, Readback, Staging
 from fastkernels.engine.step import StepResult
 from fastkernels.engine.structured import Grammars
 

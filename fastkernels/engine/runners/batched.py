@@ -28,10 +28,6 @@ class BatchedForward:
         self._graphs: dict[object, tuple[torch.cuda.CUDAGraph, State, State]] = {}
         self.num_graph_steps = 0
 
-    @property
-    def num_graphs(self) -> int:
-        return len(self._graphs)
-
     @torch.inference_mode()
     def __call__(self, states: Sequence[State]) -> list[State]:
         """The function of the states, which share their shape key, as one batch."""
