@@ -5,7 +5,7 @@ demo: .venv/.installed
 	.venv/bin/fastkernels demo
 
 test: .venv/.installed
-	OMP_NUM_THREADS=1 .venv/bin/pytest tests -n auto --dist worksteal
+	scripts/test
 
 check: .venv/.installed
 	scripts/check
@@ -16,5 +16,5 @@ bench: .venv/.installed
 serve-demo: .venv/.installed
 	.venv/bin/python examples/client.py
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml constraints.txt scripts/oracles-no-deps.txt
 	scripts/install

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,17 @@ CONFIG = EngineConfig("tiny-llama", device="fake", num_pages=1024, max_num_seqs=
 ABORTED, INVALID = 0.10, 0.05
 OUT = Path(__file__).parent / "results" / "cpu" / "soak.json"
 SAMPLE_SECONDS = 1.0
+AGE_BLOCKS, AGE_REQUESTS = 11, 400
 WARM_UP_SHARE = 0.25
 """Allocators and caches fill at first: the slope is taken after this share of the time."""
 
 
 @dataclass
 class Watch:
-    """Memory and descriptors of processes while work goes on."""
+    """Memory, descriptors and processor time of processes while work goes on.
+
+    Throughput also falls when somebody else uses the machine; processor time a request does so only where work grows.
+    """
 
     processes: dict[str, psutil.Process]
     samples: list[dict[str, float]] = field(default_factory=list)
@@ -51,6 +56,8 @@ class Watch:
         for name, process in self.processes.items():
             row[f"{name}_rss_mb"] = process.memory_info().rss / 2**20
             row[f"{name}_fds"] = process.num_fds()
+            used = process.cpu_times()
+            row[f"{name}_cpu"] = used.user + used.system
         self.samples.append(row)
 
     async def run(self) -> None:
@@ -63,12 +70,17 @@ class Watch:
         late = times >= WARM_UP_SHARE * times[-1]
         done = np.array([row["done"] for row in self.samples])
         half = len(times) // 2
-        rates = [float((done[b] - done[a]) / (times[b] - times[a])) for a, b in ((half // 2, half), (half, -1))]
+        parts = ((half // 2, half), (half, -1))
+        rates = [float((done[b] - done[a]) / (times[b] - times[a])) for a, b in parts]
         told: dict[str, Any] = {"seconds": float(times[-1]), "requests_per_second": float(done[-1] / times[-1])}
         told["throughput_drift"] = rates[1] / rates[0] - 1
         for name in self.processes:
             rss = np.array([row[f"{name}_rss_mb"] for row in self.samples])
+            cpu = np.array([row[f"{name}_cpu"] for row in self.samples])
+            costs = [float(1e6 * (cpu[b] - cpu[a]) / (done[b] - done[a])) for a, b in parts]
             told[name] = {
+                "cpu_us_per_request": costs,
+                "cpu_drift": costs[1] / costs[0] - 1,
                 "rss_mb_first": float(rss[late][0]),
                 "rss_mb_last": float(rss[-1]),
                 "rss_slope_mb_per_minute": float(60 * np.polyfit(times[late], rss[late], 1)[0]),
@@ -172,7 +184,7 @@ async def soak_engine(count: int, concurrency: int) -> dict[str, Any]:
 
 async def soak_http(server: LocalServer, count: int, concurrency: int) -> dict[str, Any]:
     process = psutil.Process(server.process.pid)
-    watch = Watch({"server": process, "engine": process.children()[0]})
+    watch = Watch({"server": process, "engine": process.children()[0], "client": psutil.Process()})
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         outcomes = await drive(count, concurrency, watch, lambda i, rng: through_http(client, i, rng))
         await asyncio.sleep(1)
@@ -192,6 +204,24 @@ async def soak_http(server: LocalServer, count: int, concurrency: int) -> dict[s
     }
 
 
+async def aged_beside_fresh(aged: LocalServer, fresh: LocalServer, concurrency: int) -> dict[str, Any]:
+    """Processor time a request of a server that has served a soak over that of a new one, blocks of both in turn."""
+    used: dict[str, list[float]] = {"aged": [], "fresh": []}
+    servers = {"fresh": fresh, "aged": aged}
+    for number in range(2 * AGE_BLOCKS + 2):
+        name = "fresh" if number < 2 or number % 2 else "aged"  # two blocks warm the new one up
+        server = servers[name]
+        processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children()]
+        before = sum(sum(p.cpu_times()[:2]) for p in processes)
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            await drive(AGE_REQUESTS, concurrency, Watch({}), lambda i, rng, c=client: through_http(c, i, rng))
+        seconds = sum(sum(p.cpu_times()[:2]) for p in processes) - before
+        if number >= 2:
+            used[name].append(1e6 * seconds / AGE_REQUESTS)
+    ratios = [a / f for a, f in zip(used["aged"], used["fresh"], strict=True)]
+    return {**{f"{name}_cpu_us_per_request": values for name, values in used.items()}, "ratio": median(ratios)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=300_000)
@@ -204,7 +234,10 @@ def main() -> None:
     told["engine"] = asyncio.run(soak_engine(chosen.requests - num_http, chosen.concurrency))
     options = ("--device", "fake", "--num-pages", str(CONFIG.num_pages), "--max-num-seqs", str(CONFIG.max_num_seqs))
     with running_server(CONFIG.model, *options) as server:
-        told["http"] = asyncio.run(soak_http(server, num_http, min(32, chosen.concurrency)))
+        concurrency = min(32, chosen.concurrency)
+        told["http"] = asyncio.run(soak_http(server, num_http, concurrency))
+        with running_server(CONFIG.model, *options) as fresh:
+            told["http"]["aged_beside_fresh"] = asyncio.run(aged_beside_fresh(server, fresh, concurrency))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps({name: told[name] for name in ("engine", "http")}, indent=1))

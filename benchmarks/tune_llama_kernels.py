@@ -119,7 +119,8 @@ def decode_sweeps() -> list[Sweep]:
     sweeps = []
     for (batch, context), counts in splits.items():
         sets, _ = bench.decode_sets(batch, context)
-        tiles = [decode.DecodeTile(n, s, w, stages) for s, (n, w), stages in product(counts, shapes, (2, 3, 4, 5))]
+        stages = (2, 3, 4, 5)
+        tiles = [decode.DecodeTile(n, s, w, k, h) for s, (n, w), k in product(counts, shapes, stages) for h in (0, n)]
         calls: list[timing.Call] = [
             lambda s=s, c=context: decode.flash_attn_decode(s[0], s[1][0], s[1][1], s[2], s[3], c, bench.SCALE)
             for s in sets

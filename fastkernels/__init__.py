@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastkernels.engine.llm import LLM
+    from fastkernels.engine.pipeline import Pipeline
     from fastkernels.engine.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "Pipeline", "SamplingParams", "__version__"]
+
+_MODULES = {"LLM": "llm", "Pipeline": "pipeline", "SamplingParams": "sampling_params"}
 
 
 def __getattr__(name: str) -> Any:
     """The engine is imported when it is asked for: the commands that need none start quickly."""
-    if name == "LLM":
-        from fastkernels.engine.llm import LLM
-
-        return LLM
-    if name == "SamplingParams":
-        from fastkernels.engine.sampling_params import SamplingParams
-
-        return SamplingParams
+    if name in _MODULES:
+        return getattr(import_module(f"fastkernels.engine.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

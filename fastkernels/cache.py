@@ -1,7 +1,8 @@
 """What a layer keeps between steps, declared by the layer and allocated by whoever runs it.
 
 A layer that keeps state has `cache_spec: CacheSpec` and an attribute `kv_cache` (None until bound).
-The order of `cached_layers(module)` is the order of the caches everywhere: engine, capture, judge.
+The order of `cached_layers(module)` is the order of the caches everywhere: engine, capture, judge. Capture and judge
+count tensors: each state of a layer is a cache of its own (`flat_caches`).
 """
 
 from __future__ import annotations
@@ -56,12 +57,32 @@ def cached_layers(module: nn.Module) -> list[Any]:
 
 
 def bind_caches(module: nn.Module, caches: Sequence[Tensor | tuple[Tensor, ...]]) -> None:
-    """Give each cached layer its cache.
+    """Give each cached layer its cache; a layer's states may come as one tuple or one after another.
 
     Errors: ValueError when the numbers differ.
     """
     layers = cached_layers(module)
-    if len(layers) != len(caches):
-        raise ValueError(f"{type(module).__name__} has {len(layers)} cached layers, got {len(caches)} caches.")
-    for layer, cache in zip(layers, caches, strict=True):
-        layer.kv_cache = cache
+    counts = [num_tensors(layer.cache_spec) for layer in layers]
+    flat = [tensor for cache in caches for tensor in (cache if isinstance(cache, tuple) else (cache,))]
+    if sum(counts) != len(flat):
+        raise ValueError(
+            f"{type(module).__name__} has {len(layers)} cached layers of {sum(counts)} tensors, got {len(flat)} caches."
+        )
+    for layer, count in zip(layers, counts, strict=True):
+        taken, flat = flat[:count], flat[count:]
+        layer.kv_cache = tuple(taken) if layer.cache_spec.kind is CacheKind.STATE else taken[0]
+
+
+def num_tensors(spec: CacheSpec) -> int:
+    """How many tensors a layer's cache is."""
+    return len(spec.state) if spec.kind is CacheKind.STATE else 1
+
+
+def flat_caches(module: nn.Module) -> list[tuple[CacheSpec, Tensor]]:
+    """Every tensor of the bound caches with its layer's spec, in the order of `bind_caches`."""
+    found: list[tuple[CacheSpec, Tensor]] = []
+    for layer in cached_layers(module):
+        cache = layer.kv_cache
+        if cache is not None:
+            found += [(layer.cache_spec, tensor) for tensor in (cache if isinstance(cache, tuple) else (cache,))]
+    return found

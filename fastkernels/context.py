@@ -107,6 +107,11 @@ def reference_mode() -> Iterator[None]:
         _State.is_reference = before
 
 
+def is_reference_asked() -> bool:
+    """Whether an op whose production path also runs on a CPU should compute its definition."""
+    return _State.is_reference
+
+
 def uses_reference(*tensors: Tensor | None) -> bool:
     """Whether an op should compute its definition: asked for, or no tensor is on a GPU."""
     return _State.is_reference or not any(t is not None and t.is_cuda for t in tensors)

@@ -35,3 +35,9 @@ def quiet_mlflow() -> None:
 def api_key() -> str | None:
     """FASTKERNELS_API_KEY: what clients of `fastkernels serve` must send."""
     return os.environ.get("FASTKERNELS_API_KEY") or None
+
+
+def visible_gpus(count: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES: names of the `count` GPUs that this process may use, as the variable has them."""
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if named else [str(number) for number in range(count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,25 @@ class Op(nn.Module):
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         with reference_mode():
             return self.forward(*args, **kwargs)
+
+    def derived_axes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Sizes of axes that follow from others, such as those of a convolution's output."""
+        return {}
+
+    def coupled_inputs(self, sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Any]:
+        """Values of the arguments of Role.COUPLED, which only make sense together, on the CPU; floats in float32."""
+        return {}
+
+    def coupled_params(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Values of the op's own parameters that a state would vanish or grow by if they were drawn freely."""
+        return {}
+
+    def byte_range(self, name: str, shape: Sequence[int]) -> tuple[int, int]:
+        """Of a parameter of bytes: the least value, and one more than the largest, that weights by seed draw.
+
+        shape: of the whole tensor, where this rank holds a part of it.
+        """
+        return 0, 256
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         """Bytes and flops of one call; the default reads inputs and parameters and writes outputs once.

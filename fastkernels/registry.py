@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fastkernels.errors import UnknownNameError, UsageError
-from fastkernels.source import BASELINE, LEVELS, SourceModule, find_base, modules, references
+from fastkernels.source import LEVELS, SourceModule, find_base, modules, references
 
 _OP_MODULE, _OP_CLASS = "fastkernels.op", "Op"
 
@@ -32,19 +34,42 @@ class OpEntry:
         return f"L{self.level}/{self.stem}.py"
 
 
+class Kind(StrEnum):
+    """How an architecture's requests are computed: the engine's runner of the same name."""
+
+    AUTOREGRESSIVE = "autoregressive"
+    SINGLE_PASS = "single_pass"
+    ITERATIVE = "iterative"
+
+
 @dataclass(frozen=True)
 class Architecture:
-    """A model family: where its L4 class and its configuration are, and the names its checkpoints carry.
+    """A model family: where its L4 class, configuration, pipeline and oracle are, and what its checkpoints are called.
 
+    hf_architectures: names in a config.json's "architectures"; model_types: its "model_type", where it has no such.
     engine_ops: what the engine calls beside the model to turn its logits into tokens.
+    pipeline: "module:class" of what makes tensors of a request and an answer of tensors; "" where tokens are all.
+    oracle: module in fastkernels.oracles. published: what was published of it, with its source. not_supported: of what
+    the library of record can do, in words. config_patterns: regular expressions of other values of a config.json by
+    their keys, where it has neither "architectures" nor "model_type". family: scoring.items.Family, by which answers
+    are compared; answers: the tensors of a result that are, by name, where it makes no tokens.
     """
 
     name: str
+    kind: Kind
     module: str
     class_name: str
-    hf_architectures: tuple[str, ...]
     config: str
+    hf_architectures: tuple[str, ...] = ()
+    model_types: tuple[str, ...] = ()
     engine_ops: tuple[str, ...] = ()
+    pipeline: str = ""
+    oracle: str = ""
+    published: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    not_supported: tuple[str, ...] = ()
+    config_patterns: Mapping[str, str] = field(default_factory=dict, hash=False)
+    family: str = ""
+    answers: tuple[str, ...] = ()
 
 
 _SAMPLING_OPS = (
@@ -52,19 +77,43 @@ _SAMPLING_OPS = (
     *("greedy_sample", "min_p", "top_k_top_p_sample", "top_logprobs"),
 )
 
-ARCHITECTURES = (
-    Architecture(
-        name="llama",
-        module=f"{BASELINE}.L4.llama",
-        class_name="LlamaForCausalLM",
-        hf_architectures=("LlamaForCausalLM",),
-        config="fastkernels.tasks.configs.llama:LlamaConfig",
-        engine_ops=_SAMPLING_OPS,
-    ),
+
+_PLACES = ("module", "config", "pipeline", "oracle")
+_TUPLES = ("hf_architectures", "model_types", "not_supported", "answers")
+
+
+def _read_architecture(path: Path) -> Architecture:
+    """One file of fastkernels/architectures; modules are named from the package on."""
+    body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    body["name"], body["kind"] = path.stem, Kind(body["kind"])
+    body |= {name: tuple(body.get(name, ())) for name in _TUPLES}
+    body |= {name: f"fastkernels.{body[name]}" for name in _PLACES if name in body}
+    return Architecture(**body, engine_ops=_SAMPLING_OPS if body["kind"] is Kind.AUTOREGRESSIVE else ())
+
+
+ARCHITECTURES = tuple(
+    _read_architecture(path) for path in sorted(Path(__file__).with_name("architectures").glob("*.json"))
 )
 
-
-_ONE_WORD = {"KVCache": "Kvcache", "AllReduce": "Allreduce", "AllGather": "Allgather"}  # as the published names do
+_ONE_WORD = {
+    "KVCache": "Kvcache",
+    "LightGCN": "Lightgcn",
+    "ReLU": "Relu",
+    "SpMM": "Spmm",
+    "AllReduce": "Allreduce",
+    "AllGather": "Allgather",
+    "DINOv3": "Dinov3",
+    "ViT": "Vit",
+    "YOLOv10": "Yolov10",
+    "SiLU": "Silu",
+    "QuickGELU": "Quickgelu",
+    "UNet": "Unet",
+    "CLIP": "Clip",
+    "Mamba2": "Mamba2_",
+    "2D": "2d",
+    "TopKSoftmax": "TopkSoftmax",
+    "MoE": "Moe",
+}  # as the published names do
 
 
 def snake_case(class_name: str) -> str:
@@ -204,16 +253,22 @@ def architecture(name: str) -> Architecture:
 
 
 def architecture_of(hf_config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a Hugging Face config.json asks for.
+    """The architecture that a Hugging Face config.json (or a pipeline's model_index.json) asks for.
 
     Errors: UnknownNameError when none of its "architectures" is known.
     """
-    wanted = hf_config.get("architectures") or []
+    wanted = hf_config.get("architectures") or hf_config.get("_class_name") or []
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    model_type = hf_config.get("model_type")
     for candidate in ARCHITECTURES:
-        if set(wanted) & set(candidate.hf_architectures):
+        by_type = not wanted and model_type in candidate.model_types
+        patterns = {} if wanted or model_type else candidate.config_patterns
+        by_pattern = any(re.search(pattern, str(hf_config.get(key, ""))) for key, pattern in patterns.items())
+        if by_type or by_pattern or set(wanted) & set(candidate.hf_architectures):
             return candidate
-    known = [h for a in ARCHITECTURES for h in a.hf_architectures]
-    raise UnknownNameError("architecture", ", ".join(map(str, wanted)) or "(none in the config)", known)
+    known = [h for a in ARCHITECTURES for h in (*a.hf_architectures, *a.model_types)]
+    asked = ", ".join(map(str, wanted)) or model_type or "(none in the config)"
+    raise UnknownNameError("architecture", asked, known)
 
 
 def ops_of_architecture(name: str) -> list[OpEntry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from fastkernels.source import LEVELS, read_module
 TASKS_DIR = Path(__file__).parent / "tasks"
 ALTERNATIVES_DIR = TASKS_DIR / "alternatives"
 CANDIDATE = "candidate"
+_LEFT_OUT = ("__pycache__", ".git")
 LAYOUT = "L1/<file>.py ... L4/<file>.py with the baseline's file and class names, or an adapt.py"
 
 
@@ -119,3 +121,14 @@ def _read_set(name: str, path: Path) -> ImplementationSet:
     if not (files or adapt.is_file() or name == CANDIDATE or any((path / f"L{n}").is_dir() for n in LEVELS)):
         raise UsageError(f"{path} holds no implementation; expected {LAYOUT}.")
     return ImplementationSet(name, path, files, adapt if adapt.is_file() else None)
+
+
+def folder_digest(path: Path) -> str:
+    """SHA-256 over places and contents of all files in a folder, in the order of their places."""
+    state = hashlib.sha256()
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT)
+        for file in (Path(folder) / name for name in sorted(names) if not name.endswith(".pyc")):
+            state.update(f"{file.relative_to(path).as_posix()}\n{file.stat().st_size}\n".encode())
+            state.update(file.read_bytes())
+    return state.hexdigest()

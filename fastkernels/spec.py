@@ -22,6 +22,7 @@ class Role(StrEnum):
     ACTIVATION = "activation"  # floats, drawn from the input families
     LOGITS = "logits"  # floats over a vocabulary
     CACHE = "cache"  # floats in pages; only touched pages are captured
+    STATE = "state"  # [num_slots, ...] floats, a slot a sequence; only touched slots are captured
     TOKEN_ID = "token_id"  # ints in [0, bound)
     POSITION = "position"  # ints in [0, bound): place of a token in its sequence
     INDEX = "index"  # ints in [0, bound)
@@ -30,6 +31,8 @@ class Role(StrEnum):
     PAGE_TABLE = "page_table"  # [num_seqs, max_pages]; negative entries are never read
     QUERY_START = "query_start"  # [num_seqs + 1]: first query row of each sequence
     SEQ_LEN = "seq_len"  # [num_seqs]: cached plus new tokens of each sequence
+    STATE_SLOT = "state_slot"  # [num_seqs]: the slot of each sequence's states, none twice
+    HAS_STATE = "has_state"  # [num_seqs] bool: whether the slot holds anything of the sequence yet
     TEMPERATURE = "temperature"  # floats >= 0; 0 is greedy
     TOP_K = "top_k"  # ints in [0, vocab]; 0 is off
     TOP_P = "top_p"  # floats in (0, 1]; 1 is off
@@ -39,7 +42,9 @@ class Role(StrEnum):
     TOKEN_COUNT = "token_count"  # ints, mostly 0: 2 * (times a token was made) + (1 if it is in the prompt)
     BITMASK = "bitmask"  # int32 words, bit i of word w for token 32 * w + i
     SEED = "seed"  # int64 per row; the same seed gives the same sample
-    SCALAR = "scalar"  # a Python number or bool
+    MASK = "mask"  # bool; True takes part, at least one in each row of the last axis
+    COUPLED = "coupled"  # values that make sense only beside others: drawn by the op's `coupled_inputs`, never varied
+    SCALAR = "scalar"  # a Python number or bool; one named as an axis is that axis' size
     MAX_QUERY_LEN = "max_query_len"  # Python int: the largest query length of the batch
     MAX_SEQ_LEN = "max_seq_len"  # Python int: the largest sequence length of the batch
     NUM_DECODES = "num_decodes"  # Python int: so many sequences at the front have a single new token, or more of them
@@ -51,6 +56,8 @@ GEOMETRY_ROLES = frozenset(
         Role.PAGE_TABLE,
         Role.QUERY_START,
         Role.SEQ_LEN,
+        Role.STATE_SLOT,
+        Role.HAS_STATE,
         Role.MAX_QUERY_LEN,
         Role.MAX_SEQ_LEN,
         Role.NUM_DECODES,
@@ -131,7 +138,8 @@ class OpSpec:
     dtypes: accepted activation dtypes.
     examples: keyword arguments of `__init__` at which every test and every judge builds the op,
         beside the captured ones; include an awkward one (odd or prime sizes).
-    example_axes: sizes at which variable axes are tried first; the judge adds hidden ones.
+    example_axes: sizes at which variable axes are tried first; the judge adds hidden ones to those not named here. Also
+        sizes that no tensor has, from which the op's `derived_axes` makes others.
     is_exact_on_integers: sums of products of small integers must come out without any error.
     num_ranks: how many processes a call needs (collectives: 2).
     may_be_empty: variable axes that may be 0; every other is at least 1.

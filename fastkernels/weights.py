@@ -1,6 +1,9 @@
 """Checkpoint tensors into a model's parameters, by their published names; names no model.
 
 A model class says `packed_modules` (fused module -> {published module: shard id}) and `ignored_weights` (name endings);
+its `convert_weight(name, source)`, where it has one, gives the (name, source) pairs that stand for a published tensor;
+its `checkpoint_classes` are the classes that its config.json may name, and its `torch_files` {file: what goes ahead of
+its tensors' names} files beside the safetensors ones;
 a layer whose parameters are not the checkpoint's as they are has `weight_loader` and `checkpoint_shape`
 (distributed/sharded_layer.py), which take this rank's part. Every parameter is written exactly once, or nothing counts.
 """
@@ -8,6 +11,8 @@ a layer whose parameters are not the checkpoint's as they are has `weight_loader
 from __future__ import annotations
 
 import json
+import pickle
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +25,10 @@ from torch import Tensor, nn
 from fastkernels.distributed.sharded_layer import ShardedLayer, ShardId
 from fastkernels.distributed.tensor_parallel import WeightSource
 from fastkernels.errors import CheckpointError
-from fastkernels.noise import random_normal, seed_of
+from fastkernels.noise import random_normal, random_uniform, seed_of
 
-_INDEX = "model.safetensors.index.json"
+_INDEXES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
+_COMPONENTS = "model_index.json"
 _NAMES_SHOWN = 8
 _RANDOM_BLOCK = {"cpu": 1 << 14, "cuda": 1 << 24}  # numbers at once: temporaries in cache; few launches
 
@@ -31,7 +37,7 @@ _RANDOM_BLOCK = {"cpu": 1 << 14, "cuda": 1 << 24}  # numbers at once: temporarie
 class Target:
     """Where one published tensor goes."""
 
-    param: nn.Parameter
+    param: Tensor
     owner: nn.Module
     shard_id: ShardId
 
@@ -39,6 +45,12 @@ class Target:
         """Of the checkpoint's tensor."""
         shape: Any = getattr(self.owner, "checkpoint_shape", None)
         return tuple(self.param.shape if shape is None else shape(self.param, self.shard_id))
+
+    def byte_range(self) -> tuple[int, int]:
+        """The values that random weights of bytes take: the owner's, or that of the op inside it."""
+        owner: Any = getattr(self.owner, self.owner.inner) if isinstance(self.owner, ShardedLayer) else self.owner
+        name = next(name for name, param in owner.named_parameters() if param is self.param)
+        return owner.byte_range(name, self.shape())
 
     def load(self, source: WeightSource) -> None:
         loader = getattr(self.param, "weight_loader", None) or getattr(self.owner, "weight_loader", None)
@@ -61,13 +73,14 @@ class SafetensorsSource:
 
 @dataclass(frozen=True)
 class RandomSource:
-    """Near-normal numbers by (seed, place in the tensor): any part of it is the same on every rank and device."""
+    """Near-normal numbers, or bytes, by (seed, place in the tensor): any part is the same on every rank and device."""
 
     shape: tuple[int, ...]
     seed: int
     mean: float
     deviation: float
     device: torch.device
+    byte_range: tuple[int, int] | None = None
 
     def narrow(self, dim: int, start: int, length: int) -> Tensor:
         axes = [torch.arange(n, device=self.device) for n in self.shape]
@@ -79,7 +92,11 @@ class RandomSource:
             place = rows
             for extent, axis in zip(self.shape[1:], axes[1:], strict=True):
                 place = (place * extent)[..., None] + axis
-            block.copy_(random_normal(seed, place) * self.deviation + self.mean)
+            if self.byte_range is None:
+                block.copy_(random_normal(seed, place) * self.deviation + self.mean)
+            else:
+                low, high = self.byte_range
+                block.copy_((random_uniform(seed, place) * (high - low)).floor() + low)
         return out
 
 
@@ -92,9 +109,10 @@ def published_tensors(model: nn.Module) -> dict[str, Target]:
         if path in inner:
             continue
         names = [name for name, param in owner._parameters.items() if param is not None]
+        names += [n for n, buffer in owner._buffers.items() if buffer is not None and _is_published(owner, n)]
         if isinstance(owner, ShardedLayer):
             inner.add(f"{path}.{owner.inner}".lstrip("."))
-            names = [name for name in ("weight", "bias") if getattr(owner, name) is not None]
+            names = [name for name in owner.parameter_names if getattr(owner, name) is not None]
         parent, _, stem = path.rpartition(".")
         for name in names:
             for module, shard_id in packed.get(stem, {stem: None}).items():
@@ -103,16 +121,41 @@ def published_tensors(model: nn.Module) -> dict[str, Target]:
     return targets
 
 
-def checkpoint_config(directory: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint directory.
+def _is_published(owner: nn.Module, buffer: str) -> bool:
+    """Whether checkpoints hold it: not what is derived, nor the count that only training reads."""
+    return buffer not in owner._non_persistent_buffers_set and buffer != "num_batches_tracked"
 
+
+def checkpoint_config(directory: Path) -> dict[str, Any]:
+    """The config.json of a checkpoint directory; of a directory of components their configurations by name.
+
+    The latter has a model_index.json, in which each component's [library, class] is replaced by its own configuration,
+    where it has one.
     Errors: CheckpointError when there is none or it is not a JSON object.
     """
-    path = directory / "config.json"
+    if _is_of_components(directory):
+        index = read_json(directory / _COMPONENTS)
+        return {name: _component_config(directory / name) or value for name, value in index.items()}
+    return read_json(directory / "config.json")
+
+
+def _is_of_components(directory: Path) -> bool:
+    return not (directory / "config.json").is_file() and (directory / _COMPONENTS).is_file()
+
+
+def _component_config(folder: Path) -> dict[str, Any] | None:
+    for name in ("config.json", "scheduler_config.json"):
+        if (folder / name).is_file():
+            return read_json(folder / name)
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint. Errors: CheckpointError when the file is missing, no JSON or no object."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{directory} is no checkpoint: it has no config.json.") from error
+        raise CheckpointError(f"{path.parent} is no checkpoint: it has no {path.name}.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
@@ -121,12 +164,12 @@ def checkpoint_config(directory: Path) -> dict[str, Any]:
 
 
 def _safetensors_files(directory: Path) -> list[Path]:
-    """The files of a checkpoint, from its index when it has one.
+    """The files of a checkpoint, from its index when it has one; model.fp16.safetensors only without the whole ones.
 
     Errors: CheckpointError when there is none, or one that the index names is missing.
     """
-    index = directory / _INDEX
-    if index.exists():
+    index = next((directory / name for name in _INDEXES if (directory / name).exists()), None)
+    if index is not None:
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -134,6 +177,7 @@ def _safetensors_files(directory: Path) -> list[Path]:
         files = [directory / Path(str(name)).name for name in names]
     else:
         files = sorted(directory.glob("*.safetensors"))
+        files = [file for file in files if "." not in file.stem] or files
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         raise CheckpointError(f"{directory} lacks {', '.join(missing) or 'any *.safetensors file'}.")
@@ -143,8 +187,15 @@ def _safetensors_files(directory: Path) -> list[Path]:
 def read_checkpoint(directory: Path) -> Iterator[tuple[str, WeightSource]]:
     """Name and source of every tensor, file by file; nothing is read until a source is narrowed.
 
+    Of a directory of components each tensor is named behind its component: "unet.conv_in.weight".
     Errors: CheckpointError names a file that is truncated or not safetensors.
     """
+    if _is_of_components(directory):
+        for component in sorted(read_json(directory / _COMPONENTS)):
+            if (directory / component / "config.json").is_file():
+                for name, source in read_checkpoint(directory / component):
+                    yield f"{component}.{name}", source
+        return
     for file in _safetensors_files(directory):
         try:
             opened = safe_open(file, framework="pt", device="cpu")
@@ -154,6 +205,33 @@ def read_checkpoint(directory: Path) -> Iterator[tuple[str, WeightSource]]:
             for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                 piece = tensors.get_slice(name)
                 yield name, SafetensorsSource(piece, tuple(piece.get_shape()))
+
+
+def _with_torch_files(directory: Path, files: Mapping[str, str]) -> Iterator[tuple[str, WeightSource]]:
+    """The tensors of a checkpoint and of files that torch.save wrote: their names, and what goes ahead of the names in
+    them. One without a prefix is the checkpoint itself, read where there is no safetensors file.
+
+    Errors: CheckpointError for a file that holds anything but tensors by name.
+    """
+    there = {name: prefix for name, prefix in files.items() if (directory / name).is_file()}
+    has_safetensors = any(directory.glob("*.safetensors"))
+    if has_safetensors or "" not in there.values():
+        yield from read_checkpoint(directory)
+    for name, prefix in there.items():
+        if prefix or not has_safetensors:
+            for key, tensor in _torch_tensors(directory / name).items():
+                yield f"{prefix}{key}", tensor
+
+
+def _torch_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is truncated, or holds more than tensors: {reason}") from error
+    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise CheckpointError(f"{path} holds no tensors by name.")
+    return found
 
 
 @dataclass
@@ -183,20 +261,38 @@ def load_weights(model: nn.Module, source: Path | str | Iterable[tuple[str, Weig
         raise ValueError("The model is on the meta device: call model.to_empty(device=...) before loading.")
     if isinstance(source, (str, Path)):
         directory = Path(source)
-        named = checkpoint_config(directory).get("architectures")
-        if named and type(model).__name__ not in named:
-            raise CheckpointError(f"{directory} is of {', '.join(named)}, not of {type(model).__name__}.")
-        source = read_checkpoint(directory)
+        config = checkpoint_config(directory)
+        named = config.get("architectures") or ([config["_class_name"]] if "_class_name" in config else [])
+        wanted = getattr(model, "checkpoint_classes", (type(model).__name__,))
+        if named and not set(wanted) & set(named):
+            raise CheckpointError(f"{directory} is of {', '.join(named)}, not of {', '.join(wanted)}.")
+        source = _with_torch_files(directory, getattr(model, "torch_files", {}))
     targets = published_tensors(model)
+    renames = [(re.compile(pattern), name) for pattern, name in getattr(model, "weight_renames", ())]
+    convert = getattr(model, "convert_weight", None)
     written: dict[tuple[int, ShardId], str] = {}
     problems = _Problems()
     with torch.no_grad():
-        for name, tensor in source:
-            _load_one(model, targets, written, problems, name, tensor)
+        for published, tensor in source:
+            name = published
+            for pattern, replacement in renames:
+                name = pattern.sub(replacement, name)
+            for part_name, part in [(name, tensor)] if convert is None else convert(name, tensor):
+                _load_one(model, targets, written, problems, part_name, part)
+        _fill_zeros(model, targets, written)
     for name, target in targets.items():
         if written.setdefault((id(target.param), target.shard_id), "") == "":
             problems.missing.append(name)
     problems.raise_if_any(model)
+
+
+def _fill_zeros(model: nn.Module, targets: Mapping[str, Target], written: dict[tuple[int, ShardId], str]) -> None:
+    """Parameters that the published layout leaves out, by the model's `zero_weights`: ends of names."""
+    ends = tuple(getattr(model, "zero_weights", ()))
+    for name, target in targets.items():
+        if name.endswith(ends) and (id(target.param), target.shard_id) not in written:
+            written[id(target.param), target.shard_id] = name
+            target.load(torch.zeros(target.shape()))
 
 
 def _load_one(
@@ -209,7 +305,7 @@ def _load_one(
 ) -> None:
     target = targets.get(name)
     if target is None:
-        if not name.endswith(tuple(getattr(model, "ignored_weights", ()))):
+        if not name.endswith(("num_batches_tracked", *getattr(model, "ignored_weights", ()))):
             problems.extra.append(name)
         return
     key = (id(target.param), target.shard_id)
@@ -226,7 +322,8 @@ def _load_one(
 
 def random_weights(model: nn.Module, seed: int) -> None:
     """Fill every parameter by (seed, its published name): the same model on any device and over any number of ranks."""
-    load_weights(model, random_tensors(model, seed, next(model.parameters()).device))
+    device = next((param.device for param in model.parameters()), torch.device("cpu"))
+    load_weights(model, random_tensors(model, seed, device))
 
 
 def random_tensors(model: nn.Module, seed: int, device: torch.device) -> Iterator[tuple[str, RandomSource]]:
@@ -236,7 +333,8 @@ def random_tensors(model: nn.Module, seed: int, device: torch.device) -> Iterato
     """
     for name, target in published_tensors(model).items():
         shape = target.shape()
-        is_vector, is_bias = len(shape) == 1, name.endswith("bias")
+        is_vector, is_bias = len(shape) == 1, name.endswith(("bias", "running_mean"))
         deviation = (0.02 if is_bias else 0.1) if is_vector else (torch.Size(shape[1:]).numel()) ** -0.5
         mean = 1.0 if is_vector and not is_bias else 0.0
-        yield name, RandomSource(shape, seed_of(name, seed), mean, deviation, device)
+        byte_range = target.byte_range() if target.param.dtype == torch.uint8 else None
+        yield name, RandomSource(shape, seed_of(name, seed), mean, deviation, device, byte_range)

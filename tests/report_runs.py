@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fastkernels.bench.eval.records import EVAL_SCHEMA_VERSION, ItemRecord, PassRecord, SetRecord, SubsetRecord
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.harness.records import CaseRecord, NullRecord, OpRecord, Samples, TimingRecord
 from fastkernels.harness.timing import BASELINE, CANDIDATE
 from fastkernels.harness.verdict import Speed, Verdict
+from fastkernels.report.eval_view import set_scores
 
 HOSTILE = "</script><script>window.owned = 1</script><img src=x onerror='window.owned = 1'>&amp; {{ 7 * 7 }}"
 NULLS = ("zeros", "mean", "copy_of_input", "last_tile_dropped")
@@ -146,10 +149,17 @@ def records() -> list[OpRecord]:
     ]  # fmt: skip
 
 
-def write_run(path: Path, found: list[OpRecord] | None = None, *, is_finished: bool = True, **environment: Any) -> Path:
+def write_run(
+    path: Path,
+    found: list[OpRecord] | None = None,
+    *,
+    is_finished: bool = True,
+    request: dict[str, Any] = REQUEST,
+    **environment: Any,
+) -> Path:
     """A run folder as a sweep leaves it; unfinished without results.json."""
     merged = {name: value for name, value in {**ENVIRONMENT, **environment}.items() if value is not None}
-    folder = RunFolder.create("kernels", REQUEST, merged, path)
+    folder = RunFolder.create("kernels", request, merged, path)
     for entry in records() if found is None else found:
         entry_path = path / "ops" / f"{abs(hash((entry.implementation, entry.op)))}.json"
         folder._write(entry_path, entry.to_json())
@@ -158,4 +168,114 @@ def write_run(path: Path, found: list[OpRecord] | None = None, *, is_finished: b
             "device": "cuda", "copy_bytes_per_s": 4.1e12, "flops_per_s": {"bfloat16": 7.2e14}, "flush_bytes": 120 << 20,
         }  # fmt: skip
         folder.finish(status="finished", seconds=321.0, ceilings=ceilings, case_hashes={"rms_norm": ["ab" * 32] * 3})
+    return path
+
+
+GOOD, BAD = 0.02, 0.4
+MANIFEST = {"version": "2026.11", "sha256": "ab" * 32}
+EVAL_REQUEST = {"scenarios": "tiny", "candidates": ["fast", "fragile"], "device": "cpu", "restarts": 3}
+CPU = {"device": "cpu", "gpu": None}
+
+
+def passes(speedup: float, seed: str, num_restarts: int = 3) -> list[PassRecord]:
+    """Throughput and latency workloads; latency gains half of what throughput does."""
+    generator = random.Random(seed)
+    found = []
+    for restart in range(num_restarts):
+        for workload, kind, ratio, count in (
+            ("batch", "throughput", speedup, 4),
+            ("alone", "latency", 1 + (speedup - 1) / 2, 12),
+        ):
+            seconds = [0.05 * generator.lognormvariate(0, 0.004) for _ in range(count)]
+            candidate = [s / ratio * generator.lognormvariate(0, 0.004) for s in seconds]
+            found.append(PassRecord(restart, workload, kind, seconds, candidate))
+    return found
+
+
+def replaced(op: str, name: str, status: str = "REPLACED", num_calls: int = 24, rank: int = 0) -> dict[str, Any]:
+    error = None if status in ("REPLACED", "NEVER_CALLED") else f"{op}.py does not import: {HOSTILE}"
+    return {
+        "op": op, "set": name, "status": status, "num_calls": num_calls if status == "REPLACED" else 0, "num_traced": 0,
+        "rank": rank, "error": error,
+    }  # fmt: skip
+
+
+def item(model: str, family: str, name: str, speedup: float = 1.0, **changed: Any) -> ItemRecord:
+    values: dict[str, Any] = {
+        "item": f"{model}/bfloat16",
+        "model": model,
+        "architecture": model.removeprefix("tiny-"),
+        "family": family,
+        "dtype": "bfloat16",
+        "num_ranks": 1,
+        "implementation": name,
+        "outcome": "MEASURED",
+        "thresholds": {"good": GOOD, "bad": BAD, "tau": 1.0},
+        "replacements": [
+            replaced("rms_norm", name),
+            {"rank": 0, "op": "top_logprobs", "class": None, "set": name, "status": "NEVER_CALLED", "num_calls": 0},
+        ],  # of both forms that there are
+        "discrepancies": [0.4 * GOOD, 0.0, 0.9 * GOOD],
+        "figures": {"regret": 0.0012},
+        "passes": passes(speedup, f"{model}{name}"),
+        "reference_noise": [0.001, -0.002, 0.0015],
+        "seconds": 41.5,
+    }
+    return ItemRecord(**{**values, **changed})
+
+
+def broken(model: str, family: str, name: str, outcome: str, reason: str, **changed: Any) -> ItemRecord:
+    nothing: dict[str, Any] = {"discrepancies": [], "passes": [], "reference_noise": [], "replacements": []}
+    return item(model, family, name, outcome=outcome, reason=reason, **{**nothing, **changed})
+
+
+def eval_items() -> list[ItemRecord]:
+    """Two sets over six scenarios: wins, a loss, a tie, wrong answers, a crash with a part that works, and the rest."""
+    kept = item("tiny-mixtral", "language", "fragile", 1.2)
+    crash = f"Traceback (most recent call last):\n  File 'L2/moe.py', line 3\nRuntimeError: {HOSTILE}"
+    return [
+        item("tiny-llama", "language", "fast", 1.30),
+        item("tiny-mixtral", "language", "fast", 1.12),
+        item("tiny-dinov3", "embedding", "fast", 1.003),
+        item("tiny-sdxl", "image", "fast", 0.90),
+        item("tiny-whisper", "speech", "fast", 1.25, discrepancies=[0.0, 0.2, 0.5]),
+        broken("tiny-gpt-oss", "language", "fast", "BLOCKED", "TOO_FEW_DEVICES", num_ranks=8, message="8 of 1 GPUs."),
+        item("tiny-llama", "language", "fragile", 1.1),
+        broken(
+            "tiny-mixtral", "language", "fragile", "INVALID", "CRASH", message=crash,
+            replacements=[replaced("moe_sum", "fragile"), replaced("rms_norm", "fragile", "IMPORT_ERROR")],
+            subset=SubsetRecord({"moe_sum": crash}, ["rms_norm"], kept),
+        ),
+        broken("tiny-dinov3", "embedding", "fragile", "NEVER_CALLED", "", replacements=[
+            replaced("rms_norm", "fragile", "NEVER_CALLED")]),
+        broken("tiny-sdxl", "image", "fragile", "INVALID", "TIMEOUT", message="No answer in 60 s.",
+               subset=SubsetRecord({"rms_norm": "TIMEOUT"}, [], None)),
+        broken("tiny-whisper", "speech", "fragile", "INVALID", "NOT_FINITE", message="logits[0, 3] is nan."),
+        broken("tiny-gpt-oss", "language", "fragile", "BLOCKED", "TOO_FEW_DEVICES", num_ranks=8),
+    ]  # fmt: skip
+
+
+def eval_sets(items: list[ItemRecord]) -> list[SetRecord]:
+    names = dict.fromkeys(i.implementation for i in items)
+    return [
+        SetRecord(name, f"sets/{name}", ["rms_norm", "moe_sum"], name.encode().hex().ljust(64, "0")) for name in names
+    ]
+
+
+def write_eval_run(
+    path: Path, found: list[ItemRecord] | None = None, *, is_finished: bool = True, **changed: Any
+) -> Path:
+    """A run folder as an evaluation leaves it. changed: environment, or what results.json has at the top."""
+    items = eval_items() if found is None else found
+    environment = {**ENVIRONMENT, **CPU, **changed.pop("environment", {})}
+    merged = {name: value for name, value in environment.items() if value is not None}
+    folder = RunFolder.create("eval", EVAL_REQUEST, merged, path)
+    if is_finished:
+        extra = {
+            "status": "finished", "seconds": 512.0, "eval_schema_version": EVAL_SCHEMA_VERSION, "scenario_set": "tiny",
+            "manifest": MANIFEST, "sets": [asdict(s) for s in eval_sets(items)], "items": [i.to_json() for i in items],
+        }  # fmt: skip
+        scores = changed.pop("scores", None)
+        found_scores = set_scores({"kind": "eval", **extra}) if scores is None else scores
+        folder.finish(**{**extra, "scores": found_scores, **changed})
     return path

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import time
 from pathlib import Path
 
@@ -22,6 +23,14 @@ from fastkernels.registry import architecture_of
 from fastkernels.weights import random_tensors
 
 SHARD_BYTES = 4 << 30
+PUBLISHED = {
+    "GptOssForCausalLM": (
+        (r"experts\.w13\.(weight_)?(bias|blocks|scales)$", r"experts.gate_up_proj_\2"),
+        (r"experts\.w2\.(weight_)?(bias|blocks|scales)$", r"experts.down_proj_\2"),
+        (r"self_attn\.attn\.sinks$", "self_attn.sinks"),
+    )
+}
+"""Patterns by class, where a model's own names are not the published ones."""
 
 
 def write_checkpoint(preset: str, directory: Path, seed: int, dtype: str | None = None) -> int:
@@ -45,17 +54,23 @@ def write_checkpoint(preset: str, directory: Path, seed: int, dtype: str | None 
         shard.clear()
 
     for name, tensor in random_tensors(model, seed, device):
-        whole = tensor.narrow(0, 0, tensor.shape[0]).to(kind).cpu()
+        whole = tensor.narrow(0, 0, tensor.shape[0]).to(kind if tensor.byte_range is None else torch.uint8).cpu()
         if size + whole.nbytes > SHARD_BYTES and shard:
             write()
             size = 0
-        shard[name] = whole
+        shard[published_name(architecture.class_name, name)] = whole
         size += whole.nbytes
         total += whole.nbytes
     write()
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     return total
+
+
+def published_name(class_name: str, name: str) -> str:
+    for pattern, replacement in PUBLISHED.get(class_name, ()):
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def write_config(preset: str, directory: Path) -> None:

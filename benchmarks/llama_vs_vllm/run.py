@@ -1,11 +1,13 @@
 """FastKernels and vLLM on the same GPU in one go, offline: the same weights, token ids, limits and number of KV tokens.
 
     python benchmarks/llama_vs_vllm/run.py --vllm-site /tmp/site --out "$OUT/llama_vs_vllm.json"
+    python benchmarks/llama_vs_vllm/run.py --model mixtral --vllm-site /tmp/site --out "$OUT/mixtral_vs_vllm.json"
     python benchmarks/llama_vs_vllm/run.py --merge part1.json part2.json --out llama_vs_vllm.json
 
 Each engine has a process of its own and a bounded share of the memory; both stay alive and one works while the other
 waits, in the order ours, vLLM, vLLM, ours, ... The file is written again after every repeat; --deadline ends the run in
-good time. Greedy, ignore_eos, no prefix cache, no detokenisation.
+good time. Greedy, ignore_eos, no prefix cache, no detokenisation. models.py says what differs from model to model:
+fewer layers where two engines would not fit otherwise.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-from results import Json, merged, summarised, table, write  # noqa: E402
+from models import architecture_named, comparison_of, kv_bytes_per_token, with_layers  # noqa: E402
+from results import BARS, Json, merged, summarised, table, write  # noqa: E402
 
 from fastkernels.bench.e2e.tokens import agreement  # noqa: E402
 from fastkernels.engine.model import find_model  # noqa: E402
@@ -83,8 +86,10 @@ class Run:
         self.started = time.time()
         self.record: Json = {
             "schema_version": 1,
-            "benchmark": "llama_vs_vllm",
+            "benchmark": f"{architecture_named(given.model)}_vs_vllm",
             "model": given.model,
+            "layers": given.layers,
+            "note": given.note,
             "status": "running",
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "settings": {key: v.name if isinstance(v, Path) else v for key, v in vars(given).items() if key != "merge"},
@@ -146,12 +151,6 @@ def requests_of(name: str, given: argparse.Namespace, hf_config: Json) -> Json:
     }
 
 
-def kv_bytes_per_token(hf_config: Json, dtype: str) -> int:
-    head_dim = hf_config.get("head_dim") or hf_config["hidden_size"] // hf_config["num_attention_heads"]
-    num_bytes = {"float32": 4}.get(dtype, 2)
-    return 2 * hf_config["num_hidden_layers"] * hf_config["num_key_value_heads"] * head_dim * num_bytes
-
-
 def engine_environment(site: Path | None, label: str) -> dict[str, str]:
     """PYTHONPATH of one engine: its own site first; the checkout only for ours."""
     environment = dict(os.environ)
@@ -169,7 +168,7 @@ def prepare_weights(run: Run, folder: Path) -> Path:
     directory = given.checkpoint or folder / "checkpoint"
     if (directory / "model.safetensors.index.json").exists():
         return directory
-    command = [sys.executable, str(HERE / "checkpoint.py"), given.model, str(directory), "--seed", str(given.seed)]
+    command = [sys.executable, str(HERE / "checkpoint.py"), given.config, str(directory), "--seed", str(given.seed)]
     command += ["--dtype", given.dtype, *([] if given.weights == "shared" else ["--config-only"])]
     environment = engine_environment(given.ours_site, "ours")
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -196,7 +195,8 @@ def start_engines(run: Run, checkpoint: Path, logs: Path, hf_config: Json) -> di
             site = given.ours_site if name == "ours" else given.vllm_site
             worker = workers[name] = Worker(name, engine_environment(site, name), logs / f"{name}.log")
             own = json.loads(given.ours if name == "ours" else given.vllm)
-            model = given.model if name == "ours" else str(checkpoint)
+            own = own if name == "ours" else {**comparison_of(given.model).vllm, **own}
+            model = given.config if name == "ours" else str(checkpoint)
             facts = worker.ask({**common, "model": model, "options": own, "spawned": worker.spawned})
             weights = "random by seed" if name == "ours" else "checkpoint" if given.weights == "shared" else "dummy"
             run.record["engines"][name] = {**facts, "weights": weights, "options": own}
@@ -221,6 +221,7 @@ def measure(run: Run, workers: dict[str, Worker], name: str, folder: Path, hf_co
         "num_prompt_tokens": sum(len(r["prompt"]) for r in made["requests"]),
         "num_output_tokens": sum(r["output_len"] for r in made["requests"]),
         "num_cut": made["num_cut"],
+        "bar": BARS.get(name) if hf_config["architectures"] == ["LlamaForCausalLM"] else None,
         "agreement": None,
         "repeats": [],
     }
@@ -258,12 +259,13 @@ def measure(run: Run, workers: dict[str, Worker], name: str, folder: Path, hf_co
 
 def benchmark(given: argparse.Namespace) -> Json:
     run = Run(given)
-    hf_config = find_model(given.model).hf_config
     given.out.parent.mkdir(parents=True, exist_ok=True)
     logs = given.logs or given.out.parent
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="llama-vs-vllm-") as temporary:
         folder = Path(temporary)
+        given.config = with_layers(given.model, given.layers, folder)
+        hf_config = find_model(given.config).hf_config
         needs_checkpoint = "vllm" in given.engines
         checkpoint = prepare_weights(run, folder) if needs_checkpoint else folder
         workers = start_engines(run, checkpoint, logs, hf_config)
@@ -282,7 +284,8 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="the JSON file")
     add("--merge", type=Path, nargs="+", help="put these files together instead of measuring")
-    add("--model", default="llama-3.1-8b", help="a preset of FastKernels")
+    add("--model", default="llama", help="an architecture of models.py, or a preset of FastKernels")
+    add("--layers", type=int, help="fewer than published; left out: as models.py says")
     add("--scenarios", nargs="+", default=list(SCENARIOS))
     add("--repeats", type=int, default=3)
     add("--warmup-share", type=float, default=0.25, help="of each scenario's requests, run first and not counted")
@@ -296,16 +299,22 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--device", help="of ours; the GPU when there is one")
     add("--seed", type=int, default=0)
     add("--max-model-len", type=int, default=8192, help="also what requests are cut to")
-    add("--max-num-seqs", type=int, default=1024)
+    add("--max-num-seqs", type=int, help="left out: as models.py says, 1024 for most")
     add("--max-num-batched-tokens", type=int, default=8192)
-    add("--kv-tokens", type=int, default=335_872, help="of each engine: 41 GiB for Llama-3.1-8B")
+    add("--kv-tokens", type=int, help="of each engine; left out: as models.py says, 41 GiB for Llama-3.1-8B")
     add("--vllm-memory", type=float, default=0.42, help="its gpu_memory_utilization; its KV cache is --kv-tokens")
     add("--ours", default="{}", help="more EngineConfig fields as JSON")
     add("--vllm", default="{}", help="more arguments of vLLM's LLM as JSON")
     add("--scale", type=float, default=1.0, help="times all lengths: below 1 for a tiny model")
     add("--num-requests", type=int, help="at most this many a scenario")
     add("--logs", type=Path, help="the folder of the engines' logs; --out's when left out")
-    return parser.parse_args(words)
+    given = parser.parse_args(words)
+    known = comparison_of(given.model)
+    given.model, given.note = known.preset, known.note
+    for name in ("layers", "max_num_seqs", "kv_tokens"):
+        if getattr(given, name) is None:
+            setattr(given, name, getattr(known, name))
+    return given
 
 
 def main(words: Sequence[str] | None = None) -> None:

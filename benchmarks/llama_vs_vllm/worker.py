@@ -79,7 +79,8 @@ class Ours:
 
 
 class Vllm:
-    """vLLM's offline LLM. options: its own, over those of the order; a checkpoint directory or one with a config."""
+    """vLLM's offline LLM. options: its own, over those of the order, None to leave one out; a checkpoint directory or
+    one with a config."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         from vllm import LLM
@@ -98,7 +99,8 @@ class Vllm:
             "enable_prefix_caching": False,
             "disable_log_stats": True,
         }
-        self.llm = LLM(model=order["model"], **{**options, **order["options"]})
+        options |= order["options"]
+        self.llm = LLM(model=order["model"], **{name: value for name, value in options.items() if value is not None})
 
     def facts(self) -> dict[str, Any]:
         import vllm

@@ -8,11 +8,13 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastkernels.adversarial.catalogue import REFUTED, Item, items
+from fastkernels.errors import UnknownNameError
 from fastkernels.harness.judge import Judge, JudgeConfig
 from fastkernels.harness.records import OpRecord
 from fastkernels.harness.timing import Protocol
@@ -37,9 +39,11 @@ class Result:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it is filed: paths from the project's folder on."""
+        return {**asdict(self), "message": self.message.replace(f"{_ROOT}/", "")}
 
 
+_ROOT = Path(__file__).resolve().parents[2]
 LIMITS = Limits(call_seconds=4.0, first_call_factor=1.0, memory_bytes=1 << 30)
 GPU_LIMITS = Limits(call_seconds=10.0, first_call_factor=3.0, memory_bytes=24 << 30)
 
@@ -105,13 +109,25 @@ def _judge(item: Item) -> Result:
     return _mine[0].judge(item)
 
 
-def run(device: str, on_result: Callable[[Result, int, int], None]) -> list[Result]:
-    """Judge every file that `device` can run; `on_result` is told each result, its number and how many there are.
+def chosen_items(device: str, names: Sequence[str] = ()) -> list[Item]:
+    """Files that `device` can run, of these names alone where any are given.
+
+    Errors: UnknownNameError.
+    """
+    found = {item.name: item for item in items() if item.runs_on(device)}
+    for name in names:
+        if name not in found:
+            raise UnknownNameError("file of the suite", name, list(found))
+    return [item for item in found.values() if not names or item.name in names]
+
+
+def run(device: str, on_result: Callable[[Result, int, int], None], names: Sequence[str] = ()) -> list[Result]:
+    """Judge the files of `chosen_items`; `on_result` is told each result, its number and how many there are.
 
     Files that are judged by their answers alone go several at a time where there are cores for it; what is timed
     has the machine for itself.
     """
-    chosen = [item for item in items() if item.runs_on(device)]
+    chosen = chosen_items(device, names)
     results: list[Result] = []
 
     def note(result: Result) -> None:

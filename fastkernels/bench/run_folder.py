@@ -2,6 +2,7 @@
 
 run.json             what was asked for, on what machine
 ops/<set>--<op>.json one judgement each, written whole or not at all
+items/<item>--<set>.json  of an eval run: one item each, likewise
 results.json         everything, every sample
 """
 
@@ -26,8 +27,14 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, kind: str, request: dict[str, Any], environment: dict[str, Any], out: Path | None = None
+        cls,
+        kind: str,
+        request: dict[str, Any],
+        environment: dict[str, Any],
+        out: Path | None = None,
+        **extra: Any,
     ) -> RunFolder:
+        """extra: more top-level entries of run.json."""
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         path = out or _free(env.home() / f"{stamp}-{kind}")
         (path / "ops").mkdir(parents=True, exist_ok=True)
@@ -39,9 +46,14 @@ class RunFolder:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "request": request,
             "environment": environment,
+            **extra,
         }
         folder._write(path / "run.json", header)
         return folder
+
+    def amend(self, **extra: Any) -> None:
+        """Other top-level entries of run.json, of a run that is gone on with in other words."""
+        self._write(self.path / "run.json", {**self.header(), **extra})
 
     def header(self) -> dict[str, Any]:
         header = self._read(self.path / "run.json")
@@ -59,6 +71,15 @@ class RunFolder:
         records = [self._read(path) for path in sorted((self.path / "ops").glob("*.json"))]
         return sorted(records, key=lambda r: (r["level"], r["op"], r["implementation"]))
 
+    def add_item(self, record: dict[str, Any]) -> None:
+        """An item of an eval run (bench/eval/records.py)."""
+        (self.path / "items").mkdir(exist_ok=True)
+        self._write(self.path / "items" / f"{record['item']}--{record['implementation']}.json", record)
+
+    def items(self) -> list[dict[str, Any]]:
+        """Those measured so far, by name."""
+        return [self._read(path) for path in sorted((self.path / "items").glob("*.json"))]
+
     def finish(self, **extra: Any) -> dict[str, Any]:
         """Write results.json; extra: more top-level entries ("status", "seconds", ...)."""
         results = {**self.header(), **extra, "ops": self.records()}
@@ -73,7 +94,10 @@ class RunFolder:
                 found = results.get("schema_version")
                 raise RunFolderError(f"{self.path} has schema version {found}; this program reads {SCHEMA_VERSION}.")
             return results
-        return {**self.header(), "status": "unfinished", "ops": self.records()}
+        unfinished = {**self.header(), "status": "unfinished", "ops": self.records()}
+        if unfinished["kind"] == "eval":
+            unfinished["items"] = self.items()
+        return unfinished
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:

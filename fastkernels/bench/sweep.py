@@ -23,7 +23,7 @@ from fastkernels.harness.records import OpRecord
 from fastkernels.harness.verdict import Verdict
 from fastkernels.harness.workers import Limits, Nursery
 from fastkernels.registry import OpEntry
-from fastkernels.sets import ImplementationSet
+from fastkernels.sets import ImplementationSet, folder_digest
 
 Item = tuple[OpEntry, ImplementationSet]
 
@@ -99,7 +99,7 @@ def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, 
                 progress.ends(record)
         status = "finished"
     finally:
-        extra: dict[str, Any] = {"status": status, "seconds": time.monotonic() - started}
+        extra: dict[str, Any] = {"status": status, "seconds": time.monotonic() - started, "sets": sets_of(sweep.items)}
         if ceilings is not None:
             extra["ceilings"] = ceilings.to_json()
         if sweep.cases is not None:
@@ -113,6 +113,12 @@ def _mark_never_called(record: OpRecord, cases: CaseSet) -> None:
     if record.verdict == Verdict.PASSED:
         record.verdict = Verdict.NEVER_CALLED.value
         record.message = f"Right on drawn inputs, but {cases.model} on {cases.workload} never calls {record.op}."
+
+
+def sets_of(items: Sequence[Item]) -> list[dict[str, str]]:
+    """Name, place and content of the sets, as an eval run has them: their runs find each other by it."""
+    found = {s.name: s.path.resolve() for _, s in items}
+    return [{"name": name, "path": str(path), "sha256": folder_digest(path)} for name, path in found.items()]
 
 
 def cases_of(cases: CaseSet | None, entry: OpEntry) -> list[Case]:

@@ -25,8 +25,8 @@ class Case:
 
     op: registered name ("rms_norm"). init: keyword arguments of `__init__`. params: the op's
     state_dict. inputs: forward's arguments by name (tensors, numbers, None). dtype: the activation
-    dtype the op was built in. context, caches: what the layers read beside their arguments, pages
-    renumbered to those that the call touches; caches in the order of `cached_layers`.
+    dtype the op was built in. context, caches: what the layers read beside their arguments, pages and
+    slots renumbered to those that the call touches; caches in the order of `flat_caches`.
     after: declared mutable buffers once the call is over ("key_cache", "kv_cache.0", ...).
     outputs_digest: sha256 over the recorded outputs and `after`; "" when never run.
     family: "captured", or the input family that drew the values.

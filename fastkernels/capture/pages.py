@@ -1,16 +1,15 @@
-"""The pages of the cache that one call touches, and its geometry renumbered to those alone."""
+"""The pages of one kind of cache that a call touches, and its tables renumbered to those alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastkernels.capture.tensors import copy_to
-from fastkernels.context import ForwardContext
 from fastkernels.spec import OpSpec, Role, TensorSpec
 
 
@@ -48,13 +47,6 @@ class TouchedPages:
     def select(self, cache: Tensor, axis: int) -> Tensor:
         """The touched pages of a cache, copied to the CPU."""
         return copy_to(cache.detach().index_select(axis, self.pages.to(cache.device)), "cpu")
-
-    def renumber_context(self, context: ForwardContext) -> ForwardContext:
-        return replace(
-            context,
-            block_table=self.renumber_table(context.block_table, context.seq_lens),
-            slot_mapping=self.renumber_slots(context.slot_mapping),
-        )
 
 
 def _read_entries(table: Tensor, seq_lens: Tensor | None, page_size: int) -> Tensor:

@@ -207,6 +207,8 @@ def _key_shape(spec: OpSpec, argument: str, value: Tensor) -> list[int]:
     role = spec.inputs[argument].role if argument in spec.inputs else None
     if role is Role.CACHE:
         return [size for axis, size in zip(spec.inputs[argument].axes, shape, strict=True) if axis != "num_pages"]
+    if role is Role.STATE:
+        return shape[1:]
     if role is Role.PAGE_TABLE:
         shape[-1] = 1 << max(shape[-1] - 1, 0).bit_length()
     return shape

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkernels.cache import bind_caches, cached_layers
+from fastkernels.cache import bind_caches, flat_caches
 from fastkernels.capture.case import Case
 from fastkernels.capture.digest import outputs_digest
 from fastkernels.capture.tensors import copy_to, filled
@@ -98,7 +98,7 @@ def case_inputs(case: Case, device: torch.device | str = "cpu") -> dict[str, Any
 def device_of(module: nn.Module, inputs: Mapping[str, Any]) -> torch.device:
     """Where a call happens: its first tensor input, else the first parameter, cache or buffer, else the CPU."""
     tensors = [v for v in inputs.values() if isinstance(v, Tensor)]
-    caches = [layer.kv_cache for layer in cached_layers(module) if layer.kv_cache is not None]
+    caches = [cache for _, cache in flat_caches(module)]
     tensors = tensors or [*module.parameters(), *caches, *module.buffers()]
     return tensors[0].device if tensors else torch.device("cpu")
 
@@ -129,7 +129,7 @@ def mutated_buffers(module: nn.Module, spec: OpSpec, inputs: Mapping[str, Any]) 
         if isinstance(inputs.get(name), Tensor):
             named[name] = inputs[name]
         elif name == "kv_cache":
-            named |= {f"kv_cache.{i}": layer.kv_cache for i, layer in enumerate(cached_layers(module))}
+            named |= {f"kv_cache.{i}": cache for i, (_, cache) in enumerate(flat_caches(module))}
     return named
 
 

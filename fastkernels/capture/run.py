@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,8 +13,10 @@ from fastkernels.capture.record import MEGABYTE, Recorder
 from fastkernels.capture.store import CaseSet, environment
 from fastkernels.context import Phase
 from fastkernels.engine.llm import LLM
-from fastkernels.engine.outputs import RequestOutput
+from fastkernels.engine.model import find_model
+from fastkernels.engine.pipeline import Pipeline
 from fastkernels.engine.sampling_params import SamplingParams
+from fastkernels.registry import Kind, architecture_of
 from fastkernels.workloads import Workload
 
 _PAGE_SIZE = 16
@@ -33,13 +36,22 @@ def capture(
     device: str | None = None,
     seed: int = 0,
     temperature: float = 0.0,
+    sampling: Mapping[str, Any] | None = None,
     max_num_batched_tokens: int = 512,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[CaseSet, Calls, list[RequestOutput]]:
+) -> tuple[CaseSet, Calls, list[Any]]:
     """The cases, the number of calls by op and phase, and what the model said.
 
+    Of a model that makes no tokens the workload gives the number of requests alone: they are the pipeline's examples.
+    sampling: further fields of SamplingParams, such as what makes the engine call the ops that edit logits.
     max_num_batched_tokens: below the workload's prompt tokens, so that prefill, mixed and decode steps all occur.
     """
+    if architecture_of(find_model(model).hf_config).kind is not Kind.AUTOREGRESSIVE:
+        with Recorder(ops, keep=keep, budget_bytes=budget_mb * MEGABYTE) as recorder:
+            pipeline = Pipeline(model, dtype=dtype, device=device, seed=seed, max_batch=4, enforce_eager=True)
+            results = pipeline.run(pipeline.example_requests(workload.num_requests, seed), progress)
+        cases = CaseSet(recorder.cases, pipeline.name, "examples", environment(pipeline.device))
+        return cases, recorder.calls, results
     with Recorder(ops, keep=keep, budget_bytes=budget_mb * MEGABYTE) as recorder:
         llm = LLM(
             model,
@@ -52,7 +64,11 @@ def capture(
             enforce_eager=True,
             enable_prefix_caching=False,
         )
-        params = SamplingParams(temperature=temperature, max_tokens=workload.output_len, ignore_eos=True)
-        outputs = llm.generate(workload.token_ids(llm.tokenizer), params, progress)
+        fields = {"temperature": temperature, **(sampling or {})}
+        params = SamplingParams(max_tokens=workload.output_len, ignore_eos=True, **fields)
+        prompts: Any = workload.token_ids(llm.tokenizer)
+        if llm.processor is not None:
+            prompts = llm.processor.example_prompts(prompts, seed)
+        outputs = llm.generate(prompts, params, progress)
     cases = CaseSet(recorder.cases, llm.core.info.model, workload.name, environment(torch.device(llm.core.info.device)))
     return cases, recorder.calls, outputs

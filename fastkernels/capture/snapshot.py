@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastkernels.cache import cached_layers
 from fastkernels.capture.case import Case
 from fastkernels.capture.digest import outputs_digest, tensor_digest
 from fastkernels.capture.moments import Moments, measure
-from fastkernels.capture.pages import TouchedPages, arguments_of_role, page_axis
 from fastkernels.capture.tensors import copy_to, kept_stride
+from fastkernels.capture.touched import Touched, touched_by
 from fastkernels.context import ForwardContext
-from fastkernels.spec import OpSpec, Role
+from fastkernels.spec import OpSpec
 
 _PARAMS_SHARE = 0.5
 """Parameters take at most this share of the budget, so that activations, which cannot be drawn again, find room."""
@@ -71,8 +70,7 @@ class Snapshot:
 
     case: Case
     budget: Budget
-    pages: TouchedPages | None = None
-    page_axes: Mapping[str, int] = field(default_factory=dict)
+    touched: Touched
 
     def finish(self, op: nn.Module, spec: OpSpec, inputs: Mapping[str, Any], outputs: tuple[Any, ...]) -> Case:
         """The case with its mutated buffers and digest; without both when some values are drawn from moments."""
@@ -81,10 +79,9 @@ class Snapshot:
         after: dict[str, Tensor] = {}
         for name in spec.mutates:
             if isinstance(inputs.get(name), Tensor):
-                after[name] = self._after(name, inputs[name])
+                after[name] = copy_to(self.touched.argument(spec, name, inputs, {}), "cpu")
             elif name == "kv_cache":
-                layers = enumerate(cached_layers(op))
-                after |= {f"kv_cache.{i}": self._after(name, layer.kv_cache) for i, layer in layers}
+                after |= {f"kv_cache.{i}": cache for i, cache in enumerate(self.touched.caches(op))}
         digest = outputs_digest(outputs, after)
         kept: dict[str, Tensor] = {}
         for name, tensor in after.items():
@@ -93,11 +90,6 @@ class Snapshot:
                 return replace(self.case, outputs_digest=digest)
             kept[name] = value
         return replace(self.case, after=kept, outputs_digest=digest)
-
-    def _after(self, name: str, buffer: Tensor) -> Tensor:
-        if self.pages is not None and name in self.page_axes:
-            return self.pages.select(buffer, self.page_axes[name])
-        return copy_to(buffer, "cpu")
 
 
 def take(
@@ -110,33 +102,20 @@ def take(
 ) -> Snapshot:
     """Everything the call reads. context: None when the op reads none."""
     spec: OpSpec = op.spec  # type: ignore[assignment]
-    layers = cached_layers(op)
     host_context = context and context.to("cpu")
     integers = {n: v.cpu() for n, v in inputs.items() if isinstance(v, Tensor) and not v.is_floating_point()}
-    page_axes = {n: page_axis(spec.inputs[n]) for n in arguments_of_role(spec, inputs, Role.CACHE)}
-    pages = _touched(spec, integers, inputs, page_axes, layers, host_context)
-    if layers and pages is not None:
-        page_axes["kv_cache"] = 1
-    values: dict[str, Tensor | Moments | Any] = {}
-    for key, value in inputs.items():
-        if not isinstance(value, Tensor):
-            values[key] = value
-        elif pages is not None and key in page_axes:
-            values[key] = pages.select(value, page_axes[key])
-        elif pages is not None and key in integers:
-            values[key] = _renumbered(pages, spec, key, integers)
-        else:
-            values[key] = value
-    caches = [pages.select(layer.kv_cache, 1) for layer in layers] if pages is not None else []
+    touched = touched_by(op, spec, inputs, integers, host_context)
+    values = {key: touched.argument(spec, key, inputs, integers) for key in inputs}
+    caches = touched.caches(op) if host_context is not None else []
     case = Case(
         op=name,
         init=dict(init),
         inputs={},
         dtype=activation_dtype(op, spec, inputs),
-        context=pages.renumber_context(host_context) if host_context and pages else host_context,
+        context=touched.context(host_context) if host_context else None,
         phase=context.phase if context else None,
     )
-    return Snapshot(_kept(case, values, op, caches, budget), budget, pages, page_axes)
+    return Snapshot(_kept(case, values, op, caches, budget), budget, touched)
 
 
 def _kept(case: Case, values: Mapping[str, Any], op: nn.Module, caches: list[Tensor], budget: Budget) -> Case:
@@ -159,39 +138,6 @@ def _kept(case: Case, values: Mapping[str, Any], op: nn.Module, caches: list[Ten
     params = {n: hold(f"params.{n}", p, budget.keep_param(n, p)) for n, p in op.state_dict().items()}
     held = tuple(hold(f"caches.{i}", c, budget.keep(f"caches.{i}", c)) for i, c in enumerate(caches))
     return replace(case, inputs=inputs, params=params, caches=held, moments=moments)
-
-
-def _touched(
-    spec: OpSpec,
-    integers: Mapping[str, Tensor],
-    inputs: Mapping[str, Any],
-    page_axes: Mapping[str, int],
-    layers: list[Any],
-    context: ForwardContext | None,
-) -> TouchedPages | None:
-    """None when the call reaches no cache."""
-    if page_axes:
-        name, axis = next(iter(page_axes.items()))
-        page_size = inputs[name].shape[axis + 1]
-    elif layers and context is not None and layers[0].kv_cache is not None:
-        page_size = layers[0].kv_cache.shape[2]
-    else:
-        return None
-    lens = next(iter(arguments_of_role(spec, integers, Role.SEQ_LEN).values()), None)
-    tables = [(t, lens) for t in arguments_of_role(spec, integers, Role.PAGE_TABLE).values()]
-    slots = list(arguments_of_role(spec, integers, Role.SLOT).values())
-    if context is not None:
-        tables.append((context.block_table, context.seq_lens))
-        slots.append(context.slot_mapping)
-    return TouchedPages.of(tables, slots, page_size)
-
-
-def _renumbered(pages: TouchedPages, spec: OpSpec, name: str, integers: Mapping[str, Tensor]) -> Tensor:
-    role = spec.inputs[name].role if name in spec.inputs else None
-    if role is Role.PAGE_TABLE:
-        lens = next(iter(arguments_of_role(spec, integers, Role.SEQ_LEN).values()), None)
-        return pages.renumber_table(integers[name], lens)
-    return pages.renumber_slots(integers[name]) if role is Role.SLOT else integers[name]
 
 
 def activation_dtype(op: nn.Module, spec: OpSpec, inputs: Mapping[str, Any]) -> torch.dtype:

@@ -43,7 +43,11 @@ COMMANDS = (
     Command("generate", "generate:generate", "Generate text with a model."),
     Command("report", "report:report", "Show a run, or compare two."),
     Command("serve", "serve:serve", "Serve a model over HTTP."),
-    Command("eval", "eval:evaluate", "Judge candidates inside whole models (tier 3)."),
+    Command("eval", "eval:evaluate", "Judge candidates inside whole models, over a set of scenarios (tier 3)."),
+    Command("leaderboard", "leaderboard:leaderboard", "Add a run to a leaderboard, or build its site."),
+    Command("lineage", "lineage:lineage", "Which kernel came from which, and how fast each was."),
+    Command("calibrate", "calibrate:calibrate", "Measure what is noise and what is unusable in a family's answers."),
+    Command("study", "study:study", "Studies of what inputs do to data-dependent ops."),
     Command("version", "version:version", "The versions of FastKernels and of what it runs on."),
 )
 

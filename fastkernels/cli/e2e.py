@@ -15,8 +15,9 @@ from fastkernels import env
 from fastkernels.bench.e2e.http import Endpoint
 from fastkernels.bench.e2e.load import Arrivals
 from fastkernels.bench.e2e.offline import Watcher
+from fastkernels.bench.e2e.routes import route_of
 from fastkernels.bench.e2e.run import E2ERun, failures, run_e2e
-from fastkernels.bench.e2e.scenario import Scenario
+from fastkernels.bench.e2e.scenario import EXAMPLES, Scenario
 from fastkernels.bench.e2e.serving import LoadPlan
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.bench.sweep import require_device
@@ -33,7 +34,7 @@ _GOODPUT = ("ttft", "tpot", "e2e")
 
 def e2e(
     model: Annotated[str, Option(help="A checkpoint directory, a config.json, or a preset such as tiny-llama.")],
-    workload: Annotated[str, Option(help=f"One of {_WORKLOADS}.")],
+    workload: Annotated[str, Option(help=f"One of {_WORKLOADS}; {EXAMPLES} for a model that makes no tokens.")],
     num_requests: Annotated[int | None, Option(help="Requests; the workload's own number when left out.")] = None,
     scale: Annotated[float, Option(help="Times the workload's lengths: below 1 for a tiny model.")] = 1.0,
     tp: Annotated[int, Option(help="Devices that share the model.")] = 1,
@@ -64,6 +65,9 @@ def e2e(
 ) -> int:
     """Serve a workload whole: offline throughput, or load over HTTP with --request-rate, --speedup or --server.
 
+    A model that makes no tokens answers its pipeline's examples; over HTTP where OpenAI's API has a route for them:
+    embeddings and images.
+
     Exit code 1 when a replacement was not in force or a request failed.
     """
     words = {key: value for key, value in locals().items() if key not in _NOT_SAID}
@@ -74,8 +78,10 @@ def e2e(
         model, workload, num_requests, scale, seed, {key: value for key, value in options.items() if value is not None}
     )
     if quick:
-        few = min(scenario.traffic.num_requests, _QUICK_REQUESTS)
+        few = min(scenario.size, _QUICK_REQUESTS)
         scenario = Scenario(model, workload, few, scale, seed, scenario.options)
+    if not scenario.makes_tokens:
+        _check_load(scenario, **{name: words[name] for name in _OF_LOAD})
     arrivals = _arrivals(scenario, server, request_rate, burstiness, speedup)
     if arrivals is None and (max_concurrency is not None or goodput):
         raise UsageError("--max-concurrency and --goodput are of load over HTTP; give --request-rate or --server.")
@@ -98,6 +104,7 @@ def e2e(
     return _run(run, folder, mlflow_uri, is_tracked=not no_track, as_json=as_json)
 
 
+_OF_LOAD = ("server", "served_model_name", "request_rate", "speedup", "max_concurrency", "goodput")
 _NOT_SAID = ("out", "mlflow_uri", "no_track", "as_json")
 
 
@@ -120,7 +127,7 @@ def _run(run: E2ERun, folder: RunFolder, mlflow_uri: str | None, *, is_tracked: 
 
 def run_with_bar(run: E2ERun, folder: RunFolder) -> dict[str, Any]:
     """Under a progress bar: the side, the repeat, tokens offline and requests under load."""
-    unit = TextColumn("tokens" if run.plan is None else "requests")
+    unit = TextColumn("tokens" if run.plan is None and run.scenario.makes_tokens else "requests")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), unit)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=error_console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
@@ -135,7 +142,7 @@ def _arrivals(
     scenario: Scenario, server: str | None, request_rate: float | None, burstiness: float, speedup: float | None
 ) -> Arrivals | None:
     """None: offline. Errors: UsageError."""
-    has_times = scenario.traffic.has_arrivals
+    has_times = scenario.makes_tokens and scenario.traffic.has_arrivals
     if speedup is not None and not has_times:
         raise UsageError(f"--speedup replays arrival times; {scenario.workload} has none. Give --request-rate.")
     if speedup is not None and request_rate is not None:
@@ -145,6 +152,19 @@ def _arrivals(
     if speedup is None and server is None:
         return None
     return Arrivals(None, burstiness, speedup or 1.0) if has_times else Arrivals(math.inf, burstiness)
+
+
+def _check_load(scenario: Scenario, **given: Any) -> None:
+    """Of a model that makes no tokens. Errors: UsageError names what is of load, or of tokens."""
+    said = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if said and route_of(scenario.architecture) is None:
+        raise UsageError(
+            f"OpenAI's API has no route for answers of {scenario.model}, and load over HTTP is measured of tokens, "
+            f"embeddings and images; leave {' and '.join(said)} out."
+        )
+    for text in given["goodput"] or ():
+        if not text.startswith("e2e"):
+            raise UsageError(f"--goodput {text} is of tokens, which {scenario.model} does not make; give e2e alone.")
 
 
 def _engine_options(given: list[str]) -> dict[str, Any]:

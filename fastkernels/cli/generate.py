@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.markup import escape
 from typer import Option
 
 from fastkernels.cli.common import console, error_console, print_json
 from fastkernels.engine.llm import LLM
+from fastkernels.engine.pipeline import Pipeline
 from fastkernels.engine.sampling_params import SamplingParams
-from fastkernels.errors import UsageError
+from fastkernels.errors import UnsupportedError, UsageError
 
 
 def generate(
     model: Annotated[str, Option(help="A checkpoint directory, a config.json, or a preset such as tiny-llama.")],
     prompt: Annotated[list[str] | None, Option(help="A text to continue; may be repeated.")] = None,
+    image: Annotated[
+        list[str] | None, Option(help="A picture that goes with the prompt: a file or a URL; may be repeated.")
+    ] = None,
+    video: Annotated[list[str] | None, Option(help="A video that goes with the prompt; may be repeated.")] = None,
+    audio: Annotated[
+        list[str] | None, Option(help="A recording to transcribe: a file or a URL; may be repeated.")
+    ] = None,
+    language: Annotated[
+        str | None, Option(help="Of the recordings: en, french; the model's own when left out.")
+    ] = None,
+    given: Annotated[
+        list[str] | None,
+        Option("--input", help="NAME=VALUE of a model that makes no tokens, such as image=photo.png; repeated."),
+    ] = None,
+    out: Annotated[Path | None, Option(help="The file that takes the answer to --input.")] = None,
     prompts_file: Annotated[Path | None, Option(help="A file with one prompt a line.")] = None,
     candidates: Annotated[list[str] | None, Option(help="Implementation sets that replace ops; repeated.")] = None,
     max_tokens: Annotated[int, Option(help="New tokens at most.")] = 64,
@@ -34,11 +51,18 @@ def generate(
     max_num_seqs: Annotated[int, Option(help="Requests in one step.")] = 256,
     as_json: Annotated[bool, Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
-    """Generate text with a model."""
+    """Generate text with a model, or whatever else it makes of its inputs."""
+    if given:
+        if prompt or prompts_file or audio:
+            raise UsageError("--input and --prompt or --audio are of two kinds of models; give one.")
+        _run_pipeline(Pipeline(model, candidates or (), dtype=dtype, device=device, seed=seed), given, out, as_json)
+        return
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, ignore_eos=ignore_eos
     )
-    prompts = _prompts(prompt or [], prompts_file)
+    if audio and (prompt or prompts_file or image or video):
+        raise UsageError("--audio is transcribed by itself; leave prompts, --image and --video out.")
+    prompts = [] if audio else _prompts(prompt or [], prompts_file)
     llm = LLM(
         model,
         dtype=dtype,
@@ -50,6 +74,14 @@ def generate(
         seed=seed,
         candidates=candidates or (),
     )
+    if audio:
+        _transcribe(llm, audio, params, language, as_json)
+        return
+    _continue(llm, _with_media(llm, prompts, image, video), params, as_json)
+
+
+def _continue(llm: LLM, prompts: list[Any], params: SamplingParams, as_json: bool) -> None:
+    """The prompts with what follows them, and what became of the candidates."""
     with error_console.status("generating") as status:
         outputs = llm.generate(prompts, params, lambda done, most: status.update(f"{done} of at most {most} tokens"))
     replaced = llm.replacements()
@@ -61,6 +93,72 @@ def generate(
             console.print(f"[bold]{escape(output.prompt or '')}[/]{escape(answer.text)}", soft_wrap=True)
     for line in replaced:
         console.print(f"[dim]{line['op']} of {line['set']}: {line['status']}, {line['num_calls']} calls[/]")
+
+
+def _run_pipeline(pipeline: Pipeline, given: list[str], out: Path | None, as_json: bool) -> None:
+    """One request of the inputs; values that are JSON numbers or lists are read as such."""
+    inputs: dict[str, Any] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise UsageError(f"--input {text!r} is no NAME=VALUE.")
+        inputs[name] = _value(value)
+    with error_console.status("running") as status:
+        [result] = pipeline.run([inputs], lambda done, most: status.update(f"{pipeline.core.num_steps} steps"))
+    if out is not None:
+        result.save(out)
+    shown = result.to_json() | ({"out": str(out)} if out is not None else {})
+    if as_json:
+        print_json(shown)
+    else:
+        for name, value in shown.items():
+            console.print(f"[bold]{escape(name)}[/] {escape(str(value))}", soft_wrap=True)
+    pipeline.close()
+
+
+def _transcribe(llm: LLM, sources: list[str], params: SamplingParams, language: str | None, as_json: bool) -> None:
+    """Every recording window by window, all in one batch; their texts."""
+    processor: Any = llm.processor
+    if processor is None or "audio" not in processor.modalities:
+        raise UnsupportedError(f"{llm.core.info.model} takes no audio; leave --audio out.")
+    tokens = processor.prompt_tokens(language)
+    recordings = [processor.windows(source) for source in sources]
+    wanted = [one for windows in recordings for one in processor.prompts(windows, tokens)]
+    with error_console.status("transcribing") as status:
+        outputs = llm.generate(
+            wanted,
+            processor.sampling_params(params, len(tokens)),
+            lambda done, most: status.update(f"{done} of at most {most} tokens"),
+        )
+    answers = iter([output.outputs[0].token_ids for output in outputs])
+    found = [processor.transcription(windows, [next(answers) for _ in windows], language) for windows in recordings]
+    if as_json:
+        print_json({"transcriptions": [asdict(one) for one in found], "candidates": llm.replacements()})
+        return
+    for source, one in zip(sources, found, strict=True):
+        console.print(f"[bold]{escape(source)}[/] ({one.duration:.1f} s) {escape(one.text)}", soft_wrap=True)
+
+
+def _with_media(llm: LLM, prompts: list[str], images: list[str] | None, videos: list[str] | None) -> list[Any]:
+    """Pictures and videos stand ahead of a prompt, unless it says by placeholders where."""
+    data = {name: items for name, items in (("image", images), ("video", videos)) if items}
+    if not data:
+        return list(prompts)
+    if llm.processor is None:
+        raise UnsupportedError(f"{llm.core.info.model} takes text only; leave --image and --video out.")
+    found = []
+    for prompt in prompts:
+        marks = [llm.processor.placeholder(name) for name, items in data.items() for _ in items]
+        ahead = "" if any(mark in prompt for mark in marks) else "".join(marks)
+        found.append({"prompt": ahead + prompt, "multi_modal_data": data})
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _prompts(given: list[str], file: Path | None) -> list[str]:

@@ -30,7 +30,10 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 
 def kernels(
-    target: Annotated[list[str] | None, Option(help="An op by name, class or file; repeatable.")] = None,
+    target: Annotated[
+        list[str] | None,
+        Option(help="An op by name, class or file (of the self-test: a file of the suite); repeatable."),
+    ] = None,
     level: Annotated[int | None, Option(help="Ops of this level, 1 to 4.")] = None,
     architecture: Annotated[str | None, Option(help="Ops of this architecture.")] = None,
     candidates: Annotated[list[str] | None, Option(help="A set by name or a directory; repeatable.")] = None,
@@ -55,7 +58,7 @@ def kernels(
     if self_test:
         from fastkernels.cli.self_test import self_test as run_self_test
 
-        return run_self_test(device, out)
+        return run_self_test(device, out, target or ())
     sweep = Sweep(
         items=plan_items(select_ops(target, level, architecture), [resolve_set(c) for c in candidates or [CANDIDATE]]),
         config=_config(device, dtype, quick=quick, is_timed=not check_only),

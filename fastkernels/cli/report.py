@@ -11,13 +11,16 @@ from typer import Argument, Option
 
 from fastkernels.cli.common import console, print_json
 from fastkernels.cli.e2e_table import e2e_tables
+from fastkernels.cli.eval_table import eval_tables
 from fastkernels.cli.table import verdict_table
 from fastkernels.errors import UsageError
 from fastkernels.report.compare import Change, compare_runs, hardware
 from fastkernels.report.compare_page import render_comparison
+from fastkernels.report.eval_compare import compare_evals
 from fastkernels.report.load import find_run, load_results
 from fastkernels.report.publish import render_run, write_page
 
+_TABLES = {"e2e": e2e_tables, "eval": eval_tables}
 _COLOURS = {"faster": "green", "now passes": "green", "slower": "red", "no longer passes": "bold red"}
 
 
@@ -43,8 +46,8 @@ def _show(folder: Path, results: dict[str, Any], *, as_json: bool) -> None:
         return
     if results["status"] != "finished":
         console.print(f"[yellow]{escape(results['run_id'])} is {escape(results['status'])}: this is what there is.[/]")
-    if results["kind"] == "e2e":
-        for table in e2e_tables(results):
+    if results["kind"] in _TABLES:
+        for table in _TABLES[results["kind"]](results):
             console.print(table)
     elif results["ops"]:
         console.print(verdict_table(results))
@@ -57,12 +60,15 @@ def _compare(first: Path, second: Path, *, is_forced: bool, as_json: bool) -> No
     before, after = load_results(first), load_results(second)
     if "e2e" in (before["kind"], after["kind"]):
         raise UsageError("End-to-end runs are shown one at a time; `fastkernels e2e --candidates` compares two sides.")
+    if before["kind"] != after["kind"] and "eval" in (before["kind"], after["kind"]):
+        raise UsageError(f"{first} is a run of {before['kind']}, {second} of {after['kind']}: they do not compare.")
+    _check_manifests(first, second, before, after, is_forced=is_forced)
     if hardware(before) != hardware(after) and not is_forced:
         raise UsageError(
             f"{first} ran on {hardware(before)}, {second} on {hardware(after)}: their times do not compare. "
             "--force compares them all the same."
         )
-    comparison = compare_runs(before, after)
+    comparison = (compare_evals if after["kind"] == "eval" else compare_runs)(before, after)
     path = second / "compare.html"
     write_page(path, render_comparison(comparison))
     if as_json:
@@ -74,6 +80,18 @@ def _compare(first: Path, second: Path, *, is_forced: bool, as_json: bool) -> No
     num_changed = sum(change.is_changed for change in comparison.changes)
     console.print(f"{num_changed} of {len(comparison.changes)} changed.")
     console.print(f"comparison: {path}", soft_wrap=True, markup=False)
+
+
+def _check_manifests(
+    first: Path, second: Path, before: dict[str, Any], after: dict[str, Any], *, is_forced: bool
+) -> None:
+    old, new = (run.get("manifest") or {} for run in (before, after))
+    if old != new and not is_forced:
+        raise UsageError(
+            f"{first} was judged by manifest {old.get('version')} ({str(old.get('sha256'))[:12]}), {second} by "
+            f"{new.get('version')} ({str(new.get('sha256'))[:12]}): other answers count as right. "
+            "--force compares them all the same."
+        )
 
 
 def _table(changes: list[Change]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,20 +12,22 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fastkernels import env
-from fastkernels.adversarial.self_test import Result, run, summary
+from fastkernels.adversarial.self_test import Result, chosen_items, run, summary
 from fastkernels.bench.environment import environment
 from fastkernels.bench.sweep import require_device
 from fastkernels.cli.common import console, error_console
 from fastkernels.errors import EXIT_NOT_PASSED, EXIT_OK
 
 
-def self_test(device: str, out: Path | None) -> int:
+def self_test(device: str, out: Path | None, names: Sequence[str] = ()) -> int:
     """Judge every cheat and every honest twin that `device` can run; the exit code says whether all are as they should.
 
     out: a folder (or a .json file) for self_test.json; a new folder under the runs' home when left out.
-    Errors: EnvironmentProblem when the device is missing.
+    names: only these files of the suite.
+    Errors: EnvironmentProblem when the device is missing; UnknownNameError for a name that is none of the suite.
     """
     require_device(device)
+    chosen_items(device, names)
     machine = environment(device)
     started, path = time.monotonic(), _path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +42,7 @@ def self_test(device: str, out: Path | None) -> int:
                 bar.update(task, description=result.name, completed=number, total=total)
                 console.print(_line(result), soft_wrap=True)
 
-            run(device, show)
+            run(device, show, names)
     finally:  # what was judged is kept when the rest is interrupted
         record = {
             "schema_version": 1,

@@ -32,6 +32,13 @@ def serve(
     chat_template: Annotated[Path | None, Option(help="A Jinja file, instead of the checkpoint's.")] = None,
     shutdown_timeout: Annotated[float, Option(help="Seconds that running requests get after SIGTERM.")] = 30.0,
     max_body_bytes: Annotated[int, Option(help="Larger requests are refused.")] = 8 * 2**20,
+    allowed_local_media_path: Annotated[
+        Path | None, Option(help="A folder whose pictures and videos requests may name by file: URLs.")
+    ] = None,
+    allowed_media_domain: Annotated[
+        list[str] | None,
+        Option(help="A host that pictures and videos are fetched from, repeated; the open internet when left out."),
+    ] = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API."""
     try:
@@ -48,6 +55,8 @@ def serve(
         chat_template=chat_template,
         shutdown_timeout=shutdown_timeout,
         max_body_bytes=max_body_bytes,
+        allowed_local_media_path=allowed_local_media_path,
+        allowed_media_domains=tuple(allowed_media_domain or ()),
     )
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("fastkernels.server").setLevel(logging.INFO)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -56,6 +56,7 @@ class ShardedLayer(nn.Module):
     """
 
     inner: str
+    parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     def __init__(self) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch.distributed as dist
@@ -20,6 +21,40 @@ class WeightSource(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def narrow(self, dim: int, start: int, length: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """Of a tensor with a leading axis one entry of it, or [start, start + length) of that entry's first axis."""
+
+    whole: WeightSource
+    index: int
+    start: int = 0
+    length: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first, *rest = self.whole.shape[1:]
+        return (first if self.length is None else self.length, *rest)
+
+    def narrow(self, dim: int, start: int, length: int) -> Tensor:
+        one = self.whole.narrow(0, self.index, 1)[0].narrow(0, self.start, self.shape[0])
+        return one.narrow(dim, start, length)
+
+
+@dataclass(frozen=True)
+class TransposedSource:
+    """A tensor of three axes with the last two exchanged."""
+
+    whole: WeightSource
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first, second, third = self.whole.shape
+        return (first, third, second)
+
+    def narrow(self, dim: int, start: int, length: int) -> Tensor:
+        return self.whole.narrow((0, 2, 1)[dim], start, length).transpose(1, 2)
 
 
 def tp_rank() -> int:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastkernels.cache import CacheKind
 from fastkernels.context import Phase
 from fastkernels.engine.cache import CacheManager
+from fastkernels.engine.multimodal import MediaPlanner, StepMedia, rope_positions
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.engine.scheduler import ScheduledRow
 
@@ -55,6 +56,8 @@ class StepInputs:
     slot_mappings, block_tables: by kind of cache, [num_tokens] and [num_seqs, width].
     encoder_lens: [num_seqs], encoder states of each; encoder_slots: where those of entering rows are stored.
     sample_index: [num_samples], which tokens' logits are sampled; sample_rows: their rows.
+    media: what is encoded and placed. rope_positions: [num_tokens] or [num_axes, num_tokens], where the model is told
+    others than `positions`.
     """
 
     rows: Ints
@@ -72,6 +75,8 @@ class StepInputs:
     entering: tuple[EnteringRow, ...] = ()
     embedding_rows: frozenset[int] = frozenset()
     prompt_logprobs: tuple[PromptPart, ...] = ()
+    media: StepMedia | None = None
+    rope_positions: Ints | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -83,24 +88,34 @@ class StepInputs:
 
     @property
     def is_uniform_decode(self) -> bool:
-        return self.phase is Phase.DECODE and len(self.sample_rows) == len(self.rows) and not self.embedding_rows
+        is_decode = self.phase is Phase.DECODE and len(self.sample_rows) == len(self.rows) and not self.embedding_rows
+        is_flat = self.rope_positions is None or self.rope_positions.ndim == 1
+        return is_decode and is_flat and (self.media is None or not self.media.parts)
 
 
 def build_inputs(
-    scheduled: Sequence[ScheduledRow], cache: CacheManager, entering: Sequence[EnteringRow] = ()
+    scheduled: Sequence[ScheduledRow],
+    cache: CacheManager,
+    entering: Sequence[EnteringRow] = (),
+    planner: MediaPlanner | None = None,
 ) -> StepInputs:
-    """The arrays of a step from the rows that the scheduler chose, which are put in batch order."""
-    rows = np.array([s.row for s in scheduled], dtype=np.int64)
-    starts = np.array([s.start for s in scheduled], dtype=np.int64)
-    counts = np.array([s.num_tokens for s in scheduled], dtype=np.int64)
+    """The arrays of a step from the rows that the scheduler chose, which are put in batch order.
+
+    planner: of requests with media, once there was one.
+    """
+    requests, *columns, sampled = zip(*scheduled, strict=True)
+    rows, starts, counts = (np.array(column, dtype=np.int64) for column in columns)
     ends = counts.cumsum()
-    positions = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
-    token_rows = np.repeat(rows, counts)
+    if ends[-1] == len(rows):
+        positions, token_rows = starts, rows
+    else:
+        positions = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+        token_rows = np.repeat(rows, counts)
     pages, offsets = np.divmod(positions, cache.page_size)
     width = -(-int((starts + counts).max()) // cache.page_size)
     slots: dict[CacheKind, Ints] = {}
     tables: dict[CacheKind, NDArray[np.int32]] = {}
-    encoder_lens = np.array([s.request.encoder_len for s in scheduled], dtype=np.int64)
+    encoder_lens = np.array([request.encoder_len for request in requests], dtype=np.int64)
     encoder_slots = np.empty(0, dtype=np.int64)
     for group, table in zip(cache.groups, cache.tables, strict=True):
         if group.kind is CacheKind.CROSS:
@@ -110,7 +125,7 @@ def build_inputs(
             continue
         slots[group.kind] = table[token_rows, pages].astype(np.int64) * cache.page_size + offsets
         tables[group.kind] = table[rows, :width]
-    samples = np.array([s.samples for s in scheduled], dtype=bool)
+    samples = np.array(sampled, dtype=bool)
     return StepInputs(
         rows=rows,
         starts=starts,
@@ -127,6 +142,8 @@ def build_inputs(
         entering=tuple(entering),
         embedding_rows=frozenset(s.row for s in scheduled if s.samples and s.request.is_embedding),
         prompt_logprobs=_prompt_parts(scheduled, (ends - counts).tolist()),
+        media=None if planner is None else planner.plan(scheduled),
+        rope_positions=None if planner is None else rope_positions(scheduled, positions),
     )
 
 
@@ -148,20 +165,21 @@ def batch_order(scheduled: Sequence[ScheduledRow]) -> list[ScheduledRow]:
 
 def _token_ids(scheduled: Sequence[ScheduledRow]) -> Ints:
     ids: list[int] = []
-    for s in scheduled:
-        tokens = s.request.tokens
-        if s.num_tokens == 1:
-            ids.append(tokens[s.start] if s.start < len(tokens) else PENDING)
+    for request, _, start, num_tokens, _ in scheduled:
+        tokens = request.tokens
+        if num_tokens == 1:
+            ids.append(tokens[start] if start < len(tokens) else PENDING)
         else:
-            ids += tokens[s.start : s.start + s.num_tokens]
-            ids += [PENDING] * (s.start + s.num_tokens - len(tokens))
+            ids += tokens[start : start + num_tokens]
+            ids += [PENDING] * (start + num_tokens - len(tokens))
     return np.array(ids, dtype=np.int64)
 
 
 def _prompt_parts(scheduled: Sequence[ScheduledRow], firsts: Sequence[int]) -> tuple[PromptPart, ...]:
     parts = []
     for s, first in zip(scheduled, firsts, strict=True):
-        num, request = s.request.params.prompt_logprobs, s.request
+        request = s.request
+        num = request.params.prompt_logprobs
         if num is not None and len(request.prompt_logprobs) < request.prompt_len - 1:
             end = min(s.start + s.num_tokens + 1, request.prompt_len)
             next_ids = tuple(request.tokens[s.start + 1 : end])

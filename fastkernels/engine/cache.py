@@ -41,6 +41,11 @@ def cache_groups(specs: Sequence[CacheSpec]) -> list[CacheGroup]:
     return list(groups)
 
 
+def table_width(kind: CacheKind, page_size: int, max_model_len: int, max_encoder_len: int = 0) -> int:
+    """Pages of one request at most."""
+    return -(-(max_encoder_len or max_model_len if kind is CacheKind.CROSS else max_model_len) // page_size)
+
+
 class CacheManager:
     """Pages by group, and the page tables by row that a step's inputs are cut from.
 
@@ -57,14 +62,17 @@ class CacheManager:
         max_model_len: int,
         shares_prefixes: bool,
         has_state: bool = False,
+        max_encoder_len: int = 0,
     ) -> None:
         self.groups = list(groups)
         self.page_size = page_size
         self.pools = [PagePool(num_pages) for _ in self.groups]
-        max_pages = -(-max_model_len // page_size)
-        self.tables = [np.full((max_num_seqs, max_pages), -1, dtype=np.int32) for _ in self.groups]
+        widths = [table_width(group.kind, page_size, max_model_len, max_encoder_len) for group in self.groups]
+        self.tables = [np.full((max_num_seqs, width), -1, dtype=np.int32) for width in widths]
         is_full = [group.kind is CacheKind.FULL for group in self.groups]
         self.has_state = has_state
+        self.has_windows = any(group.window is not None for group in self.groups)
+        self._is_plain = is_full == [True]
         self.shares_prefixes = shares_prefixes and is_full == [True] and not has_state
 
     @property
@@ -113,6 +121,8 @@ class CacheManager:
 
         num_ahead: tokens for which groups without a window must have pages besides.
         """
+        if self._is_plain and num_tokens + num_ahead <= len(request.pages[0]) * self.page_size:
+            return True
         lacking = [
             self.num_pages_for(self._num_held(group, request, num_tokens, num_ahead)) - len(pages)
             for group, pages in zip(self.groups, request.pages, strict=True)
@@ -174,7 +184,8 @@ class CacheManager:
         hashes, size = request.page_hashes, self.page_size
         while (len(hashes) + 1) * size <= len(request.tokens):
             start = len(hashes) * size
-            hashes.append(page_hash(hashes[-1] if hashes else b"", request.tokens[start : start + size]))
+            media = request.media.page_keys(start, start + size) if request.media is not None else b""
+            hashes.append(page_hash(hashes[-1] if hashes else b"", request.tokens[start : start + size], media))
 
     def check_invariants(self, requests: Sequence[Request]) -> None:
         """Errors: AssertionError when a page is lost, or held by another number of requests than say so."""

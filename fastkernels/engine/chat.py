@@ -23,7 +23,11 @@ class ChatTemplateError(UsageError):
 class ChatTemplate:
     """Renders in a sandbox: a template comes with a checkpoint and may read its arguments only."""
 
+    takes_parts = False
+    """Whether a message's content may be a list of parts, as templates of models that see have it."""
+
     def __init__(self, source: str) -> None:
+        self.takes_parts = _takes_parts(source)
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
         environment.globals["raise_exception"] = _raise
         try:
@@ -47,6 +51,7 @@ class _TokenizerTemplate(ChatTemplate):
 
     def __init__(self, tokenizer: _HasTemplate) -> None:
         self._tokenizer = tokenizer
+        self.takes_parts = _takes_parts(str(getattr(tokenizer, "chat_template", None) or ""))
 
     def _render(self, messages: Messages, tools: Sequence[Any] | None, options: dict[str, Any]) -> str:
         return str(self._tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, **options))
@@ -66,6 +71,11 @@ def find_chat_template(model: str, file: Path | None = None) -> ChatTemplate:
     if folder.is_dir() and _has_template(folder):
         return _TokenizerTemplate(_load_tokenizer(folder))
     return ChatTemplate(files("fastkernels.engine").joinpath(_DEFAULT).read_text(encoding="utf-8"))
+
+
+def _takes_parts(source: str) -> bool:
+    """Templates that do look at a part's type."""
+    return any(text in source for text in ("['type']", '["type"]', ".type ==", "'image' in", '"image" in'))
 
 
 def _has_template(folder: Path) -> bool:

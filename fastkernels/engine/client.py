@@ -14,10 +14,12 @@ from os import getpid
 from pathlib import Path
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 import fastkernels
 from fastkernels.engine.config import EngineConfig
+from fastkernels.engine.multimodal import Media
 from fastkernels.engine.output_processor import OutputKind, OutputProcessor, RequestState
 from fastkernels.engine.outputs import EngineInfo, EngineStats, FinishReason, RequestOutput, StepOutput
 from fastkernels.engine.process import LENGTH, pack
@@ -132,6 +134,10 @@ class AsyncEngine:
             writer.close()
             await _end(process)
             raise EngineStartError(rest[1], rest[0])
+        if rest[0].kind != "autoregressive":
+            from fastkernels.engine.task_client import AsyncTaskEngine  # which is made of this class
+
+            return AsyncTaskEngine(config, process, (reader, writer), (rest[0], rest[1]), observer)
         return cls(config, process, (reader, writer), (rest[0], rest[1]), observer)
 
     @property
@@ -161,15 +167,16 @@ class AsyncEngine:
         kind: OutputKind = OutputKind.CUMULATIVE,
         prompt_text: str | None = None,
         is_embedding: bool = False,
+        media: Media | None = None,
+        encoder_input: NDArray[Any] | None = None,
     ) -> AsyncGenerator[RequestOutput]:
         """Outputs as they come; what comes while nobody reads is told together. Leaving early aborts the request.
 
         Errors: SamplingParamsError and UnsupportedError for what can never run, OverloadedError, EngineDeadError.
         """
         tokens = await self.encode(prompt) if isinstance(prompt, str) else prompt
-        running = self._add(
-            request_id, prompt if isinstance(prompt, str) else prompt_text, tokens, params, is_embedding
-        )
+        text = prompt if isinstance(prompt, str) else prompt_text
+        running = self._add(request_id, text, tokens, params, is_embedding, media, encoder_input)
         state, bell = running.state, running.bell
         try:
             while True:
@@ -233,7 +240,14 @@ class AsyncEngine:
             self._writer.close()
 
     def _add(
-        self, request_id: str, prompt: str | None, tokens: Sequence[int], params: SamplingParams, is_embedding: bool
+        self,
+        request_id: str,
+        prompt: str | None,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        is_embedding: bool,
+        media: Media | None,
+        encoder_input: NDArray[Any] | None,
     ) -> _Running:
         if not self.is_alive:
             raise EngineDeadError(self.death or "The engine is not running.")
@@ -245,7 +259,7 @@ class AsyncEngine:
                 f"{self._num_waiting} requests wait; at most {limit} may (max_num_waiting). Try again later.",
                 min(60, max(1, round(self._wait_seconds))),
             )
-        requests = self.processor.add(request_id, prompt, tokens, params, is_embedding)
+        requests = self.processor.add(request_id, prompt, tokens, params, is_embedding, media, encoder_input)
         running = self._running[request_id] = _Running(self.processor.state(request_id))
         self._num_waiting += params.n
         self._idle.clear()

@@ -11,7 +11,10 @@ FAKE_DEVICE = "fake"
 
 
 class Warm(StrEnum):
-    """When kernels are compiled and graphs captured: at first use, or all before the first request."""
+    """When kernels are compiled and graphs captured: at first use, or all before the first request.
+
+    On a CPU FULL compiles decode steps, which takes about ten seconds; LAZY leaves them eager.
+    """
 
     LAZY = "lazy"
     FULL = "full"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -16,6 +16,7 @@ from fastkernels.engine.batch import EnteringRow, batch_order, build_inputs
 from fastkernels.engine.cache import CacheManager
 from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.fake import FakeExecutor
+from fastkernels.engine.multimodal import MediaPlanner
 from fastkernels.engine.outputs import (
     EngineInfo,
     EngineRequest,
@@ -62,6 +63,7 @@ class EngineCore:
             facts.max_model_len,
             config.enable_prefix_caching,
             facts.has_state,
+            facts.max_encoder_len,
         )
         self.scheduler = Scheduler(limits, self.cache)
         self.runner = self.executor.runner
@@ -81,7 +83,9 @@ class EngineCore:
             startup_seconds=time.perf_counter() - started,
             weight_bytes=facts.weight_bytes,
             cache_bytes=facts.cache_bytes,
+            takes_media=facts.takes_media,
         )
+        self._planner: MediaPlanner | None = None
         self._in_flight: _Launched | None = None
         self._news: list[StepOutput] = []
         self._counts: Counter[str] = Counter()
@@ -99,6 +103,8 @@ class EngineCore:
         if request.encoder_input is not None:
             added.encoder_len = self.executor.encoder_len(request.encoder_input)
         self.scheduler.add(added)
+        if request.media is not None and self._planner is None:
+            self._planner = MediaPlanner()
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Drop requests; ids that are not here are ignored. A step in flight finishes without them."""
@@ -149,10 +155,11 @@ class EngineCore:
 
     def _launch(self, scheduled: list[ScheduledRow]) -> _Launched:
         rows = batch_order(scheduled)
-        entering = [self._entering(s.request) for s in rows if s.request.row_is_new]
-        for s in rows:
-            s.request.row_is_new = False
-        step = self.runner.launch(build_inputs(rows, self.cache, entering))
+        new = [s.request for s in rows if s.request.row_is_new]
+        entering = [self._entering(request) for request in new]
+        for request in new:
+            request.row_is_new = False
+        step = self.runner.launch(build_inputs(rows, self.cache, entering, self._planner))
         self._counts["steps"] += 1
         return _Launched(rows, step)
 
@@ -173,14 +180,15 @@ class EngineCore:
 
     def _complete(self, launched: _Launched) -> None:
         result = launched.step.wait()
-        for s in launched.rows:
+        for s in launched.rows if result.prompt_logprobs else ():
             part = result.prompt_logprobs.get(s.row)
             if part is not None:  # at its place: a prompt that gave way halfway is computed, and told, again
                 s.request.prompt_logprobs[s.start :] = part
-        logprobs: Sequence[TokenLogprobs | None] = result.logprobs or [None] * len(result.tokens)
-        said = dict(zip((s.row for s in launched.rows if s.samples), logprobs, strict=True))
+        said: dict[int, TokenLogprobs | None] = {}
+        if result.logprobs:
+            said = dict(zip((s.row for s in launched.rows if s.samples), result.logprobs, strict=True))
         for scheduled, token in self.scheduler.update(launched.rows, result.tokens, self.eos_token_ids):
-            self._tell(scheduled.request, token, said[scheduled.row], result, scheduled.row)
+            self._tell(scheduled.request, token, said.get(scheduled.row), result, scheduled.row)
 
     def _tell(self, request: Request, token: int, logprobs: TokenLogprobs | None, result: StepResult, row: int) -> None:
         if request.needs_tokens and request.finish_reason is None:
@@ -202,19 +210,20 @@ class EngineCore:
         if is_first:
             self._counts["prompt_tokens"] += request.prompt_len
             self._counts["cached_tokens"] += request.num_cached or 0
-        if request.finish_reason is not None:
-            self._finished[request.finish_reason.value] += 1
+        reason = request.finish_reason
+        if reason is not None:
+            self._finished[reason.value] += 1
         wants_prompt = is_first and request.params.prompt_logprobs is not None
         return StepOutput(
-            request_id=request.request_id,
-            token_ids=token_ids,
-            finish_reason=request.finish_reason,
-            logprobs=None if logprobs is None else (logprobs,),
-            prompt_logprobs=tuple(request.prompt_logprobs) if wants_prompt else None,
-            embedding=embedding,
-            num_cached_tokens=request.num_cached or 0,
-            num_preemptions=request.num_preemptions,
-            error="aborted" if request.finish_reason is FinishReason.ABORT else None,
+            request.request_id,
+            token_ids,
+            reason,
+            None if logprobs is None else (logprobs,),
+            tuple(request.prompt_logprobs) if wants_prompt else None,
+            embedding,
+            request.num_cached or 0,
+            request.num_preemptions,
+            "aborted" if reason is FinishReason.ABORT else None,
         )
 
 

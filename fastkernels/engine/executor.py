@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
@@ -21,12 +22,13 @@ from fastkernels.engine.config import EngineConfig, Warm
 from fastkernels.engine.graphs import graph_sizes
 from fastkernels.engine.model import build_config, build_model, find_device, find_model, find_tokenizer
 from fastkernels.engine.outputs import EngineRequest
+from fastkernels.engine.replacements import kernels_of
 from fastkernels.engine.runners.autoregressive import AutoregressiveRunner, RunnerLimits
 from fastkernels.engine.step import ModelFacts
 from fastkernels.engine.structured import Grammars
 from fastkernels.errors import EnvironmentProblem, UnsupportedError, UsageError
 from fastkernels.overlay import Overlay, install
-from fastkernels.registry import ops_of_module
+from fastkernels.registry import Kind, architecture_of
 from fastkernels.sets import resolve_set
 
 DEFAULT_NUM_PAGES = 512
@@ -35,6 +37,10 @@ MOST_PAGES = 1 << 22
 
 _WARM_TOKENS = (1, 16, 32, 64, 512)
 """Sizes of steps on either side of where kernels change their tiles."""
+
+_WARM_DECODES = (2, 8, 20, 40, 100, 200, 400)
+_WARM_LEN = 2048
+"""Sequences, and their tokens, beside a prompt: attention splits few long ones in other ways than many."""
 
 GRAPH_BYTES = 1 << 30
 """Left free for CUDA graphs, which are captured after the caches are there."""
@@ -58,6 +64,8 @@ class LoadedModel:
 def load_model(config: EngineConfig, device: torch.device) -> LoadedModel:
     """The model that a configuration names. Errors: those of its files."""
     source = find_model(config.model)
+    if architecture_of(source.hf_config).kind is not Kind.AUTOREGRESSIVE:
+        raise UnsupportedError(f"{source.name} makes no tokens; use Pipeline.")
     known = build_config(source)
     dtype = find_dtype(config.dtype or known.torch_dtype)
     model = build_model(source, known, dtype, device, config.seed)
@@ -86,6 +94,7 @@ class ModelExecutor:
         self.loaded = loaded or load_model(config, self.device)
         self.model = self.loaded.model
         specs = [layer.cache_spec for layer in cached_layers(self.model)]
+        self._check_slots(specs)
         num_pages = config.num_pages or self._num_pages(specs)
         caches = allocate_caches(
             self.model, num_pages, config.page_size, config.max_num_seqs + 1, self.loaded.dtype, self.device
@@ -106,10 +115,18 @@ class ModelExecutor:
             vocab_size=known.vocab_size,
             has_state=_has_state(specs),
             graph_sizes=graph_sizes(config.max_num_seqs) if uses_graphs else (),
+            compiles_steps=self._compiles_steps(),
+            max_encoder_len=getattr(self.model, "max_encoder_len", 0),
         )
         kinds = [group.kind for group in cache_groups(specs)]
         grammars = Grammars(self.loaded.tokenizer, known.vocab_size, known.eos_token_ids)
         return AutoregressiveRunner(self.model, self.device, limits, kinds, known.eos_token_ids, grammars)
+
+    def _compiles_steps(self) -> bool:
+        """On a CPU, for who waits for it: it takes some ten seconds. Candidates run as they are, rank by rank."""
+        config = self.config
+        is_wanted = self.device.type == "cpu" and config.warm is Warm.FULL and not config.enforce_eager
+        return is_wanted and self.overlay is None and tp_size() == 1
 
     def _facts(self, specs: Sequence[CacheSpec], num_pages: int, num_cache_bytes: int) -> ModelFacts:
         loaded = self.loaded
@@ -127,6 +144,8 @@ class ModelExecutor:
             has_state=_has_state(specs),
             weight_bytes=sum(p.numel() * p.element_size() for p in self.model.parameters()),
             cache_bytes=num_cache_bytes,
+            takes_media=hasattr(self.model, "embed_multimodal") or hasattr(self.model, "encode"),
+            max_encoder_len=getattr(self.model, "max_encoder_len", 0),
         )
 
     def _max_model_len(self) -> int:
@@ -135,6 +154,18 @@ class ModelExecutor:
             raise UsageError(f"max_model_len is {asked}; {self.loaded.name} knows {known} positions.")
         return asked or known
 
+    def _check_slots(self, specs: Sequence[CacheSpec]) -> None:
+        """Every row has its states from the start. Errors: UnsupportedError when those do not fit."""
+        slot_bytes = state_bytes(specs)
+        free = _free_bytes(self.device, self.config.gpu_memory_utilization)
+        most = free // slot_bytes - 1 if slot_bytes else self.config.max_num_seqs
+        if most < self.config.max_num_seqs:
+            raise UnsupportedError(
+                f"A request's states take {slot_bytes / 2**20:.1f} MiB in {self.loaded.name}; max_num_seqs "
+                f"{self.config.max_num_seqs} and one more do not fit in the {free / 2**30:.1f} GiB that are free: "
+                f"lower max_num_seqs to at most {max(0, most)}."
+            )
+
     def _num_pages(self, specs: Sequence[CacheSpec]) -> int:
         """What fits beside weights and the largest step; on a CPU a fixed number."""
         page_bytes = cache_bytes(specs, self.config.page_size, self.loaded.dtype)
@@ -142,6 +173,7 @@ class ModelExecutor:
             return DEFAULT_NUM_PAGES
         torch.cuda.reset_peak_memory_stats(self.device)
         self._run_dummy_step(self.config.max_num_batched_tokens, Phase.PREFILL)
+        self._run_dummy_encoder()
         torch.cuda.synchronize(self.device)
         largest = torch.cuda.max_memory_allocated(self.device) - torch.cuda.memory_allocated(self.device)
         torch.cuda.empty_cache()
@@ -167,29 +199,37 @@ class ModelExecutor:
             self.runner.graphs.warm()
         most = self.config.max_num_batched_tokens
         for num_tokens in sorted({min(num, most) for num in (*_WARM_TOKENS, most)}):
-            for phase in (Phase.PREFILL, Phase.MIXED):
-                self._run_dummy_step(num_tokens, phase)
+            self._run_dummy_step(num_tokens, Phase.PREFILL)
+            self._run_dummy_step(num_tokens, Phase.MIXED, 1)
+        for num_decodes in _WARM_DECODES:
+            if num_decodes < min(self.config.max_num_seqs, most - 64):
+                self._run_dummy_step(num_decodes + 64, Phase.MIXED, num_decodes)
         self.runner.sampler.warm_up(self.loaded.dtype)
 
     @torch.inference_mode()
-    def _run_dummy_step(self, num_tokens: int, phase: Phase) -> None:
-        """Prompts of 512 tokens, after a single token when mixed, and logits for as many rows; no cache is written."""
-        num_prompts = max(1, min(num_tokens // 512, self.config.max_num_seqs - 1))
-        num_decodes = int(phase is Phase.MIXED and num_tokens > 1)
+    def _run_dummy_step(self, num_tokens: int, phase: Phase, num_decodes: int = 0) -> None:
+        """Single tokens of long sequences, then prompts of 512 tokens; logits for as many rows; no cache is written."""
+        num_decodes = min(num_decodes, num_tokens - 1)
+        num_prompts = max(1, min(num_tokens // 512, self.config.max_num_seqs - num_decodes))
         ends = torch.linspace(num_decodes, num_tokens, num_prompts + 1).to(torch.int32)
-        starts = torch.cat((torch.zeros(num_decodes, dtype=torch.int32), ends))
+        starts = torch.cat((torch.arange(num_decodes, dtype=torch.int32), ends))
         lens = starts.diff()
+        lens[:num_decodes] = min(_WARM_LEN, self._max_model_len())
         width = -(-int(lens.max()) // self.config.page_size)
         rows = torch.arange(len(lens), dtype=torch.int32)
+        table = torch.zeros((len(lens), width), dtype=torch.int32)
+        nowhere = torch.full((num_tokens,), -1, dtype=torch.int64)
         context = ForwardContext(
             query_start_loc=starts,
             seq_lens=lens,
-            block_table=torch.zeros((len(lens), width), dtype=torch.int32),
-            slot_mapping=torch.full((num_tokens,), -1, dtype=torch.int64),
-            max_query_len=int(lens.max()),
+            block_table=table,
+            slot_mapping=nowhere,
+            max_query_len=int(starts.diff().max()),
             max_seq_len=int(lens.max()),
             phase=phase,
             num_decodes=num_decodes,
+            window_block_table=table,
+            window_slot_mapping=nowhere,
             state_slots=rows,
             has_initial_state=torch.zeros(len(lens), dtype=torch.bool),
         ).to(self.device)
@@ -200,9 +240,24 @@ class ModelExecutor:
             logits = self.model.compute_logits(hidden[: self.config.max_num_seqs])  # type: ignore[operator]
         logits.argmax(-1)
 
+    @torch.inference_mode()
+    def _run_dummy_encoder(self) -> None:
+        """One item of as many embeddings as a step has tokens, where the model takes items; what an encoder reads."""
+        largest = getattr(self.model, "largest_multimodal_item", None)
+        if largest is not None:
+            modality, tensors = largest(self.config.max_num_batched_tokens)
+            self.model.embed_multimodal(modality, [tensors])  # type: ignore[operator]
+        inputs = getattr(self.model, "largest_encoder_inputs", None)
+        if inputs is not None:
+            self.model.encode(inputs())  # type: ignore[operator]
+
     def check(self, request: EngineRequest) -> None:
         """Errors: SamplingParamsError when its grammar cannot be compiled."""
         self.runner.sampler.check(request.params)
+        if request.media is not None and not hasattr(self.model, "embed_multimodal"):
+            raise UnsupportedError(f"{self.loaded.name} takes text only; the request brings pictures, video or sound.")
+        if request.encoder_input is None and hasattr(self.model, "encode"):
+            raise UnsupportedError(f"{self.loaded.name} continues what its encoder reads; the request brings nothing.")
 
     def encoder_len(self, encoder_input: Array) -> int:
         """States that the model's encoder makes of an input. Errors: UnsupportedError when there is no encoder."""
@@ -213,20 +268,10 @@ class ModelExecutor:
 
     def kernels(self) -> list[dict[str, Any]]:
         """Every op in the model, by name, with the set that serves it."""
-        replaced = {line["op"]: line for line in self.overlay.report()} if self.overlay is not None else {}
-        found: dict[str, dict[str, Any]] = {}
-        for module in self.model.modules():
-            for entry in ops_of_module(type(module).__module__) or ():
-                if entry.class_name == type(module).__name__:
-                    line = {"op": entry.name, "class": entry.class_name, "set": "baseline", "status": "BASELINE"}
-                    found[entry.name] = {**line, "num_calls": None}
-        for name, line in replaced.items():
-            known = found.get(name, {"op": name, "class": None})
-            found[name] = {**known, "set": line["set"], "status": line["status"], "num_calls": line["num_calls"]}
-        return [found[name] for name in sorted(found)]
+        return kernels_of(self.model, self.overlay)
 
     def num_compilations(self) -> int:
-        return len(self.runner.graphs.captured) if self.runner.graphs is not None else 0
+        return sum(len(some.captured) for some in (self.runner.graphs, self.runner.compiled) if some is not None)
 
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
@@ -243,3 +288,11 @@ def _has_state(specs: Sequence[CacheSpec]) -> bool:
 def _num_bytes(cache: Any) -> int:
     tensors = cache if isinstance(cache, tuple) else (cache,)
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _free_bytes(device: torch.device, share: float) -> int:
+    """What may still be taken; share: of a GPU's memory that is used at all."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    free, total = torch.cuda.mem_get_info(device)
+    return int(free - (1 - share) * total)

@@ -104,6 +104,8 @@ class FakeExecutor:
 
     def check(self, request: EngineRequest) -> None:
         params = request.params
+        if request.media is not None:
+            raise UnsupportedError("The fake device takes text only; the request brings pictures, video or sound.")
         asked = [name for name in _NEED_LOGITS if getattr(params, name) is not None]
         if asked:
             raise UnsupportedError(f"The fake device has no {' or '.join(asked)}: it has no logits.")

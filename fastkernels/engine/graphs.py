@@ -14,12 +14,16 @@ from torch import Tensor
 from fastkernels.cache import CacheKind
 from fastkernels.context import Phase, set_forward_context
 from fastkernels.engine.batch import Array, StepInputs
+from fastkernels.engine.cache import table_width
 from fastkernels.engine.staging import ALIGNMENT, packed_bytes, views
+from fastkernels.kernels.backend import step_graph
 
 if TYPE_CHECKING:
     from fastkernels.engine.runners.autoregressive import AutoregressiveRunner
 
 _MAX_GRAPH_SEQS = 512
+_NUM_COUNTERS = 4096
+"""More than sequences times key heads wherever a kernel has too few of them to fill a GPU."""
 
 
 def graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
@@ -60,12 +64,14 @@ class GraphPool:
         most = self.sizes[-1]
         self.stored = [kind for kind in kinds if kind is not CacheKind.CROSS]
         self._pad_row = limits.max_num_seqs
-        max_pages = -(-limits.max_model_len // limits.page_size)
-        self._tables = {k: torch.zeros((most, max_pages), dtype=torch.int32, device=device) for k in self.kinds}
+        lens = (limits.page_size, limits.max_model_len, limits.max_encoder_len)
+        shapes = {kind: (most, table_width(kind, *lens)) for kind in self.kinds}
+        self._tables = {k: torch.zeros(shape, dtype=torch.int32, device=device) for k, shape in shapes.items()}
         num_bytes = packed_bytes(_padded(_fields(None, self.stored), most, self._pad_row))
         num_bytes += sum(table.numel() * 4 + ALIGNMENT for table in self._tables.values())
         self._static = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
         self._starts = torch.arange(most + 1, dtype=torch.int32, device=device)
+        self._counters = torch.zeros(_NUM_COUNTERS, dtype=torch.int32, device=device)
 
     def size_for(self, inputs: StepInputs) -> int | None:
         """The graph for a step; None where it has to run eagerly."""
@@ -125,14 +131,15 @@ class GraphPool:
             runner.last_token.index_copy_(0, rows, likeliest)
             return logits, likeliest
 
-        forward()  # compiles what is compiled at first use: a capture must not
-        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool)
-        try:
-            logits, likeliest = forward()
-        finally:
-            graph.capture_end()
+        with step_graph(self._counters):
+            forward()  # compiles what is compiled at first use: a capture must not
+            torch.cuda.synchronize()
+            graph.capture_begin(pool=self._pool)
+            try:
+                logits, likeliest = forward()
+            finally:
+                graph.capture_end()
         return _Captured(graph, _unowned(logits), _unowned(likeliest), rows, drawn)
 
 
@@ -147,7 +154,8 @@ def _fields(inputs: StepInputs | None, stored: Sequence[CacheKind]) -> list[_Fie
         values: list[Array | None] = [None] * (8 + len(stored))
     else:
         ends = inputs.positions + 1
-        values = [inputs.token_ids, inputs.positions, inputs.rows, ends, ends, inputs.encoder_lens, inputs.rows]
+        turned = inputs.positions if inputs.rope_positions is None else inputs.rope_positions
+        values = [inputs.token_ids, turned, inputs.rows, ends, ends, inputs.encoder_lens, inputs.rows]
         values += [inputs.starts > 0, *(inputs.slot_mappings[kind] for kind in stored)]
     fills = [0, 0, None, 0, 0, 0, None, 1, *([-1] * len(stored))]
     dtypes: list[type] = [np.int64] * 3 + [np.int32, np.int64, np.int32, np.int32, np.bool_] + [np.int64] * len(stored)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.core import EngineCore
+from fastkernels.engine.multimodal import PromptLike, find_processor, read_prompt
 from fastkernels.engine.output_processor import OutputProcessor
 from fastkernels.engine.outputs import RequestOutput
 from fastkernels.engine.sampling_params import SamplingParams
@@ -43,19 +44,23 @@ class LLM:
         named = tuple(str(c.path if isinstance(c, ImplementationSet) else c) for c in candidates)
         self.core = EngineCore(EngineConfig(model=str(model), candidates=named, **options))
         self.tokenizer = self.core.tokenizer
+        self.processor = find_processor(str(model), self.tokenizer) if self.core.info.takes_media else None
         self._processor = OutputProcessor(self.tokenizer, self.core.info.eos_token_ids)
 
     def generate(
         self,
-        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        prompts: str | Mapping[str, Any] | Sequence[PromptLike],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         progress: Progress | None = None,
     ) -> list[RequestOutput]:
-        """Continue the prompts (texts, or lists of token ids); the outputs are in their order.
+        """Continue the prompts; the outputs are in their order.
 
-        Errors: UnsupportedError names the limit that a request exceeds; then none is run.
+        prompts: texts, lists of token ids, or {"prompt": ... or "prompt_token_ids": ..., "multi_modal_data": {"image":
+            one or a list, "video": ..., "audio": ...}} where the model takes more than text.
+        Errors: UnsupportedError names the limit that a request exceeds, UsageError what is wrong with a prompt; then
+            none is run.
         """
-        texts: list[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts: list[PromptLike] = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(texts)
         if len(each) != len(texts):
             raise UsageError(f"{len(texts)} prompts came with {len(each)} SamplingParams; give one, or one each.")
@@ -63,9 +68,9 @@ class LLM:
         names: list[str] = []
         try:
             for i, (text, one) in enumerate(zip(texts, each, strict=True)):
-                prompt = text if isinstance(text, str) else None
-                ids = self.tokenizer.encode(text).ids if isinstance(text, str) else [int(t) for t in text]
-                for request in processor.add(str(i), prompt, tuple(ids), one):
+                prompt = read_prompt(text, self.tokenizer, self.processor)
+                extras = (False, prompt.media, prompt.encoder_input)
+                for request in processor.add(str(i), prompt.text, prompt.token_ids, one, *extras):
                     self.core.add(request)
                     names.append(request.request_id)
             return self._run(processor, len(texts), sum(p.n * p.max_tokens for p in each), progress)

@@ -16,7 +16,7 @@ from torch import nn
 from fastkernels.dtypes import default_dtype
 from fastkernels.errors import CheckpointError, EnvironmentProblem, UnknownNameError, UsageError
 from fastkernels.registry import architecture_of
-from fastkernels.weights import load_weights, random_weights
+from fastkernels.weights import checkpoint_config, load_weights, random_weights, read_json
 from fastkernels.workloads import byte_tokenizer
 
 
@@ -35,32 +35,29 @@ def presets() -> list[str]:
     return sorted(item.name.removesuffix(".json") for item in folder.iterdir() if item.name.endswith(".json"))
 
 
+def shipped_checkpoints() -> dict[str, Path]:
+    """The small trained models that ship with the project, by name."""
+    folder = Path(__file__).parents[1] / "checkpoints"
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
+
+
 def find_model(model: str | Path) -> ModelSource:
-    """A checkpoint directory, the path of a config.json, or the name of a preset.
+    """A checkpoint directory, the path of a config.json, or the name of a shipped checkpoint or preset.
 
     Errors: UnknownNameError when it is none of them; CheckpointError when its config cannot be read.
     """
     path = Path(model)
     if path.is_dir():
-        return ModelSource(path.name, _read_config(path / "config.json"), path)
+        return ModelSource(path.name, checkpoint_config(path), path)
     if path.is_file():
-        return ModelSource(path.stem, _read_config(path))
+        return ModelSource(path.stem, read_json(path))
+    shipped = shipped_checkpoints()
+    if str(model) in shipped:
+        return ModelSource(str(model), checkpoint_config(shipped[str(model)]), shipped[str(model)])
     if str(model) in presets():
         text = files("fastkernels.engine").joinpath("presets", f"{model}.json").read_text(encoding="utf-8")
         return ModelSource(str(model), json.loads(text))
-    raise UnknownNameError("model directory, config file or preset", str(model), presets())
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; a checkpoint directory holds a config.json.")
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}; a config is a JSON object.")
-    return config
+    raise UnknownNameError("model directory, config file or preset", str(model), [*presets(), *shipped])
 
 
 def build_config(source: ModelSource) -> Any:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from fastkernels.engine.detokenizer import TextStream, Vocabulary
+from fastkernels.engine.multimodal import Media
 from fastkernels.engine.outputs import (
     CompletionOutput,
     EngineRequest,
@@ -129,7 +132,10 @@ class RequestState:
 
     @property
     def is_finished(self) -> bool:
-        return all(answer.finish_reason is not None for answer in self.answers)
+        for answer in self.answers:  # noqa: SIM110 -- once a token; a generator costs more than the look
+            if answer.finish_reason is None:
+                return False
+        return True
 
     @property
     def num_output_tokens(self) -> int:
@@ -173,6 +179,8 @@ class OutputProcessor:
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
         is_embedding: bool = False,
+        media: Media | None = None,
+        encoder_input: NDArray[Any] | None = None,
     ) -> list[EngineRequest]:
         """One engine request for each of the n answers; the i-th has seed + i.
 
@@ -191,7 +199,7 @@ class OutputProcessor:
             answer = Answer(index, engine_id, one, stream)
             state.answers.append(answer)
             self._answers[engine_id] = state, answer
-            requests.append(EngineRequest(engine_id, tokens, one, is_embedding))
+            requests.append(EngineRequest(engine_id, tokens, one, is_embedding, encoder_input, media))
         self._states[request_id] = state
         return requests
 
@@ -227,7 +235,7 @@ class OutputProcessor:
     ) -> tuple[list[RequestOutput], list[str]]:
         """As `update`, with the cumulative outputs; `only_finished` spares those of requests that go on."""
         changed, to_abort = self.update(step_outputs)
-        return [state.output() for state in changed if state.is_finished or not only_finished], to_abort
+        return [state.output() for state in changed if not only_finished or state.is_finished], to_abort
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> list[str]:
         """End a request here; the engine requests to end there. An unknown id has none."""
@@ -247,9 +255,10 @@ class OutputProcessor:
 
 
 def _note(state: RequestState, answer: Answer, step: StepOutput) -> None:
-    state.num_preemptions = max(state.num_preemptions, step.num_preemptions)
-    if answer.index == 0:
-        state.num_cached_tokens = max(state.num_cached_tokens, step.num_cached_tokens)
+    if step.num_preemptions > state.num_preemptions:
+        state.num_preemptions = step.num_preemptions
+    if answer.index == 0 and step.num_cached_tokens > state.num_cached_tokens:
+        state.num_cached_tokens = step.num_cached_tokens
     if step.prompt_logprobs is not None:
         state.prompt_logprobs = step.prompt_logprobs
     if step.embedding is not None:

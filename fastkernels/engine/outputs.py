@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from fastkernels.engine.multimodal import Media
 from fastkernels.engine.sampling_params import SamplingParams
 
 
@@ -25,6 +26,7 @@ class EngineRequest:
 
     is_embedding: no token is drawn; the answer is the last token's hidden state, of length 1.
     encoder_input: for models with an encoder, what it reads, of any shape that the model's encoder takes.
+    media: pictures, videos and sounds whose embeddings take the place of some of the prompt's tokens.
     """
 
     request_id: str
@@ -32,6 +34,7 @@ class EngineRequest:
     params: SamplingParams
     is_embedding: bool = False
     encoder_input: NDArray[Any] | None = None
+    media: Media | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,7 @@ class TokenLogprobs:
     rank: int
 
 
-@dataclass(frozen=True)
-class StepOutput:
+class StepOutput(NamedTuple):
     """What one step gave one request. token_ids: the new ones, usually one.
 
     logprobs: one a new token, when asked for. prompt_logprobs: once, one a prompt token after the first.
@@ -92,9 +94,22 @@ class RequestOutput:
     num_preemptions: int = 0
 
 
+EMBEDDING = "application/x-embedding"
+"""The media type of one vector in little-endian float32."""
+
+
+@dataclass(frozen=True)
+class EncodedResult:
+    """The answer of a model that makes no tokens: content of a media type, and a summary as JSON has it."""
+
+    media_type: str
+    content: bytes
+    summary: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class EngineInfo:
-    """What does not change while an engine runs."""
+    """What does not change while an engine runs. makes: tokens, or the media type of the results."""
 
     model: str
     dtype: str
@@ -110,6 +125,9 @@ class EngineInfo:
     startup_seconds: float
     weight_bytes: int = 0
     cache_bytes: int = 0
+    kind: str = "autoregressive"
+    makes: str = "tokens"
+    takes_media: bool = False
 
 
 @dataclass(frozen=True)

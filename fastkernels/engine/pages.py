@@ -85,6 +85,7 @@ class PagePool:
         self._hash_of = [None] * self.num_pages
 
 
-def page_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """Of a full page: its tokens and all before them. 128 bits: a collision would serve another's cache."""
-    return blake2b(np.asarray(tokens, dtype=np.int64).tobytes(), key=parent, digest_size=16).digest()
+def page_hash(parent: bytes, tokens: Sequence[int], media: bytes = b"") -> bytes:
+    """Of a full page: its tokens, whose pictures they stand for, and all before them. 128 bits: a collision would serve
+    another's cache."""
+    return blake2b(np.asarray(tokens, dtype=np.int64).tobytes() + media, key=parent, digest_size=16).digest()

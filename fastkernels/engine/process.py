@@ -16,14 +16,16 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastkernels.engine.outputs import StepOutput
 from fastkernels.engine.sampling_params import SamplingParamsError
 from fastkernels.errors import EXIT_NOT_PASSED, FastKernelsError
 
 if TYPE_CHECKING:
+    from fastkernels.engine.config import EngineConfig
     from fastkernels.engine.core import EngineCore
+    from fastkernels.engine.task_engine import TaskEngine
 
 LENGTH = struct.Struct("<Q")
 _CHUNK = 1 << 20
@@ -43,7 +45,7 @@ class Channel:
         self._socket = sock
         self._received = bytearray()
         self._unsent = bytearray()
-        self._outputs: list[StepOutput] = []
+        self._outputs: list[Any] = []
 
     def receive(self, may_block: bool) -> list[tuple[Any, ...]]:
         """The messages that are there; waits for one when `may_block`. Errors: EOFError when the parent is gone."""
@@ -65,7 +67,7 @@ class Channel:
         self._unsent += pack(message)
         self.flush()
 
-    def tell(self, outputs: list[StepOutput]) -> None:
+    def tell(self, outputs: Sequence[Any]) -> None:
         self._outputs += outputs
         self.flush()
 
@@ -121,7 +123,7 @@ class Channel:
 class EngineLoop:
     """Takes messages between steps, and steps while there is work."""
 
-    def __init__(self, core: EngineCore, channel: Channel) -> None:
+    def __init__(self, core: EngineCore | TaskEngine, channel: Channel) -> None:
         self.core, self.channel = core, channel
         self._is_done = False
 
@@ -170,6 +172,20 @@ def _follow(parent_id: int) -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
+def _build_core(config: EngineConfig) -> EngineCore | TaskEngine:
+    """By the kind of the model."""
+    from fastkernels.engine.model import find_model  # seconds: the parent does without it
+    from fastkernels.registry import Kind, architecture_of
+
+    if architecture_of(find_model(config.model).hf_config).kind is Kind.AUTOREGRESSIVE:
+        from fastkernels.engine.core import EngineCore
+
+        return EngineCore(config)
+    from fastkernels.engine.task_engine import TaskEngine
+
+    return TaskEngine(config)
+
+
 def main(fd: int, parent_id: int) -> None:
     """Build the engine that the first message describes, and serve it until the parent says or is gone."""
     _follow(parent_id)
@@ -178,9 +194,7 @@ def main(fd: int, parent_id: int) -> None:
     channel = Channel(socket.socket(fileno=fd))
     try:
         ((_, config),) = channel.receive(may_block=True)
-        from fastkernels.engine.core import EngineCore  # seconds: the parent does without it
-
-        core = EngineCore(config)
+        core = _build_core(config)
     except EOFError:
         return
     except Exception as error:

@@ -7,13 +7,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from fastkernels.engine.multimodal import Media
 from fastkernels.engine.outputs import EngineRequest, FinishReason, TokenLogprobs
 from fastkernels.engine.sampling_params import SamplingParams
 
 NO_ROW = -1
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """A row whose `num_computed` chases what is known of it; it has no phase.
 
@@ -32,6 +33,7 @@ class Request:
     is_embedding: bool = False
     encoder_input: NDArray[Any] | None = None
     encoder_len: int = 0
+    media: Media | None = None
     row: int = NO_ROW
     num_computed: int = 0
     num_pending: int = 0
@@ -44,11 +46,23 @@ class Request:
     num_registered: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    _most_computed: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._most_computed = self.prompt_len if self.is_embedding else self.max_tokens - 1
 
     @classmethod
     def of(cls, request: EngineRequest) -> Request:
         tokens = list(request.prompt_token_ids)
-        return cls(request.request_id, len(tokens), tokens, request.params, request.is_embedding, request.encoder_input)
+        return cls(
+            request.request_id,
+            len(tokens),
+            tokens,
+            request.params,
+            request.is_embedding,
+            request.encoder_input,
+            media=request.media,
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -66,10 +80,11 @@ class Request:
 
         The token sampled last is never computed: nothing follows it.
         """
-        if self.needs_tokens and self.num_pending:
+        pending = self.num_pending
+        if pending and self.needs_tokens:
             return 0
-        most = self.prompt_len if self.is_embedding else self.max_tokens - 1
-        return min(self.num_tokens, most) - self.num_computed
+        known = len(self.tokens) + pending
+        return (known if known < self._most_computed else self._most_computed) - self.num_computed
 
     def append(self, token: int, eos_token_ids: frozenset[int]) -> None:
         """Take a sampled token that the host now knows, and finish when it is the last."""

@@ -129,6 +129,8 @@ class Sampler:
 
     def _bias_entries(self, row: int, params: SamplingParams, num_prompt: int) -> list[tuple[int, float, int]]:
         entries = [(token, float(bias), Biases.FOREVER) for token, bias in params.logit_bias.items() if bias]
+        entries += [(token, -float("inf"), Biases.FOREVER) for token in params.suppress_tokens]
+        entries += [(token, -float("inf"), num_prompt + 1) for token in params.begin_suppress_tokens]
         if params.min_tokens and row not in self._followers:
             ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.eos_token_ids)}
             entries += [(token, -float("inf"), num_prompt + params.min_tokens) for token in sorted(ends)]

@@ -11,6 +11,7 @@ from fastkernels.errors import UsageError
 
 MAX_LOGPROBS = 20
 _SEED_LIMIT = 2**63
+_SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 
 
 class SamplingParamsError(UsageError):
@@ -48,6 +49,7 @@ class SamplingParams:
     presence_penalty, frequency_penalty: subtracted once, or for each time, a token was made; repetition_penalty
         divides the positive logits and multiplies the negative ones of every token of prompt and answer.
     logit_bias: added by token id. allowed_token_ids: no other token is drawn.
+    suppress_tokens: never drawn; begin_suppress_tokens: never drawn first.
     seed: the same request gives the same tokens in any batch; None: the engine's seed and the request's id.
     stop: texts that end the answer and are cut from it, unless include_stop_str_in_output.
     stop_token_ids: end the answer; kept in token_ids. ignore_eos: run past the model's end token.
@@ -77,10 +79,13 @@ class SamplingParams:
     structured_outputs: StructuredOutputsParams | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        for name in ("stop_token_ids", *_SUPPRESSED):
+            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
         object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
         for name, holds, limit in self._limits():
             if not holds:
@@ -99,7 +104,10 @@ class SamplingParams:
             ("min_p", _within(self.min_p, 0, 1), "in [0, 1] (0 is off)"),
             ("seed", self.seed is None or (_is_int(self.seed) and 0 <= self.seed < _SEED_LIMIT), "in [0, 2**63)"),
             ("stop", all(isinstance(s, str) and s for s in self.stop), "texts that are not empty"),
-            ("stop_token_ids", all(_is_int(t) for t in self.stop_token_ids), "token ids"),
+            *(
+                (name, all(_is_int(t) for t in getattr(self, name)), "token ids")
+                for name in ("stop_token_ids", *_SUPPRESSED)
+            ),
             ("max_tokens", _is_int(self.max_tokens) and self.max_tokens >= 1, "at least 1"),
             (
                 "min_tokens",
@@ -131,6 +139,7 @@ class SamplingParams:
             "stop_token_ids": self.stop_token_ids,
             "logit_bias": tuple(self.logit_bias),
             "allowed_token_ids": self.allowed_token_ids or (),
+            **{name: getattr(self, name) for name in _SUPPRESSED},
         }
         for name, tokens in given.items():
             for token in tokens:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastkernels.cache import CacheKind
 from fastkernels.engine.cache import CacheManager
@@ -33,8 +34,7 @@ class SchedulerLimits:
                 raise UsageError(f"{name} is {value}; the least is 1.")
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRow:
+class ScheduledRow(NamedTuple):
     """Tokens [start, start + num_tokens) of a request; `samples` when they are all that it lacked."""
 
     request: Request
@@ -72,10 +72,12 @@ class Scheduler:
         index = 0
         while index < len(self.running) and budget > 0:
             request = self.running[index]
-            num_tokens = min(request.num_missing, budget)
+            num_tokens = request.num_missing
             if num_tokens <= 0:
                 index += 1
                 continue
+            if num_tokens > budget:
+                num_tokens = budget
             while not self.cache.grow(request, request.num_computed + num_tokens):
                 was_preempted = True
                 if self._preempt_youngest() is request:
@@ -121,9 +123,10 @@ class Scheduler:
 
     def _take(self, request: Request, num_tokens: int) -> ScheduledRow:
         start = request.num_computed
-        self.cache.leave_window(request)
-        request.num_computed += num_tokens
-        samples = request.num_computed == request.num_tokens
+        if self.cache.has_windows:
+            self.cache.leave_window(request)
+        end = request.num_computed = start + num_tokens
+        samples = end == len(request.tokens) + request.num_pending
         if samples and not request.is_embedding:
             request.num_pending += 1
         return ScheduledRow(request, request.row, start, num_tokens, samples)

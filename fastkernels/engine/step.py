@@ -44,7 +44,8 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the engine has to know of a model that is ready to run."""
+    """What the engine has to know of a model that is ready to run. max_encoder_len: states of an encoder input at most;
+    0 where there is no encoder, or none that is longer than max_model_len."""
 
     model: str
     dtype: str
@@ -59,6 +60,8 @@ class ModelFacts:
     has_state: bool = False
     weight_bytes: int = 0
     cache_bytes: int = 0
+    takes_media: bool = False
+    max_encoder_len: int = 0
 
 
 class Executor(Protocol):

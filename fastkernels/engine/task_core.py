@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,36 +10,18 @@ from typing import Any, Protocol
 
 from fastkernels.engine.outputs import FinishReason
 from fastkernels.engine.runners.batched import State, shape_key
+from fastkernels.engine.task_output import TaskOutput, TaskRequest
 from fastkernels.errors import UnsupportedError, UsageError
 
 
 class TaskRunner(Protocol):
-    """SinglePassRunner or IterativeRunner."""
+    """SinglePassRunner, IterativeRunner or PackedRunner, which has its own `batch_key` and `num_in_step`."""
 
     def start(self, inputs: Mapping[str, Any]) -> tuple[State, int]: ...
 
     def advance(self, states: Sequence[State], steps: Sequence[int]) -> list[State]: ...
 
     def finish(self, state: State) -> Any: ...
-
-
-@dataclass(frozen=True)
-class TaskRequest:
-    """inputs: what the model's `prepare` takes, by name."""
-
-    request_id: str
-    inputs: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class TaskOutput:
-    """How far a request has come; `result` when it is finished."""
-
-    request_id: str
-    step: int
-    num_steps: int
-    finish_reason: FinishReason | None = None
-    result: Any = None
 
 
 @dataclass(eq=False)
@@ -51,12 +34,16 @@ class _Task:
 
 
 class TaskCore:
-    """Each step advances the oldest request, and with it the others of its shapes, oldest first, up to max_batch."""
+    """Each step advances the oldest request, and with it the others of its shapes, oldest first, up to max_batch.
+
+    isolates_errors: what goes wrong in a step ends the requests in it and no others, as a server wants it.
+    """
 
     def __init__(self, runner: TaskRunner, max_batch: int = 64, max_num_waiting: int = 4096) -> None:
         if max_batch < 1:
             raise UsageError(f"max_batch is {max_batch}; the least is 1.")
         self.runner, self.max_batch, self.max_num_waiting = runner, max_batch, max_num_waiting
+        self.isolates_errors = False
         self._tasks: deque[_Task] = deque()
         self._news: list[TaskOutput] = []
         self.num_steps = 0
@@ -65,12 +52,17 @@ class TaskCore:
     def has_unfinished(self) -> bool:
         return bool(self._tasks or self._news)
 
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._tasks)
+
     def add(self, request: TaskRequest) -> None:
         """Errors: UnsupportedError when too many wait; those of the model's `prepare` for its inputs."""
         if len(self._tasks) >= self.max_num_waiting:
             raise UnsupportedError(f"{len(self._tasks)} requests wait; max_num_waiting is {self.max_num_waiting}.")
         state, num_steps = self.runner.start(request.inputs)
-        self._tasks.append(_Task(request.request_id, state, num_steps, shape_key(state)))
+        key = getattr(self.runner, "batch_key", shape_key)(state)
+        self._tasks.append(_Task(request.request_id, state, num_steps, key))
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Drop requests; ids that are not here are ignored."""
@@ -84,18 +76,37 @@ class TaskCore:
         if self._tasks:
             key = self._tasks[0].key
             batch = [task for task in self._tasks if task.key == key][: self.max_batch]
-            states = self.runner.advance([task.state for task in batch], [task.step for task in batch])
-            self.num_steps += 1
-            for task, state in zip(batch, states, strict=True):
-                task.state, task.step = state, task.step + 1
-                self._tell(task)
+            batch = batch[: getattr(self.runner, "num_in_step", len)([task.state for task in batch])]
+            try:
+                self._advance(batch)
+            except Exception as error:
+                if not self.isolates_errors:
+                    raise
+                self._drop(batch, error)
         news, self._news = self._news, []
         return news
+
+    def _advance(self, batch: Sequence[_Task]) -> None:
+        states = self.runner.advance([task.state for task in batch], [task.step for task in batch])
+        self.num_steps += 1
+        for task, state in zip(batch, states, strict=True):
+            task.state, task.step = state, task.step + 1
+            self._tell(task)
+
+    def _drop(self, batch: Sequence[_Task], error: Exception) -> None:
+        """Those of the batch that have not ended end with the error."""
+        traceback.print_exception(error)
+        message = f"{type(error).__name__}: {error}"
+        for task in batch:
+            if task in self._tasks:
+                self._tasks.remove(task)
+                reason = FinishReason.ERROR
+                self._news.append(TaskOutput(task.request_id, task.step, task.num_steps, reason, error=message))
 
     def _tell(self, task: _Task) -> None:
         if task.step < task.num_steps:
             self._news.append(TaskOutput(task.request_id, task.step, task.num_steps))
             return
-        self._tasks.remove(task)
         result = self.runner.finish(task.state)
+        self._tasks.remove(task)
         self._news.append(TaskOutput(task.request_id, task.step, task.num_steps, FinishReason.STOP, result))

@@ -1,7 +1,8 @@
-"""Measures the production path's own error against the definition and freezes it in tolerances.json.
+"""Measures the production path's own error against the definition and freezes it in harness/measured.
 
-    python -m fastkernels.harness.calibrate --device cpu
-    python -m fastkernels.harness.calibrate --merge measured_on_a_gpu.json
+    python -m fastkernels.harness.calibrate --device cpu --ops rms_norm
+    python -m fastkernels.harness.calibrate --device cuda --out measured_on_a_gpu
+    python -m fastkernels.harness.calibrate --merge measured_on_a_gpu
 
 Run where the production path runs: figures of a CPU and of a GPU are merged, the larger one stays. Ill-conditioned
 rows are left out: the judge widens their bounds by their own condition (compare.RowNoise).
@@ -10,7 +11,6 @@ rows are left out: the judge widens their bounds by their own condition (compare
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,8 @@ from fastkernels.context import set_forward_context
 from fastkernels.harness.compare import Expected, RowNoise, finite_rows, measure
 from fastkernels.harness.expect import Expectation, build_reference, expectation
 from fastkernels.harness.groups import make_groups
-from fastkernels.harness.tolerance import MANIFEST, Error, chance_bias, unit_roundoff
+from fastkernels.harness.measurements import FOLDER, Errors, read_record, write_record
+from fastkernels.harness.tolerance import Error, chance_bias, unit_roundoff
 from fastkernels.registry import OpEntry, ops
 from fastkernels.spec import Compare
 
@@ -90,33 +91,35 @@ def error_of(wanted: Expected, answer: Tensor, noise: RowNoise | None) -> Error:
     return replace(error, bias=excess)
 
 
-def merge(manifest: dict[str, Any], op: str, found: Measured) -> None:
+def merge(known: Errors, found: Measured) -> None:
     """The larger of what stands and what was found, rounded up to three digits."""
     for dtype, families in found.items():
         for family, outputs in families.items():
-            known = manifest["measured"].setdefault(op, {}).setdefault(dtype, {}).setdefault(family, {})
-            for output, error in outputs.items():
-                entry = known.setdefault(output, {})
-                for name, value in zip(_FIELDS, error.values(), strict=True):
-                    entry[name] = max(entry.get(name, 0.0), float(f"{1.001 * value:.3g}"))
+            fields = {
+                output: {
+                    name: float(f"{1.001 * value:.3g}") for name, value in zip(_FIELDS, error.values(), strict=True)
+                }
+                for output, error in outputs.items()
+            }
+            _raise_to(known.setdefault(dtype, {}).setdefault(family, {}), fields)
 
 
-def merge_file(manifest: dict[str, Any], path: Path) -> None:
+def _raise_to(known: dict[str, dict[str, float]], found: dict[str, dict[str, float]]) -> None:
+    for output, error in found.items():
+        entry = known.setdefault(output, {})
+        entry |= {name: max(entry.get(name, 0.0), error.get(name, 0.0)) for name in _FIELDS}
+
+
+def merge_folder(folder: Path) -> None:
     """What another machine measured, with where it was measured."""
-    other = json.loads(path.read_text())
-    for op, dtypes in other["measured"].items():
-        for dtype, families in dtypes.items():
+    for path in sorted(folder.glob("*.json")):
+        record, other = read_record(FOLDER / path.name), read_record(path)
+        for dtype, families in other["errors"].items():
             for family, outputs in families.items():
-                for output, error in outputs.items():
-                    entry = manifest["measured"]
-                    for key in (op, dtype, family, output):
-                        entry = entry.setdefault(key, {})
-                    entry |= {name: max(entry.get(name, 0.0), error.get(name, 0.0)) for name in _FIELDS}
-    manifest["provenance"]["measurements"] += other["provenance"]["measurements"]
-
-
-def write(manifest: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+                _raise_to(record["errors"].setdefault(dtype, {}).setdefault(family, {}), outputs)
+        record["measurements"] += [m for m in other["measurements"] if m not in record["measurements"]]
+        record["notes"] += [n for n in other["notes"] if n not in record["notes"]]
+        write_record(FOLDER / path.name, record)
 
 
 def main() -> None:
@@ -125,30 +128,26 @@ def main() -> None:
     parser.add_argument("--ops", nargs="*", help="names; all when left out")
     parser.add_argument("--shapes", type=int, default=24, help="hidden shapes per way of building an op")
     parser.add_argument("--seed", type=int, default=20261120)
-    parser.add_argument("--out", type=Path, default=MANIFEST)
-    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
-    parser.add_argument("--merge", type=Path, help="only take over what this file measured")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="a folder; one file an op")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured of these ops before")
+    parser.add_argument("--merge", type=Path, help="only take over what this folder holds")
     arguments = parser.parse_args()
-    manifest = json.loads(MANIFEST.read_text())
-    if arguments.fresh:
-        manifest["measured"], manifest["provenance"]["measurements"] = {}, []
     if arguments.merge:
-        merge_file(manifest, arguments.merge)
-        write(manifest, arguments.out)
+        merge_folder(arguments.merge)
         return
     measurement = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(arguments.device),
-        "ops": [],
         "shapes": arguments.shapes,
         "seed": arguments.seed,
     }
-    manifest["provenance"].setdefault("measurements", []).append(measurement)
     for entry in (e for e in ops().values() if not arguments.ops or e.name in arguments.ops):
         found = measure_op(entry, torch.device(arguments.device), arguments.shapes, arguments.seed)
-        merge(manifest, entry.name, found)
-        measurement["ops"].append(entry.name)
-        write(manifest, arguments.out)  # a machine may go before the last op
+        path = arguments.out / f"{entry.name}.json"
+        record = read_record(Path() if arguments.fresh else path)
+        merge(record["errors"], found)
+        record["measurements"].append(measurement)
+        write_record(path, record)
         worst = {d: max((e.row for f in fs.values() for e in f.values()), default=0.0) for d, fs in found.items()}
         print(entry.name, {d: f"{row:.2g}" for d, row in worst.items()}, flush=True)
 

@@ -18,6 +18,7 @@ from fastkernels.harness.arena import ALIGNMENT, Arena, Layout, Slot
 from fastkernels.harness.control import ANSWER_BYTES, Bell, Word
 from fastkernels.harness.cuda_device import CudaDevice
 from fastkernels.harness.device import CpuDevice
+from fastkernels.harness.sample import Sample
 from fastkernels.harness.vary import Variation, vary_floats, vary_tokens
 
 _data_ptr = torch._C.TensorBase.data_ptr
@@ -150,6 +151,22 @@ class Publisher:
         if self.bell.read(Word.ECHO) and end <= self.buffer.numel():
             answer.region = self.buffer[start:end]
             self.device.copy_behind(given.region, answer.region)
+
+    def sample(self, answer: Answer, lot: int) -> None:
+        """The bytes of a large answer that `lot` chooses, where its description will be."""
+        parts = self._parts(answer)
+        sizes = [record["num_bytes"] if source is not None else 0 for record, source in parts]
+        chosen = Sample.drawn(lot, sizes)
+        if chosen is not None:
+            target = self.arena.region(self.plan.answer_start - ANSWER_BYTES, chosen.num_bytes)
+            source = parts[chosen.part][1]
+            assert source is not None
+            self.device.copy_pieces(source, chosen, target)
+
+    def _parts(self, answer: Answer) -> list[tuple[dict[str, Any], Tensor | None]]:
+        """Descriptions with what holds their bytes; None for what is no tensor that could be copied."""
+        parts = answer.kept or [(self._described(part), part) for part in answer.parts()]
+        return [(r, source if r["kind"] == "tensor" and not r.get("problem") else None) for r, source in parts]
 
     def publish(self, answer: Answer, oldest: tuple[int, Answer] | None) -> None:
         """The answer; on a GPU inputs as they were after it; an older answer again."""

@@ -8,10 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastkernels.harness.answers import Part
 from fastkernels.harness.compare import NOISE_FACTOR, Expected, Finding, RowNoise, check_form, check_values
 from fastkernels.harness.expect import Expectation
 from fastkernels.harness.sampling import check_same_tokens, check_samples
-from fastkernels.harness.side import Call, Part
+from fastkernels.harness.side import Call
 from fastkernels.harness.tolerance import K, Tolerance
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.op import Op

@@ -159,8 +159,11 @@ def _check_index(expected: Expected, answer: Tensor) -> Finding:
         raise Rejection(
             Verdict.INCORRECT_NUMERICAL, f"{expected.name}{index} is {_at(answer, index)}, outside [0, {size})."
         )
-    at_answer = torch.gather(expected.of, -1, answer.long().unsqueeze(-1)).squeeze(-1)
-    at_expected = torch.gather(expected.of, -1, expected.value.long().unsqueeze(-1)).squeeze(-1)
+    at_answer, at_expected = (_values_at(expected.of, index) for index in (answer, expected.value))
+    if answer.dim() == expected.of.dim():  # several of a row
+        ordered = answer.sort(-1).values
+        if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
+            raise Rejection(Verdict.INCORRECT_NUMERICAL, f"{expected.name} names one place twice in a row.")
     worse = at_answer != at_expected
     if bool(worse.any()):
         index = _first(worse)
@@ -170,6 +173,13 @@ def _check_index(expected: Expected, answer: Tensor) -> Finding:
             f"the definition's at {_at(at_expected, index):.6g}.",
         )
     return Finding()
+
+
+def _values_at(values: Tensor, index: Tensor) -> Tensor:
+    """What an index of each row, or several of each, point at."""
+    if index.dim() == values.dim():
+        return torch.gather(values, -1, index.long())
+    return torch.gather(values, -1, index.long().unsqueeze(-1)).squeeze(-1)
 
 
 def _check_floats(expected: Expected, answer: Tensor, tolerance: Tolerance, noise: RowNoise | None) -> Finding:

@@ -24,7 +24,7 @@ class Word(IntEnum):
     ENQUEUED = 24  # worker (GPU): the call, its events and the copy of its answer wait in the stream
     RELEASE = 32  # judge (GPU): the clock runs; the stream itself waits for the low 32 bits of this word
     DONE = 40  # worker: forward returned and the device is idle
-    VERDICT = 48  # judge: FETCH is set for this call
+    VERDICT = 48  # judge: FETCH is set for this call, or SAMPLE
     IDLE = 56  # worker: the answer, if asked for, lies in the arena
     POOL = 64  # judge: which case
     PLACE = 72  # judge (GPU): at which of several addresses its inputs lie
@@ -39,9 +39,12 @@ class Word(IntEnum):
     ENQUEUE_NS = 144  # worker (GPU): host time of forward
     ANSWER_LENGTH = 152
     FAILED = 160  # worker: forward raised
+    SAMPLE = 168  # judge: 0, or 1 + what chooses the bytes of a large answer that are wanted first
+    SAMPLED = 176  # worker: they lie in the arena
+    WANTED = 184  # judge: FETCH is set, now that they do
 
 
-_CLOCKED = frozenset({Word.GO, Word.DONE, Word.ENQUEUED, Word.VERDICT, Word.IDLE})
+_CLOCKED = frozenset({Word.GO, Word.DONE, Word.ENQUEUED, Word.VERDICT, Word.IDLE, Word.SAMPLED})
 """Words on which a clock waits: a nap there would be measured."""
 
 

@@ -37,6 +37,9 @@ class Cuda:
         self._wait = _function(driver, "cuStreamWaitValue32_v2", c_void_p, c_uint64, c_uint32, c_uint)
         self._copy = _function(runtime, "cudaMemcpy", c_void_p, c_void_p, c_size_t, c_int)
         self._copy_async = _function(runtime, "cudaMemcpyAsync", c_void_p, c_void_p, c_size_t, c_int, c_void_p)
+        self._copy_2d = _function(
+            runtime, "cudaMemcpy2D", c_void_p, c_size_t, c_void_p, c_size_t, c_size_t, c_size_t, c_int
+        )
         self._register = _function(runtime, "cudaHostRegister", c_void_p, c_size_t, c_uint)
         self._get_limit = _function(runtime, "cudaDeviceGetLimit", c_void_p, c_int)
         self._set_limit = _function(runtime, "cudaDeviceSetLimit", c_int, c_size_t)
@@ -54,6 +57,10 @@ class Cuda:
 
     def copy(self, target: int, source: int, num_bytes: int, kind: int) -> None:
         self._copy(target, source, num_bytes, kind)
+
+    def copy_pieces(self, target: int, source: int, width: int, step: int, count: int, kind: int) -> None:
+        """`count` pieces of `width` bytes, `step` bytes apart, one after the other."""
+        self._copy_2d(target, width, source, step, width, count, kind)
 
     def copy_in_stream(self, target: int, source: int, num_bytes: int, kind: int, stream: int) -> None:
         self._copy_async(target, source, num_bytes, kind, stream)

@@ -19,6 +19,7 @@ from fastkernels.harness.arena import CONTROL_BYTES, SHIFT_START, VECTOR_START, 
 from fastkernels.harness.control import Word
 from fastkernels.harness.cuda import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, Cuda
 from fastkernels.harness.device import default_dtype, describe
+from fastkernels.harness.sample import Sample
 from fastkernels.harness.vary import PERIOD
 
 _data_ptr = torch._C.TensorBase.data_ptr
@@ -143,6 +144,11 @@ class CudaDevice:
 
     def copy_raw(self, tensor: Tensor, target: Tensor) -> None:
         self._cuda.copy(_data_ptr(target), _data_ptr(tensor), target.numel(), DEVICE_TO_HOST)
+
+    def copy_pieces(self, tensor: Tensor, chosen: Sample, target: Tensor) -> None:
+        """In one operation: of many, the launches would take longer than the bytes."""
+        source = _data_ptr(tensor) + chosen.start
+        self._cuda.copy_pieces(_data_ptr(target), source, chosen.width, chosen.step, chosen.count, DEVICE_TO_HOST)
 
     def time_graph(self, module: nn.Module, arguments: list[Any], count: int) -> list[int]:
         for _ in range(3):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkernels.harness.arena import dtype_name, extent
+from fastkernels.harness.sample import Sample
 
 _data_ptr = torch._C.TensorBase.data_ptr
 _fill = torch._C.TensorBase.fill_
@@ -107,6 +108,11 @@ class CpuDevice:
 
     def copy_raw(self, tensor: Tensor, target: Tensor) -> None:
         _memmove(_data_ptr(target), _data_ptr(tensor), target.numel())
+
+    def copy_pieces(self, tensor: Tensor, chosen: Sample, target: Tensor) -> None:
+        source, end = _data_ptr(tensor) + chosen.start, _data_ptr(target)
+        for index in range(chosen.count):
+            _memmove(end + index * chosen.width, source + index * chosen.step, chosen.width)
 
     def poison_region(self, region: Tensor) -> None:
         raise NotImplementedError

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastkernels.cache import bind_caches, cached_layers
+from fastkernels.cache import bind_caches, flat_caches
 from fastkernels.capture.case import Case
 from fastkernels.capture.replay import as_outputs, default_dtype
 from fastkernels.context import set_forward_context
@@ -93,9 +93,9 @@ def _answer(op: Op, case: Case, device: torch.device, alter: Callable[[Tensor], 
     mutated = {}
     for name in spec.mutates:
         if name == "kv_cache":
-            for index, layer in enumerate(cached_layers(op)):
+            for index, (_, cache) in enumerate(flat_caches(op)):
                 flat = f"cache:{index}"
-                mutated[flat] = Expected(flat, layer.kv_cache, case.caches[index].dtype, Compare.VALUES)
+                mutated[flat] = Expected(flat, cache, case.caches[index].dtype, Compare.VALUES)
         elif isinstance(inputs.get(name), Tensor):
             given = case.inputs[name]
             mutated[f"in:{name}"] = Expected(name, inputs[name], given.dtype, spec.inputs[name].compare)
@@ -143,7 +143,7 @@ def _noise(op: Op, case: Case, device: torch.device, answer: Expectation) -> dic
         for draw in range(NUM_NOISE_DRAWS):
             is_by_row = draw % 2 == 1
             for parameter, value in zip(op.parameters(), kept, strict=True):
-                parameter.data.copy_(alter(value.to(device)))
+                parameter.data.copy_(alter(value.to(device)) if value.is_floating_point() else value)
             moved = {e.name: e.value for e in _answer(op, case, device, alter).compared}
             for e in judged:
                 change = row_change(e.value, moved[e.name], e.dtype)

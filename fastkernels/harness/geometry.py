@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -12,7 +14,11 @@ from fastkernels.context import ForwardContext, Phase
 
 @dataclass(frozen=True)
 class Geometry:
-    """query_lens, seq_lens: per sequence, new and cached + new tokens; pages: physical pages of each."""
+    """query_lens, seq_lens: per sequence, new and cached + new tokens; pages: physical pages of each.
+
+    are_ends_free: the first and the last page are nobody's, which an entry behind a sequence's end (-1) becomes when it
+    is clamped or taken from behind.
+    """
 
     query_lens: tuple[int, ...]
     seq_lens: tuple[int, ...]
@@ -20,6 +26,7 @@ class Geometry:
     page_size: int
     num_pages: int
     phase: Phase
+    are_ends_free: bool = False
 
     @property
     def num_seqs(self) -> int:
@@ -64,7 +71,21 @@ class Geometry:
             slots.append(page * self.page_size + position % self.page_size)
         return torch.cat(slots)
 
-    def context(self) -> ForwardContext:
+    @property
+    def num_slots(self) -> int:
+        return self.num_seqs + 2
+
+    def state_slots(self) -> Tensor:
+        """A slot for each sequence; they move with the pages."""
+        generator = torch.Generator().manual_seed(hash(self.pages) & 0xFFFFFFFF)
+        return torch.randperm(self.num_slots, generator=generator)[: self.num_seqs].int()
+
+    def has_initial_state(self) -> Tensor:
+        return torch.tensor([n > q for q, n in zip(self.query_lens, self.seq_lens, strict=True)])
+
+    def context(self, has_state: bool = False, has_cross: bool = False) -> ForwardContext:
+        """has_state: whether a layer keeps states. has_cross: whether one sees an encoder's, which then lie where the
+        sequences' tokens do, those of the new ones at their slots."""
         return ForwardContext(
             query_start_loc=self.query_start_loc(),
             seq_lens=self.seq_lens_tensor(),
@@ -74,20 +95,40 @@ class Geometry:
             max_seq_len=max(self.seq_lens),
             phase=self.phase,
             num_decodes=self.num_decodes,
+            state_slots=self.state_slots() if has_state else None,
+            has_initial_state=self.has_initial_state() if has_state else None,
+            cross_block_table=self.block_table() if has_cross else None,
+            cross_seq_lens=self.seq_lens_tensor() if has_cross else None,
+            cross_slot_mapping=self.slot_mapping() if has_cross else None,
         )
 
 
 def draw_geometry(
-    generator: torch.Generator, phase: Phase, num_seqs: int, max_len: int, page_size: int, *, is_fixed: bool = False
+    generator: torch.Generator,
+    phase: Phase,
+    num_seqs: int,
+    max_len: int,
+    page_size: int,
+    *,
+    is_fixed: bool = False,
+    is_ragged: bool = False,
 ) -> Geometry:
-    """Lengths in [1, max_len], pages scattered with gaps; `is_fixed` gives every sequence `max_len`."""
+    """Lengths in [1, max_len], pages scattered with gaps.
+
+    is_fixed: every sequence has `max_len`. is_ragged: one of two or more has `max_len`, another a single token, and the
+    first and the last page are nobody's.
+    """
 
     def integer(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (1,), generator=generator))
 
+    given = dict.fromkeys(range(num_seqs), max_len) if is_fixed else {}
+    if is_ragged:
+        longest, shortest = torch.randperm(num_seqs, generator=generator)[:2].tolist()
+        given = {longest: max_len, shortest: 1}
     query_lens, seq_lens = [], []
     for index in range(num_seqs):
-        length = max_len if is_fixed else integer(1, max_len)
+        length = given.get(index) or integer(1, max_len)
         is_decode = phase is Phase.DECODE or (phase is Phase.MIXED and index % 2 == 0)
         if phase is Phase.PREFILL:
             query = length
@@ -99,21 +140,22 @@ def draw_geometry(
         seq_lens.append(length)
     counts = [-(-length // page_size) for length in seq_lens]
     num_pages = sum(counts) + 3
-    order = torch.randperm(num_pages, generator=generator).tolist()
-    pages, used = [], 0
-    for count in counts:
-        pages.append(tuple(order[used : used + count]))
-        used += count
-    return Geometry(tuple(query_lens), tuple(seq_lens), tuple(pages), page_size, num_pages, phase)
+    pages = _place(counts, num_pages, is_ragged, generator)
+    return Geometry(tuple(query_lens), tuple(seq_lens), pages, page_size, num_pages, phase, is_ragged)
 
 
 def redraw_pages(geometry: Geometry, generator: torch.Generator) -> Geometry:
     """Other pages for the same lengths: the shapes stay, the placement does not."""
-    order = torch.randperm(geometry.num_pages, generator=generator).tolist()
-    pages, used = [], 0
-    for old in geometry.pages:
-        pages.append(tuple(order[used : used + len(old)]))
-        used += len(old)
-    return Geometry(
-        geometry.query_lens, geometry.seq_lens, tuple(pages), geometry.page_size, geometry.num_pages, geometry.phase
-    )
+    counts = [len(pages) for pages in geometry.pages]
+    return replace(geometry, pages=_place(counts, geometry.num_pages, geometry.are_ends_free, generator))
+
+
+def _place(
+    counts: Sequence[int], num_pages: int, are_ends_free: bool, generator: torch.Generator
+) -> tuple[tuple[int, ...], ...]:
+    """`counts` of the pages, in any order, none twice."""
+    order = torch.randperm(num_pages, generator=generator).tolist()
+    if are_ends_free:
+        order = [page for page in order if 0 < page < num_pages - 1]
+    pages = iter(order)
+    return tuple(tuple(islice(pages, count)) for count in counts)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkernels.cache import cached_layers
+from fastkernels.cache import CacheKind, cached_layers
 from fastkernels.capture.case import Case
 from fastkernels.context import Phase
 from fastkernels.harness.geometry import Geometry, draw_geometry, redraw_pages
@@ -30,7 +30,7 @@ _NUM_DRAWS = 1021
 _EDGE_SHARE = 1 / 8
 """Of the rows of a sampler: greedy, without top-k, without a nucleus. Of tokens: not stored."""
 
-_FAMILY_ROLES = frozenset({Role.ACTIVATION, Role.LOGITS, Role.CACHE})
+_FAMILY_ROLES = frozenset({Role.ACTIVATION, Role.LOGITS, Role.CACHE, Role.STATE})
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,27 @@ def draw_params(op: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     Persistent buffers keep their values.
     """
     state = {}
+    owners = {id(p): (m, n) for m in op.modules() for n, p in m.named_parameters(recurse=False)}
     for name, tensor in op.state_dict(keep_vars=True).items():
         if not isinstance(tensor, nn.Parameter):
             state[name] = tensor.detach().clone()
             continue
+        if tensor.dtype == torch.uint8:
+            owner, own_name = owners[id(tensor)]
+            assert isinstance(owner, Op)
+            low, high = owner.byte_range(own_name, tensor.shape)
+            state[name] = torch.randint(low, high, tensor.shape, dtype=torch.uint8, generator=generator)
+            continue
         noise = torch.randn(tensor.shape, generator=generator)
-        if tensor.ndim >= 2:
-            noise = noise / tensor.shape[-1] ** 0.5
+        if tensor.ndim >= 2:  # of a convolution's kernel every axis but the first is summed over
+            noise = noise / (tensor[0].numel() if tensor.ndim >= 4 else tensor.shape[-1]) ** 0.5
         else:
             noise = 0.2 * noise + (0.0 if name.endswith("bias") else 1.0)
         state[name] = noise.to(tensor.dtype)
+    for path, part in op.named_modules():
+        for name, value in part.coupled_params(generator).items() if isinstance(part, Op) else ():
+            key = f"{path}.{name}".lstrip(".")
+            state[key] = value.to(state[key].dtype)
     return state
 
 
@@ -97,6 +108,8 @@ def phases_of(op: Op) -> tuple[Phase, ...]:
     roles = {tensor.role for tensor in op.spec.inputs.values()}
     if op.spec.reads_context:
         return (Phase.PREFILL, Phase.DECODE, Phase.MIXED)
+    if Role.STATE_SLOT in roles:
+        return (Phase.PREFILL, Phase.MIXED) if Role.QUERY_START in roles else (Phase.DECODE,)
     if Role.SEQ_LEN in roles and Role.QUERY_START not in roles:
         return (Phase.DECODE,)
     if Role.QUERY_START in roles and Role.PAGE_TABLE not in roles:
@@ -105,30 +118,38 @@ def phases_of(op: Op) -> tuple[Phase, ...]:
 
 
 def hidden_shapes(op: Op, generator: torch.Generator, count: int) -> list[Shape]:
-    """Shapes inside the declared axes: one row, primes, tails of a tile, strided rows, scattered pages, one request; no
-    row at all, as one more, where the op says that an axis may be empty."""
+    """Shapes inside the declared axes: one row, primes, tails of a tile, strided rows, scattered pages, one request, a
+    long one beside a single token; no row at all, as one more, where the op says that an axis may be empty.
+
+    Each size that an axis is declared with comes before any comes again: two shapes are never both of the least.
+    """
     primes, tails = (2, 3, 5, 7, 11, 13, 17, 29, 37), (31, 33, 63, 65)
 
     def pick(options: tuple[int, ...]) -> int:
         return options[int(torch.randint(0, len(options), (1,), generator=generator))]
 
+    def shuffled(options: tuple[int, ...]) -> list[int]:
+        return [options[i] for i in torch.randperm(len(options), generator=generator).tolist()]
+
     shapes = []
+    sizes = {name: shuffled(op.spec.example_axes.get(name, primes)) for name in sorted(free_axes(op))}
     phases = phases_of(op)
     sampled = {output.axes[0] for output in op.spec.outputs.values() if output.compare is Compare.SAMPLE}
     for index in range(count):
         rows = (1, pick(primes), pick(tails))[index % 3]
-        free = {name: pick(op.spec.example_axes.get(name, primes)) for name in free_axes(op)}
+        free = {name: options[index % len(options)] for name, options in sizes.items()}
         free |= {name: _NUM_DRAWS for name in sampled if index % 3 == 1}
         geometry = None
         if op.spec.uses_pages:
-            phase = phases[index % len(phases)]
+            phase, is_ragged = phases[index % len(phases)], index == 2
             geometry = draw_geometry(
                 generator,
                 phase,
-                num_seqs=1 if index == 1 else pick((1, 2, 3, 5)),  # one request alone is always among them
-                max_len=70 if index == 0 else pick((1, 9, 17, 40, 70)),
-                is_fixed=index == 0,  # at least one shape is long: a kernel may look at the last tokens alone
+                num_seqs=1 if index == 1 else pick((2, 3, 5) if is_ragged else (1, 2, 3, 5)),  # 1: one request alone
+                max_len=70 if index == 0 else pick((40, 70) if is_ragged else (1, 9, 17, 40, 70)),
                 page_size=pick((1, 8, 16)),
+                is_fixed=index == 0,  # at least one shape is long: a kernel may look at the last tokens alone
+                is_ragged=is_ragged,
             )
         lead = (rows,) if index % 2 == 0 else (pick((1, 2, 3)), rows)
         shapes.append(Shape(lead, free, geometry, is_strided=index % 2 == 1, has_optional=index % 2 == 0))
@@ -139,13 +160,13 @@ def hidden_shapes(op: Op, generator: torch.Generator, count: int) -> list[Shape]
 
 
 def free_axes(op: Op) -> set[str]:
-    names = set()
+    names = set(op.spec.example_axes)
     for tensor in op.spec.inputs.values():
         for axis in tensor.axes:
             name = axis.split("*")[-1]
             if name != "..." and not name.isdigit() and not isinstance(getattr(op, name, None), int):
                 names.add(name)
-    return names - {"num_tokens", "num_seqs", "num_pages", "page_size", "max_pages", "num_seqs_plus_1"}
+    return names - {"num_tokens", "num_seqs", "num_pages", "page_size", "max_pages", "num_seqs_plus_1", "num_slots"}
 
 
 def draw_case(
@@ -167,27 +188,32 @@ def draw_case(
             "num_pages": geometry.num_pages,
             "page_size": geometry.page_size,
             "max_pages": geometry.max_pages,
+            "num_slots": geometry.num_slots,
         }
     else:
         rows = shape.lead[-1]
         sizes |= {name: rows for name in ("num_tokens", "num_seqs") if name not in sizes}
+    sizes |= op.derived_axes(sizes)
+    coupled = op.coupled_inputs(sizes, generator)
     inputs: dict[str, Any] = {}
     for name, tensor in op.spec.inputs.items():
         if tensor.is_optional and not shape.has_optional:
             inputs[name] = None
             continue
-        inputs[name] = _draw_input(tensor, sizes, shape, geometry, family, dtype, generator)
+        if name in coupled:
+            inputs[name] = _as_dtype(coupled[name], tensor, dtype)
+        elif tensor.role is Role.SCALAR:
+            inputs[name] = sizes.get(name)
+        else:
+            inputs[name] = _draw_input(tensor, sizes, shape, geometry, family, dtype, generator)
     if any(output.compare is Compare.SAMPLE for output in op.spec.outputs.values()):
         _repeat_rows(op, inputs, generator)
     caches: tuple[Tensor, ...] = ()
     if op.spec.reads_context and geometry:
-        caches = tuple(
-            _draw_cache(
-                layer.cache_spec.shape(geometry.num_pages, geometry.page_size), 1, geometry, family, dtype, generator
-            )
-            for layer in cached_layers(op)
-        )
-    context = geometry.context() if geometry and op.spec.reads_context else None
+        caches = _draw_caches(op, geometry, family, dtype, generator)
+    kinds = {layer.cache_spec.kind for layer in cached_layers(op)}
+    has_kinds = (CacheKind.STATE in kinds, CacheKind.CROSS in kinds)
+    context = geometry.context(*has_kinds) if geometry and op.spec.reads_context else None
     phase = geometry.phase if geometry else None
     return Case(
         op="",
@@ -200,6 +226,11 @@ def draw_case(
         phase=phase,
         family=family,
     )
+
+
+def _as_dtype(value: Any, tensor: TensorSpec, dtype: torch.dtype) -> Any:
+    is_float = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_float and tensor.dtype == "op" else value
 
 
 def _repeat_rows(op: Op, inputs: dict[str, Any], generator: torch.Generator) -> None:
@@ -231,13 +262,13 @@ def _draw_input(
             return fixed.masked_fill(torch.rand(fixed.shape, generator=generator) < _EDGE_SHARE, -1)
         if fixed is not None:
             return fixed
-    if tensor.role is Role.SCALAR:
-        return None
     dims = tuple(d for axis in tensor.axes for d in (shape.lead if axis == "..." else (axis_size(axis, sizes),)))
     if tensor.role in _FAMILY_ROLES:
         target = dtype if tensor.dtype == "op" else getattr(torch, tensor.dtype)
         if tensor.role is Role.CACHE and geometry is not None:
             return _draw_cache(dims, 0, geometry, family, target, generator)
+        if tensor.role is Role.STATE and geometry is not None:
+            return _draw_state(dims, geometry, family, target, generator)
         values = draw_floats(family, dims, generator, target)
         if tensor.role is Role.LOGITS:
             values = values * 3
@@ -267,6 +298,8 @@ def _draw_special(
         return (64**share).masked_fill(~is_edge, 0.0).to(getattr(torch, tensor.dtype))
     if tensor.role is Role.BITMASK:
         return torch.randint(-(1 << 31), 1 << 31, dims, generator=generator).to(getattr(torch, tensor.dtype))
+    if tensor.role is Role.MASK:
+        return (share < 0.7).scatter_(-1, torch.randint(0, dims[-1], (*dims[:-1], 1), generator=generator), True)
     if tensor.role is Role.OPTIONAL_INDEX:
         index = torch.randint(0, bound, dims, generator=generator).to(getattr(torch, tensor.dtype))
         return index.masked_fill(is_edge, -1)
@@ -286,6 +319,10 @@ def _from_geometry(role: Role, geometry: Geometry) -> Any:
             return geometry.seq_lens_tensor()
         case Role.POSITION:
             return geometry.positions()
+        case Role.STATE_SLOT:
+            return geometry.state_slots()
+        case Role.HAS_STATE:
+            return geometry.has_initial_state()
         case Role.MAX_QUERY_LEN:
             return max(geometry.query_lens)
         case Role.MAX_SEQ_LEN:
@@ -309,6 +346,33 @@ def _draw_cache(
     strays = torch.tensor([page for page in range(geometry.num_pages) if page not in owned])
     cache.index_fill_(page_axis, strays, float("nan"))
     return cache.to(dtype)
+
+
+def _draw_state(
+    dims: tuple[int, ...], geometry: Geometry, family: str, dtype: torch.dtype, generator: torch.Generator
+) -> Tensor:
+    """Slots that hold nothing of a sequence yet are NaN: another request's, never to be read."""
+    state = draw_floats(family, dims, generator, dtype)
+    held = geometry.state_slots()[geometry.has_initial_state()].tolist()
+    state[[slot for slot in range(dims[0]) if slot not in held]] = float("nan")
+    return state.to(dtype)
+
+
+def _draw_caches(
+    op: Op, geometry: Geometry, family: str, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Pages or states of every cached layer; a layer's states one after another."""
+    caches = []
+    for layer in cached_layers(op):
+        spec = layer.cache_spec
+        if spec.kind is CacheKind.STATE:
+            shapes = [((geometry.num_slots, *shape), kind) for shape, kind in spec.state]
+            caches += [_draw_state(shape, geometry, family, kind, generator) for shape, kind in shapes]
+        else:
+            axis = 0 if spec.kind is CacheKind.MLA else 1
+            shape = spec.shape(geometry.num_pages, geometry.page_size)
+            caches.append(_draw_cache(shape, axis, geometry, family, dtype, generator))
+    return tuple(caches)
 
 
 def _strided(x: Tensor) -> Tensor:

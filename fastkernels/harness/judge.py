@@ -20,29 +20,30 @@ import torch
 
 from fastkernels.capture.case import Case
 from fastkernels.errors import FastKernelsError
+from fastkernels.harness.answers import Part
 from fastkernels.harness.ceilings import Ceilings
 from fastkernels.harness.checks import beside_baseline, check_call, check_echo, check_same_draws, worst_of
+from fastkernels.harness.clocks import check_clocks, check_floor
 from fastkernels.harness.compare import Finding
-from fastkernels.harness.expect import Expectation, expectation
-from fastkernels.harness.groups import Group, answer_bytes, case_bytes, make_groups
+from fastkernels.harness.expect import Expectation, baseline_class, expectation
+from fastkernels.harness.groups import Group, answer_bytes, make_groups
 from fastkernels.harness.inputs import draw_params
 from fastkernels.harness.null_matrix import null_matrix
+from fastkernels.harness.plans import near_duplicates, timed_pools
 from fastkernels.harness.pool import PlannedCall, Pool, params_bytes
-from fastkernels.harness.records import CaseRecord, OpRecord
+from fastkernels.harness.records import CaseRecord, OpRecord, TimingRecord
 from fastkernels.harness.sandbox import wake_promptly
-from fastkernels.harness.side import Call, Part, Side
+from fastkernels.harness.side import Call, Side
 from fastkernels.harness.timing import (
     BASELINE,
     BASELINE_AGAIN,
     CANDIDATE,
     Protocol,
     Timed,
-    check_clocks,
     run_restart,
 )
 from fastkernels.harness.timing_record import timing_record
 from fastkernels.harness.tolerance import Tolerance, tolerances_for
-from fastkernels.harness.vary import draw_variation, touch
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.workers import Nursery
 from fastkernels.registry import OpEntry
@@ -58,6 +59,9 @@ BASELINE_FACTOR = 4.0
 _TIMED_FACTOR = 2.0
 """Of the tolerance for captured values: timed calls have other values, and no baseline's answer beside each."""
 
+NUM_TRIALS = 3
+"""What clocks alone say is said of a candidate only when so many measurements agree, each in fresh processes: noise on
+a busy machine seldom comes twice, unpaid work always does. The times that count are those of the trial that passed."""
 
 _TELLING = ("captured", "normal", "heavy_tailed")
 """Families whose answers change with every element."""
@@ -135,6 +139,9 @@ class Judge:
         generator: torch.Generator,
     ) -> None:
         config = self.config
+        num_ranks = baseline_class(entry).spec.num_ranks
+        if num_ranks > 1:
+            raise Rejection(Verdict.UNTESTABLE, f"{entry.name} needs {num_ranks} ranks; one process was given.")
         groups = make_groups(
             entry, cases, config.dtypes, config.num_shapes, self.oracle_device, generator, config.num_captured
         )
@@ -144,20 +151,21 @@ class Judge:
                 f"There is nothing to judge {entry.name} on: no call of it is among the cases, and num_shapes is "
                 f"{config.num_shapes}.",
             )
-        if groups[0].op.spec.num_ranks > 1:
-            num_ranks = groups[0].op.spec.num_ranks
-            raise Rejection(Verdict.UNTESTABLE, f"{entry.name} needs {num_ranks} ranks; one process was given.")
         self.progress("wrong answers")
         record.nulls = null_matrix(entry, groups, generator)
         passed = [f"{n.null} ({n.dtype})" for n in record.nulls if n.outcome == "passed"]
         if passed:
             raise Rejection(Verdict.UNTESTABLE, f"Wrong answers pass for {entry.name}: {', '.join(passed)}.")
+        largest, cases_of_largest = timed_pools(groups, 1)[0]
         for number, group in enumerate(groups):
             self.progress(f"correctness {number + 1}/{len(groups)}")
             with self._sides(entry, implementations, group, [BASELINE, CANDIDATE], record) as sides:
                 self._correctness(entry, group, sides, record, generator)
+                if group is largest:
+                    largest_pool = self._pool(group, cases_of_largest[:1])
+                    record.launched = sides[CANDIDATE].launched(largest_pool, is_remote=config.is_remote)
         if self.config.is_timed:
-            for pool in self._timed_pools(groups):
+            for pool in timed_pools(groups, self.config.num_timed):
                 self._time(entry, implementations, *pool, record)
 
     @contextmanager
@@ -170,14 +178,20 @@ class Judge:
         record: OpRecord,
         pools: Sequence[Pool] = (),
     ) -> Iterator[dict[str, Side]]:
-        """Fresh workers with the group's op loaded; all are ended on the way out."""
+        """Fresh workers with the group's op loaded; all are ended on the way out.
+
+        They come up beside each other: on a GPU each needs seconds for that.
+        """
         needed = max([params_bytes(group.params), *(p.arena_bytes for p in pools or self._pools(group))])
         with ExitStack() as stack:
-            sides = {}
+            sides, workers = {}, {}
             for name in names:
+                readable = (implementations.path,) if name == CANDIDATE else ()
+                workers[name] = self.nursery.start(name.replace(" ", "-"), needed, readable)
+                stack.callback(workers[name].end)
+            for name, worker in workers.items():
                 chosen = implementations if name == CANDIDATE else None
-                readable = (implementations.path,) if chosen else ()
-                worker = stack.enter_context(self.nursery.start(name.replace(" ", "-"), needed, readable))
+                worker.confirm()
                 side = Side(worker, entry, chosen)
                 side.load(group.init, group.dtype)
                 side.put_params(group.params)
@@ -289,27 +303,28 @@ class Judge:
                 Verdict.UNTESTABLE, f"The baseline of {entry.name} itself fails here: {rejection.message}"
             ) from None
 
-    def _timed_pools(self, groups: Sequence[Group]) -> list[tuple[Group, list[Case]]]:
-        """The captured cases that move the most bytes, one a phase first; without captures, a drawn one."""
-        captured = [(g, pool) for g in groups for pool in g.pools if pool[0].family == "captured"]
-        ranked = sorted(captured, key=lambda item: -case_bytes(item[1][0]))
-        chosen: list[tuple[Group, list[Case]]] = []
-        seen = set()
-        for item in ranked:
-            phase = item[1][0].phase
-            if phase not in seen:
-                seen.add(phase)
-                chosen.append(item)
-        chosen += [item for item in ranked if not any(item is c for c in chosen)]
-        if not chosen:
-            largest = max(((g, p) for g in groups for p in g.pools), key=lambda item: case_bytes(item[1][0]))
-            chosen = [(largest[0], largest[1][:1])]
-        return chosen[: self.config.num_timed]
-
     def _time(
         self, entry: OpEntry, implementations: ImplementationSet, group: Group, cases: list[Case], record: OpRecord
     ) -> None:
-        """Errors: Rejection of a wrong timed answer, an impossible time or unpaid work."""
+        """Errors: Rejection of a wrong timed answer, or of an impossible time or unpaid work in every trial."""
+        for trial in range(1, NUM_TRIALS + 1):
+            timed, timing = self._measure(entry, implementations, group, cases, record)
+            try:
+                check_clocks(timed, is_remote=self.config.is_remote)
+                check_floor(timing)
+            except Rejection as suspicion:
+                timing.suspicion = suspicion.message
+                record.suspected.append(timing)
+                if trial == NUM_TRIALS:
+                    raise
+            else:
+                record.timings.append(timing)
+                return
+
+    def _measure(
+        self, entry: OpEntry, implementations: ImplementationSet, group: Group, cases: list[Case], record: OpRecord
+    ) -> tuple[Timed, TimingRecord]:
+        """All restarts of one case, in fresh processes."""
         config, timed = self.config, Timed()
         copies = [cases[0]] * (1 if config.is_remote else 3)
         pool = self._pool(group, copies)
@@ -330,14 +345,7 @@ class Judge:
         record.num_calls += sum(len(s.claim_ns) for s in timed.samples if s.side == CANDIDATE)
         timing = timing_record(group, cases[0], timed, graph, self.ceilings)
         timing.setup_seconds = setup_seconds
-        record.timings.append(timing)
-        check_clocks(timed, is_remote=config.is_remote)
-        if timing.candidate_us < timing.floor_us:
-            raise Rejection(
-                Verdict.CHEATING,
-                f"A call took {timing.candidate_us:.3f} us; moving its {timing.num_bytes} bytes takes at least "
-                f"{timing.floor_us:.3f} us on this machine.",
-            )
+        return timed, timing
 
     def _timed_check(self, entry: OpEntry, group: Group) -> Callable[[Side, PlannedCall, Call], None]:
         """A fetched timed call is held against the definition on exactly its inputs."""
@@ -361,12 +369,3 @@ def _shown(path: Path | None) -> str:
 def _source(entry: OpEntry, implementations: ImplementationSet) -> str:
     path = implementations.file_of(entry)
     return path.read_text(errors="replace") if path else ""
-
-
-def near_duplicates(pool: Pool, index: int, generator: torch.Generator) -> list[PlannedCall]:
-    """A varied call, then twice the same but for a few elements: the largest of a row, then any."""
-    variations = [draw_variation(generator)]
-    place = pool.decisive_place(index, variations[0], generator)
-    for where in (place, None):
-        variations.append(touch(variations[-1], pool.num_varied, generator, where))
-    return [PlannedCall(index, v, True, bool(secrets.randbelow(2)), is_echoed=pool.is_small) for v in variations]

@@ -56,15 +56,17 @@ def rows_permuted(n: NullInput) -> Tensor | None:
 
 
 def last_tile_dropped(n: NullInput) -> Tensor | None:
-    """The last columns (at most 16, at most half of them) of the last row that holds anything are zero."""
+    """The last columns (at most 16, at most half of them) of the last row are zero, of those that hold as much as most:
+    a row whose own terms cancel, and that holds next to nothing, loses next to nothing."""
     if n.right.numel() < 2:
         return None
     answer = n.right.clone()
     rows = answer.reshape(-1, answer.shape[-1]) if answer.ndim > 1 else answer.reshape(1, -1)
     tile = max(1, min(16, rows.shape[-1] // 2))
-    held = torch.nan_to_num(rows[:, -tile:].double()).abs().amax(-1).nonzero()
-    if not len(held):
+    sizes = torch.nan_to_num(rows[:, -tile:].double()).abs().amax(-1)
+    if not bool(sizes.any()):
         return None
+    held = (sizes >= sizes[sizes > 0].median() / 2).nonzero()
     rows[held[-1, 0], -tile:] = 0
     return answer
 

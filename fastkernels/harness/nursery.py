@@ -68,19 +68,11 @@ def _become_worker(message: dict[str, Any], fds: list[int], worker: Any) -> None
         os.setsid()
         sandbox.die_with_parent()
         sock_fd, arena_fd, log_fd = fds
-        os.dup2(log_fd, 1)
-        os.dup2(log_fd, 2)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
+        sandbox.speak_into(log_fd)
         has_network_namespace, has_process_namespace = sandbox.enter_namespaces()
+        sandbox.die_with_parent()  # entering a user namespace forgets it
         if has_process_namespace:
-            child = os.fork()
-            if child:
-                os.close(sock_fd)
-                _, raw = os.waitpid(child, 0)
-                os._exit(os.waitstatus_to_exitcode(raw) & 0xFF)
-            sandbox.die_with_parent()
-            sandbox.mount_own_processes()
+            sandbox.become_first_process(sock_fd)
         private = Path(message["private_dir"])
         for name, path in message["environment"].items():
             os.environ[name] = path

@@ -51,7 +51,8 @@ class TimingRecord:
     """Speed on one case. ratio: baseline / candidate, median of pairs; low, high: 95 % interval.
 
     noise_floor: what the baseline against itself strays. speed: WIN, LOSS or TIE. roofline_share: of the
-    ceiling that the op's own bytes and flops allow, for the candidate and the baseline.
+    ceiling that the op's own bytes and flops allow, for the candidate and the baseline. suspicion: what the clocks said
+    against the candidate in this trial.
     """
 
     case: str
@@ -79,6 +80,7 @@ class TimingRecord:
     is_launch_bound: bool = False
     setup_seconds: float = 0.0
     num_checked: int = 0
+    suspicion: str = ""
     samples: list[Samples] = field(default_factory=list)
 
 
@@ -94,7 +96,9 @@ class NullRecord:
 
 @dataclass
 class OpRecord:
-    """The judgement of one implementation of one op."""
+    """The judgement of one implementation of one op. suspected: trials whose clocks spoke against it; the same case was
+    timed again, and the verdict is CHEATING only when all trials of a case are suspected. launched: kernels of one
+    call, on a CPU operators of PyTorch, as the candidate's own process says."""
 
     op: str
     level: int
@@ -107,6 +111,7 @@ class OpRecord:
     witness: str = ""
     cases: list[CaseRecord] = field(default_factory=list)
     timings: list[TimingRecord] = field(default_factory=list)
+    suspected: list[TimingRecord] = field(default_factory=list)
     nulls: list[NullRecord] = field(default_factory=list)
     num_calls: int = 0
     peak_memory_bytes: int = 0
@@ -115,6 +120,7 @@ class OpRecord:
     confinement: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     baseline_source: str = ""
+    launched: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

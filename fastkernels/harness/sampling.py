@@ -36,7 +36,8 @@ def target_distribution(logits: Tensor, temperature: Tensor, top_k: Tensor, top_
 
 
 def check_samples(expected: Expected, answer: Tensor, inputs: Mapping[str, Any]) -> None:
-    """Rows of equal parameters are draws of one distribution; every row must lie inside its nucleus.
+    """Rows of equal parameters are draws of one distribution; every row must lie inside its nucleus. A row whose every
+    token is masked out has none.
 
     Errors: Rejection INCORRECT_NUMERICAL.
     """
@@ -46,14 +47,17 @@ def check_samples(expected: Expected, answer: Tensor, inputs: Mapping[str, Any])
     size = target.shape[-1]
     if bool(((answer < 0) | (answer >= size)).any()):
         raise Rejection(Verdict.INCORRECT_NUMERICAL, f"A sampled id lies outside [0, {size}).")
-    chosen = target.gather(-1, answer.long()[:, None]).squeeze(-1)
+    chosen = target.gather(-1, answer.long()[:, None]).squeeze(-1)  # NaN where all is masked out
     if bool((chosen == 0).any()):
         row = int((chosen == 0).nonzero()[0])
         raise Rejection(
             Verdict.INCORRECT_NUMERICAL,
             f"Row {row} drew token {int(answer[row])}, which top-k or the nucleus excludes.",
         )
-    target, answer = target[is_first], answer[is_first]  # a request that comes again is no draw of its own
+    is_drawn = is_first & ~target.isnan().any(-1)  # a request that comes again is no draw of its own
+    if not bool(is_drawn.any()):
+        return
+    target, answer = target[is_drawn], answer[is_drawn]
     for rows in _groups(target):
         _chi_square(target[rows[0]] * len(rows), torch.bincount(answer[rows], minlength=size))
     # Rows of unlike distributions together: how often the likeliest, the second, ... token was drawn.

@@ -32,6 +32,18 @@ _FS_ALL_V1, _FS_REFER, _FS_TRUNCATE = (1 << 13) - 1, 1 << 13, 1 << 14
 _FILE_RIGHTS = _FS_EXECUTE | _FS_WRITE_FILE | _FS_READ_FILE | _FS_TRUNCATE
 
 
+PRIVATE_FOLDERS = {
+    "HOME": "home",
+    "TMPDIR": "tmp",
+    "XDG_CACHE_HOME": "cache",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCH_EXTENSIONS_DIR": "torch_extensions",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "CUDA_CACHE_PATH": "cuda",
+}
+"""Variables of a worker's environment that name a folder of its own, and what the folder is called."""
+
+
 @dataclass(frozen=True)
 class Confinement:
     """Which protections hold for a worker."""
@@ -80,6 +92,27 @@ def enter_namespaces() -> tuple[bool, bool]:
             Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
     has_network = _libc.unshare(_CLONE_NEWNET) == 0
     return has_network, _libc.unshare(_CLONE_NEWPID | _CLONE_NEWNS) == 0
+
+
+def speak_into(log: int) -> None:
+    """Standard output and error go to the descriptor `log`; standard input is empty."""
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+
+def become_first_process(inherited: int) -> None:
+    """Go on as the first process of a process namespace that has been entered.
+
+    Who called stays behind without the descriptor `inherited`, reaps that process and leaves with its exit code.
+    """
+    child = os.fork()
+    if child:
+        os.close(inherited)
+        _, raw = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(raw) & 0xFF)
+    die_with_parent()
+    mount_own_processes()
 
 
 def mount_own_processes() -> None:

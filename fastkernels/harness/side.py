@@ -18,33 +18,22 @@ import torch
 from torch import Tensor
 
 from fastkernels.capture.case import encode_value
-from fastkernels.harness.arena import (
-    ALIGNMENT,
-    POISON_VALUE,
-    Layout,
-    dtype_name,
-    dtype_of,
-    extent,
-)
+from fastkernels.harness.answers import Part, Sampled, check_sample, read_part
+from fastkernels.harness.arena import ALIGNMENT, POISON_VALUE, Layout, dtype_name
 from fastkernels.harness.control import ANSWER_BYTES, Word
+from fastkernels.harness.launched import read_names
 from fastkernels.harness.mutation import check_inputs
 from fastkernels.harness.pool import PlannedCall, Pool
+from fastkernels.harness.sample import SAMPLE_BYTES
 from fastkernels.harness.verdict import Rejection, Verdict
+from fastkernels.harness.watcher import Watcher
 from fastkernels.harness.workers import Worker
 from fastkernels.registry import OpEntry
 from fastkernels.sets import ALTERNATIVES_DIR, ImplementationSet
 
 LONGEST_HOLD_NS = 8_000_000
+_LAUNCHED_SECONDS = 20.0
 _PLACES = 6  # a multiple of how many addresses a worker may have (cuda_device.py)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One returned value as the worker described it and as its bytes are."""
-
-    kind: str
-    description: Mapping[str, Any]
-    tensor: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +158,19 @@ class Side:
             raise
         return float(median(float(n) for n in reply["nanoseconds"])) / 1e3
 
+    def launched(self, pool: Pool, *, is_remote: bool) -> list[str]:
+        """Kernels of one more call, on the first case of a pool, as the worker says; none when it fails in any way.
+
+        The last that is asked of a worker: what it is afterwards is not looked at.
+        """
+        try:
+            self.lay_out(pool, is_remote, flush_bytes=0)
+            self.worker.bell.write(Word.VARIES, 0)
+            self.worker.bell.write(Word.POOL, 0)
+            return read_names(self.worker.request({"cmd": "launched"}, _LAUNCHED_SECONDS))
+        except Rejection:
+            return []
+
     def _call(self, planned: PlannedCall, is_cold: bool) -> Call:
         pool, worker = self.pool, self.worker
         assert pool is not None
@@ -185,19 +187,39 @@ class Side:
         started, is_held = self._start(sequence, planned, region, values)
         bell.wait(Word.DONE, sequence, watch)
         claimed = time.perf_counter_ns()
-        is_published = planned.is_fetched or bool(bell.read(Word.FAILED)) or pool.is_all_published
-        bell.write(Word.FETCH, int(is_published))
-        bell.write(Word.VERDICT, sequence)
-        bell.wait(Word.IDLE, sequence, watch)
-        settled = time.perf_counter_ns()
+        settled, is_published, sampled = self._settle(sequence, planned, watch)
         device = (bell.read(Word.DEVICE_NS), bell.read(Word.STAGE_NS), bell.read(Word.ENQUEUE_NS))
         timing = (claimed - started, settled - claimed, *device, is_held)
         call = Call(*timing, parts=None, is_published=is_published)
         if planned.is_fetched or bell.read(Word.FAILED):
-            call = self._read_answer(self._answer_record(), timing, region, planned)
+            call = self._read_answer(self._answer_record(), timing, region, planned, sampled)
         if not self.is_remote:
             region.fill_(POISON_VALUE)  # an answer that shares memory with an argument changes now
         return call
+
+    def _settle(self, sequence: int, planned: PlannedCall, watch: Watcher) -> tuple[int, bool, Sampled | None]:
+        """Ask for what was claimed: when it lay in the arena, whether anything was asked for, and the bytes of a
+        large answer that were, before it is known whether all of it will be."""
+        pool, bell = self.pool, self.worker.bell
+        assert pool is not None
+        has_failed = bool(bell.read(Word.FAILED))
+        is_fetched = planned.is_fetched or has_failed
+        if pool.is_all_published or has_failed or planned.is_sealed:
+            bell.write(Word.SAMPLE, 0)
+            bell.write(Word.FETCH, int(is_fetched or pool.is_all_published))
+            bell.write(Word.VERDICT, sequence)
+            bell.wait(Word.IDLE, sequence, watch)
+            return time.perf_counter_ns(), is_fetched or pool.is_all_published, None
+        lot = secrets.randbits(48)
+        bell.write(Word.SAMPLE, 1 + lot)
+        bell.write(Word.VERDICT, sequence)
+        bell.wait(Word.SAMPLED, sequence, watch)
+        settled = time.perf_counter_ns()
+        found = self.worker.arena.region(self._answer_start - ANSWER_BYTES, SAMPLE_BYTES).clone()
+        bell.write(Word.FETCH, int(is_fetched))
+        bell.write(Word.WANTED, sequence)
+        bell.wait(Word.IDLE, sequence, watch)
+        return settled, True, (lot, found)
 
     def _seconds(self) -> float:
         """A first call on new shapes or weights may compile."""
@@ -255,12 +277,19 @@ class Side:
         return record
 
     def _read_answer(
-        self, record: dict[str, Any], timing: tuple[int, int, int, int, int, bool], region: Tensor, planned: PlannedCall
+        self,
+        record: dict[str, Any],
+        timing: tuple[int, int, int, int, int, bool],
+        region: Tensor,
+        planned: PlannedCall,
+        sampled: Sampled | None,
     ) -> Call:
         pool = self.pool
         assert pool is not None
         try:
-            parts = tuple(self._read_part(part) for part in record["answers"])
+            if sampled is not None:
+                check_sample(self.worker.arena, sampled, record["answers"])
+            parts = tuple(read_part(self.worker.arena, part) for part in record["answers"])
             inputs = region
             after: dict[str, Tensor] = {}
             if self.is_remote and planned.is_echoed:
@@ -270,7 +299,7 @@ class Side:
                 after = check_inputs(pool, inputs.to(pool.device), given)
             echo = None
             if "echo" in record:
-                parts_then = tuple(self._read_part(part) for part in record["echo"]["answers"])
+                parts_then = tuple(read_part(self.worker.arena, part) for part in record["echo"]["answers"])
                 echo = (int(record["echo"]["sequence"]), parts_then)
             return Call(
                 *timing,
@@ -283,18 +312,6 @@ class Side:
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise Rejection(Verdict.RUNTIME_ERROR, f"The answer's description is malformed: {error}.") from None
-
-    def _read_part(self, part: Mapping[str, Any]) -> Part:
-        kind = str(part["kind"])
-        if kind != "tensor" or part.get("problem"):
-            return Part(kind, part)
-        shape, stride = [int(n) for n in part["shape"]], [int(n) for n in part["stride"]]
-        dtype = dtype_of(str(part["dtype"]))
-        num_bytes = extent(shape, stride) * dtype.itemsize
-        raw = self.worker.arena.region(int(part["start"]), num_bytes).clone()
-        return Part(
-            kind, part, raw.view(dtype).as_strided(shape, stride) if num_bytes else torch.empty(shape, dtype=dtype)
-        )
 
 
 def _aligned(offset: int) -> int:

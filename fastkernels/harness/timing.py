@@ -13,14 +13,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from fastkernels.harness.clocks import check_clocks
 from fastkernels.harness.cores import own_cores
-from fastkernels.harness.pool import PlannedCall, Pool
+from fastkernels.harness.plans import draw_plan
+from fastkernels.harness.pool import PlannedCall
 from fastkernels.harness.side import Call, Side
 from fastkernels.harness.telemetry import Telemetry
-from fastkernels.harness.vary import draw_variation, touch
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.visits import BASELINE, BASELINE_AGAIN, CANDIDATE, Timed, Visit, visit_ns
 
@@ -31,14 +28,10 @@ __all__ = [
     "Protocol",
     "Timed",
     "Visit",
-    "check_clocks",
-    "draw_plan",
     "run_restart",
     "visit_ns",
 ]
 
-FETCH_SHARE = 0.25
-MOST_CHECKED = 6  # calls of a visit of which that share is looked at; of a longer visit no more of them
 WARM_UP_VISITS = 2
 VISIT_NS = 5_000_000
 _QUIET_SECONDS = 0.1
@@ -149,29 +142,3 @@ def _check_quiet(side: Side) -> None:
             f"Work between calls: the worker computed for {used * 1e3:.0f} of {_QUIET_SECONDS * 1e3:.0f} ms in which "
             "nothing was asked of it.",
         )
-
-
-def draw_plan(pool: Pool, count: int) -> list[PlannedCall]:
-    """Calls on random cases with fresh values, some but for a few elements those of the call before; a secret
-    share is fetched, and half of that is sealed as well.
-
-    At least one call of a plan is not sealed, so that it can be timed.
-    """
-    generator = torch.Generator().manual_seed(secrets.randbits(62))
-    thinned = min(1.0, MOST_CHECKED / count)
-    plan: list[PlannedCall] = []
-    for index in range(count):
-        is_fetched = _happens(FETCH_SHARE * thinned)
-        is_sealed = is_fetched and index > 0 and _happens(0.5)
-        entry, variation = secrets.randbelow(pool.num_cases), draw_variation(generator)
-        if plan and _happens(thinned / 3):
-            entry, before = plan[-1].index, plan[-1].variation
-            assert before is not None
-            variation, is_fetched = touch(before, pool.num_varied, generator), True
-        is_echoed = pool.is_small or secrets.randbelow(4) == 0
-        plan.append(PlannedCall(entry, variation, is_fetched, is_sealed, is_echoed))
-    return plan
-
-
-def _happens(probability: float) -> bool:
-    return secrets.randbelow(1 << 20) < probability * (1 << 20)

@@ -1,29 +1,26 @@
 """How far an answer may lie from the definition, per op, dtype and input family: frozen, with provenance.
 
-The published table bounds single elements. Beside it a manifest, measured by harness/calibrate.py,
-holds the production path's own error against the definition in float64; K times that error bounds
-rows and bias, so that a kernel may be as inexact as the one in production and no more.
+The published table (harness/tolerances.json) bounds single elements. Beside it harness/measured holds the production
+path's own error against the definition in float64, as harness/calibrate.py found it; K times that error bounds rows
+and bias, so that a kernel may be as inexact as the one in production and no more.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, astuple, dataclass
-from functools import cache
 from math import inf
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from fastkernels.harness.measurements import measured, published
 
 if TYPE_CHECKING:
     from fastkernels.harness.expect import Expectation
 
 K = 4.0
 """Multiple of the production path's error that an answer may have."""
-
-MANIFEST = Path(__file__).with_name("tolerances.json")
 
 
 @dataclass(frozen=True)
@@ -93,11 +90,6 @@ class Share:
         return Share(max(self.element, other.element), max(self.row, other.row), max(self.bias, other.bias))
 
 
-@cache
-def manifest() -> dict[str, Any]:
-    return json.loads(MANIFEST.read_text())
-
-
 def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
@@ -120,15 +112,14 @@ def tolerance_for(op: str, dtype: torch.dtype, family: str, output: str) -> Tole
     A family that was not measured (captured) takes the wider of the normal and the heavy-tailed one; a cache deeper
     than was measured takes the deepest that was.
     """
-    data = manifest()
     name = str(dtype).removeprefix("torch.")
-    table = data["published"][name]
-    measured = data["measured"].get(op, {}).get(name, {})
-    families = [measured[family]] if family in measured else [measured.get(f, {}) for f in ("normal", "heavy_tailed")]
+    table = published()["published"][name]
+    known = measured(op).get(name, {})
+    families = [known[family]] if family in known else [known.get(f, {}) for f in ("normal", "heavy_tailed")]
     error = Error()
     for outputs in families:
         error = error.worst(_error_of(outputs, output))
-    row_floor = data["row_floor"][name]
+    row_floor = published()["row_floor"][name]
     row = max(K * error.row, row_floor)
     return Tolerance(
         atol=table["atol"],
@@ -136,7 +127,7 @@ def tolerance_for(op: str, dtype: torch.dtype, family: str, output: str) -> Tole
         element=K * error.element,
         row=row,
         bias=max(K * error.bias, row_floor / 4),
-        lean=row if error.row > unit_roundoff(dtype) else 0.0,
+        lean=row if error.row > unit_roundoff(dtype) or K * error.bias > row_floor / 4 else 0.0,
         all_rows=max(K * error.all_rows, row_floor) if error.all_rows else row,
     )
 

@@ -33,7 +33,8 @@ def draw_variation(generator: torch.Generator) -> Variation:
 
 
 def vary_floats(x: Tensor, variation: Variation) -> Tensor:
-    """Same shape and dtype as `x`, contiguous; rounded once to the dtype of `x`."""
+    """Same shape and dtype as `x`, contiguous; rounded once to the dtype of `x`. What is infinite stays as it is: of a
+    token that is masked out no other sign may be made."""
     flat = x.reshape(-1)
     if flat.numel() == 0:
         return x.clone()
@@ -41,7 +42,7 @@ def vary_floats(x: Tensor, variation: Variation) -> Tensor:
     repeats = -(-flat.numel() // PERIOD)
     factors = factor.repeat(repeats)[: flat.numel()]
     rolled = torch.roll(flat, variation.roll % flat.numel())
-    return (rolled.float() * factors).to(x.dtype).reshape(x.shape)
+    return torch.where(rolled.isinf(), rolled, (rolled.float() * factors).to(x.dtype)).reshape(x.shape)
 
 
 def vary_tokens(x: Tensor, variation: Variation, bound: int) -> Tensor:

@@ -28,6 +28,7 @@ from fastkernels.harness.call import Answer, CallPlan, Given, Publisher
 from fastkernels.harness.control import Bell, Word
 from fastkernels.harness.cuda_device import CudaDevice
 from fastkernels.harness.device import CpuDevice
+from fastkernels.harness.launched import names_of_call
 from fastkernels.overlay import load_class, resolve_set
 from fastkernels.registry import ops
 
@@ -53,6 +54,7 @@ class Worker:
             "case": self.case,
             "calls": self.calls,
             "graph": self.graph,
+            "launched": self.launched,
         }
         while True:
             message, _ = wire.receive(self.sock)
@@ -136,6 +138,10 @@ class Worker:
         bell.write(Word.FAILED, int(bool(answer.error or problem)))
         bell.write(Word.DONE, sequence)
         bell.wait(Word.VERDICT, sequence)
+        if lot := bell.read(Word.SAMPLE):
+            publisher.sample(answer, lot - 1)
+            bell.write(Word.SAMPLED, sequence)
+            bell.wait(Word.WANTED, sequence)
         if bell.read(Word.FETCH) and not is_sealed:
             publisher.publish(answer, oldest)
         self.held.append((sequence, answer))
@@ -176,6 +182,15 @@ class Worker:
         self.plan.stage(self.bell, given)
         with given.in_context():
             return {"ok": True, "nanoseconds": self.device.time_graph(self.module, given.arguments, message["count"])}
+
+    def launched(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The kernels of one more call, which is not timed and whose answer nobody reads (launched.py)."""
+        assert self.plan is not None
+        assert self.module is not None
+        given = self.plan.inputs(self.bell, self.module)
+        self.plan.stage(self.bell, given)
+        with given.in_context():
+            return {"ok": True, "names": names_of_call(self.module, given.arguments, self.device.torch_device)}
 
 
 class _Forbidden:

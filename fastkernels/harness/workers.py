@@ -26,19 +26,12 @@ from fastkernels.errors import EnvironmentProblem
 from fastkernels.harness import wire
 from fastkernels.harness.arena import Arena
 from fastkernels.harness.control import Bell
+from fastkernels.harness.process_tree import end_tree, process_tree, runs
+from fastkernels.harness.sandbox import PRIVATE_FOLDERS
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.watcher import Watcher
 
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME")
-_CACHE_VARIABLES = {
-    "HOME": "home",
-    "TMPDIR": "tmp",
-    "XDG_CACHE_HOME": "cache",
-    "TRITON_CACHE_DIR": "triton",
-    "TORCH_EXTENSIONS_DIR": "torch_extensions",
-    "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "CUDA_CACHE_PATH": "cuda",
-}
 
 
 @dataclass(frozen=True)
@@ -96,10 +89,9 @@ class Nursery:
         """
         self._num_workers += 1
         private = self._folder / f"{self._num_workers}-{name}"
-        environment = {}
-        for variable, folder in _CACHE_VARIABLES.items():
-            (private / folder).mkdir(parents=True)
-            environment[variable] = str(private / folder)
+        environment = {variable: str(private / folder) for variable, folder in PRIVATE_FOLDERS.items()}
+        for path in environment.values():
+            Path(path).mkdir(parents=True)
         arena = Arena(arena_bytes)
         ours, theirs = socket.socketpair()
         log_path = private.with_suffix(".log")
@@ -150,7 +142,7 @@ class Worker:
 
     def __enter__(self) -> Worker:
         try:
-            self.confinement = self._receive(self.limits.load_seconds)["confinement"]
+            self.confirm()
         except BaseException:
             self.end()
             raise
@@ -158,6 +150,10 @@ class Worker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.end()
+
+    def confirm(self) -> None:
+        """Wait until it has come up. Errors: Rejection."""
+        self.confinement = self._receive(self.limits.load_seconds)["confinement"]
 
     def request(self, message: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
         """Send, then `reply`."""
@@ -202,7 +198,7 @@ class Worker:
         return Watcher(self, seconds)
 
     def is_alive(self) -> bool:
-        return psutil.pid_exists(self.pid) and _runs(psutil.Process(self.pid))
+        return psutil.pid_exists(self.pid) and runs(psutil.Process(self.pid))
 
     def death(self) -> Rejection:
         """What to say of a worker that is gone: its last words."""
@@ -220,7 +216,7 @@ class Worker:
 
     def pin(self, core: int) -> None:
         """Keep it to one core, threads included."""
-        for process in self._tree():
+        for process in process_tree(self.pid):
             with contextlib.suppress(psutil.Error, OSError):
                 for thread in process.threads():
                     os.sched_setaffinity(thread.id, {core})
@@ -228,7 +224,7 @@ class Worker:
     def cpu_seconds(self) -> float:
         """Processor time of the worker and of everything that it started."""
         total = 0.0
-        for process in self._tree():
+        for process in process_tree(self.pid):
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
                 total += times.user + times.system
@@ -236,7 +232,7 @@ class Worker:
 
     def memory_bytes(self) -> int:
         total = 0
-        for process in self._tree():
+        for process in process_tree(self.pid):
             with contextlib.suppress(psutil.Error):
                 total += process.memory_info().rss
         return total
@@ -254,41 +250,9 @@ class Worker:
                 f"The worker used {used >> 20} MiB, over the limit of {limit >> 20} MiB; it was ended.",
             )
 
-    def _tree(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.Error):
-            root = psutil.Process(self.pid)
-            return [root, *root.children(recursive=True)]
-        return []
-
     def end(self) -> None:
-        """SIGKILL to every descendant and to the process group, then free the arena.
-
-        The first process of a namespace takes all the others with it; its parent reaps it and leaves by itself.
-        """
-        processes = self._tree()
-        for process in reversed(processes[1:]):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        if not _are_gone(processes, seconds=0.5):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            _are_gone(processes, seconds=5)
+        """All of it is gone when this returns; then the arena is freed."""
+        end_tree(self.pid, seconds=5)
         self._sock.close()
         self.arena.close()
         shutil.rmtree(self._private, ignore_errors=True)
-
-
-def _are_gone(processes: list[psutil.Process], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not any(_runs(process) for process in processes):
-            return True
-        time.sleep(0.002)
-    return False
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False

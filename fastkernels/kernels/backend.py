@@ -7,13 +7,23 @@ it still runs. Its programs call `let_dependents_start`, then `wait_for_dependen
 and before they read or write what another kernel may touch. The wait ends when the kernel before has completed; that
 kernel waited likewise, so every earlier one has completed too: memory handed back to the allocator and anything an
 earlier kernel still reads are safe to write after it, and only after it. Ahead of the wait a program computes
-addresses and, where may_read_ahead(), loads a module's parameters: nothing else, for all else may be a result.
+addresses and loads, where may_read_ahead(), a module's parameters and, where may_read_earlier_steps(), what was
+written before the step: nothing else, for all else may be a result.
 A kernel launched without the attribute starts after all of them, as ever.
+
+Within `step_graph` a step of the engine is captured, or runs once so that its kernels are compiled. Its first kernel
+is launched without the attribute, behind the copies of the step's inputs, and all later ones start after that one:
+whatever no kernel of the step writes can be read before any wait. That is: the step's inputs (token ids, positions,
+slots, lengths, page tables) and the keys and values of every position before the step's own, for a page is shared
+with another sequence only after the step that fills it was launched. What the step writes, its own positions among
+them, is read after the wait, and has not been read before it.
 """
 # mypy: allow-untyped-defs
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -81,16 +91,22 @@ except ImportError:
 __all__ = [
     "HAS_GLUON",
     "HAS_TRITON",
+    "Gpu",
+    "assume_gpu",
     "check_dtypes",
     "dependent_launch",
     "gl",
     "gluon",
+    "gpu_of",
     "hopper",
     "is_hopper",
     "let_dependents_start",
     "may_read_ahead",
+    "may_read_earlier_steps",
     "num_sms",
     "shared_memory_limit",
+    "step_counters",
+    "step_graph",
     "tl",
     "triton",
     "wait_for_dependencies",
@@ -109,25 +125,63 @@ def check_dtypes(kernel: str, **tensors: Tensor | None) -> None:
             )
 
 
+class Gpu(NamedTuple):
+    """What kernels and their launches are chosen by.
+
+    capability: NVIDIA's, (0, 0) for what has none; shared_memory_bytes: that one thread block may ask for.
+    """
+
+    capability: tuple[int, int]
+    num_sms: int
+    shared_memory_bytes: int
+
+
+_NO_GPU = Gpu((0, 0), 4, 227 * 1024)
+"""Where Triton's interpreter stands in for a GPU."""
+
+
+class _Assumed:
+    gpu: Gpu | None = None
+
+
+@contextmanager
+def assume_gpu(gpu: Gpu) -> Iterator[None]:
+    """Inside, every device is taken for `gpu`: for compiling ahead, nothing can be launched."""
+    before, _Assumed.gpu = _Assumed.gpu, gpu
+    try:
+        yield
+    finally:
+        _Assumed.gpu = before
+
+
+def gpu_of(device: torch.device) -> Gpu:
+    """The GPU that a tensor's device is."""
+    return _Assumed.gpu or _properties(device)
+
+
 @lru_cache
+def _properties(device: torch.device) -> Gpu:
+    if device.type != "cuda":
+        return _NO_GPU
+    properties = torch.cuda.get_device_properties(device)
+    capability = (0, 0) if torch.version.hip else torch.cuda.get_device_capability(device)
+    shared_memory_bytes = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+    return Gpu(capability, properties.multi_processor_count, shared_memory_bytes)
+
+
 def num_sms(device: torch.device) -> int:
     """Streaming multiprocessors of a GPU; 4 where Triton's interpreter stands in for one."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    return gpu_of(device).num_sms
 
 
-@lru_cache
 def shared_memory_limit(device: torch.device) -> int:
     """Bytes of shared memory that one thread block may ask for."""
-    if device.type != "cuda":
-        return 227 * 1024
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+    return gpu_of(device).shared_memory_bytes
 
 
-@lru_cache
 def is_hopper(device: torch.device) -> bool:
     """Whether the device is an NVIDIA GPU of compute capability 9 or later."""
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 9
+    return gpu_of(device).capability >= (9, 0)
 
 
 def dependent_launch(device: torch.device) -> dict[str, Any]:
@@ -141,6 +195,39 @@ def may_read_ahead() -> bool:
     Who writes parameters does so outside of it, or waits for the device before the next step.
     """
     return torch.is_inference_mode_enabled()
+
+
+class _Step:
+    """Of this process, as the forward context: one step is captured at a time."""
+
+    counters: Tensor | None = None
+
+
+@contextmanager
+def step_graph(counters: Tensor) -> Iterator[None]:
+    """Inside, kernels may read what earlier steps wrote before they wait: for captures of the engine's steps alone.
+
+    counters: int32 zeros that live as long as the graphs, and that no other stream uses at the same time. A kernel
+    finds them zero and leaves them zero.
+    """
+    if _Step.counters is not None:
+        raise RuntimeError("A step is being captured already; steps do not nest.")
+    _Step.counters = counters
+    try:
+        yield
+    finally:
+        _Step.counters = None
+
+
+def may_read_earlier_steps() -> bool:
+    """Whether what was written before the running step may be read before earlier kernels of the stream end."""
+    return _Step.counters is not None
+
+
+def step_counters(count: int) -> Tensor | None:
+    """Zeros for `count` groups of programs that must find out who ends last; None outside of step_graph."""
+    counters = _Step.counters
+    return counters if counters is not None and counters.numel() >= count else None
 
 
 @triton.jit

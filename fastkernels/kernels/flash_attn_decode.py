@@ -2,10 +2,10 @@
 
 A sequence's pages are split among programs (flash decoding); the query heads that share a key
 head, and the new tokens, are packed into the rows of one tile. A second kernel merges the splits.
+With a window only the pages that it reaches are visited; a head's sink is added once, by who finishes its row.
 Nothing here reads a tensor on the host, so a call can be captured for a fixed max_seq_len.
 """
 # mypy: allow-untyped-defs
-# ruff: noqa: N803
 
 import math
 from typing import NamedTuple
@@ -17,166 +17,81 @@ from fastkernels.errors import UnsupportedError
 from fastkernels.kernels.backend import (
     check_dtypes,
     dependent_launch,
-    let_dependents_start,
+    may_read_earlier_steps,
     num_sms,
     shared_memory_limit,
-    tl,
+    step_counters,
     triton,
-    wait_for_dependencies,
 )
+from fastkernels.kernels.split_attention import merge_kernel, split_kernel
 
 MAX_HEAD_SIZE = 256
 MAX_GROUP = 64
-MAX_SPLITS = 64
+MAX_SPLITS = 32
+"""Merged at once: a program that merges 64 in turns lost 4 us a layer at one sequence of 6,000 keys."""
+MERGED_ELEMENTS = 16384
+WINDOW_SPLIT_KEYS = 256
+MAX_HELD_BYTES = 512
+"""Of a key and its value, where a program with a window holds its first keys in registers: more would spill."""
 LOG2_E = 1.4426950408889634
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_kv_heads", "num_splits"])
-def _split_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, lse_ptr, query_start_ptr, seq_lens_ptr, table_ptr, scale_log2,
-    q_stride_token, q_stride_head, k_stride_page, k_stride_slot, k_stride_head,
-    v_stride_page, v_stride_slot, v_stride_head, table_stride, num_kv_heads, num_splits,
-    GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, PAGE_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr,
-    IS_SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
-    let_dependents_start(PDL)
-    wait_for_dependencies(PDL)
-    pid = tl.program_id(0)
-    kv_head = pid % num_kv_heads
-    split = (pid // num_kv_heads) % num_splits
-    seq = (pid // num_kv_heads // num_splits).to(tl.int64)
-    seq_len = tl.load(seq_lens_ptr + seq)
-    if HAS_QUERY_START:
-        first_token = tl.load(query_start_ptr + seq).to(tl.int64)
-        query_len = (tl.load(query_start_ptr + seq + 1) - first_token).to(tl.int32)
-        if query_len > BLOCK_M // GROUP:
-            return
-    else:
-        first_token = seq
-        query_len = 1
-    chunk = tl.cdiv(tl.cdiv(seq_len, BLOCK_N), num_splits) * BLOCK_N
-    begin = split * chunk
-    end = tl.minimum(begin + chunk, seq_len)
-    if IS_SPLIT and begin >= end:
-        return
-
-    rows = tl.arange(0, BLOCK_M)
-    dims = tl.arange(0, BLOCK_D)
-    is_dim = dims[None, :] < HEAD_SIZE
-    token = rows // GROUP
-    head = kv_head * GROUP + rows % GROUP
-    is_row = token < query_len
-    last_key = seq_len - query_len + token
-    q_offsets = (first_token + token)[:, None] * q_stride_token + head[:, None] * q_stride_head + dims[None, :]
-    q = tl.load(q_ptr + q_offsets, mask=is_row[:, None] & is_dim, other=0.0)
-    k_base = k_ptr + kv_head.to(tl.int64) * k_stride_head
-    v_base = v_ptr + kv_head.to(tl.int64) * v_stride_head
-
-    top = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([BLOCK_M], dtype=tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-    for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
-        keys = start + tl.arange(0, BLOCK_N)
-        is_key = keys < end
-        page = tl.load(table_ptr + seq * table_stride + keys // PAGE_SIZE, mask=is_key, other=0).to(tl.int64)
-        slot = keys % PAGE_SIZE
-        mask = is_key[:, None] & is_dim
-        k_offsets = (page * k_stride_page + slot * k_stride_slot)[:, None] + dims[None, :]
-        k = tl.load(k_base + k_offsets, mask=mask, other=0.0)
-        v_offsets = (page * v_stride_page + slot * v_stride_slot)[:, None] + dims[None, :]
-        v = tl.load(v_base + v_offsets, mask=mask, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-        scores = tl.where(is_key[None, :] & (keys[None, :] <= last_key[:, None]), scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, axis=1))
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        probs = tl.exp2(scores - shift[:, None])
-        rescale = tl.exp2(top - shift)
-        total = total * rescale + tl.sum(probs, axis=1)
-        acc = tl.dot(probs.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
-        top = new_top
-
-    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    mask = is_row[:, None] & is_dim
-    if IS_SPLIT:
-        part = ((seq * num_kv_heads + kv_head) * num_splits + split) * BLOCK_M + rows
-        tl.store(partial_ptr + part[:, None] * HEAD_SIZE + dims[None, :], acc, mask=mask)
-        tl.store(lse_ptr + part, top + tl.log2(tl.where(total == 0.0, 1.0, total)), mask=is_row)
-    else:
-        num_heads = num_kv_heads * GROUP
-        out_offsets = ((first_token + token)[:, None] * num_heads + head[:, None]) * HEAD_SIZE + dims[None, :]
-        tl.store(out_ptr + out_offsets, acc.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=["num_kv_heads", "num_splits", "num_rows"])
-def _merge_kernel(
-    out_ptr, partial_ptr, lse_ptr, query_start_ptr, seq_lens_ptr, num_kv_heads, num_splits, num_rows,
-    GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
-    let_dependents_start(PDL)
-    wait_for_dependencies(PDL)
-    pid = tl.program_id(0)
-    row = pid % num_rows
-    kv_head = (pid // num_rows) % num_kv_heads
-    seq = (pid // num_rows // num_kv_heads).to(tl.int64)
-    token = row // GROUP
-    first_token = seq
-    if HAS_QUERY_START:
-        first_token = tl.load(query_start_ptr + seq).to(tl.int64)
-        query_len = (tl.load(query_start_ptr + seq + 1) - first_token).to(tl.int32)
-        if (token >= query_len) | (query_len > BLOCK_M // GROUP):
-            return
-    num_tiles = tl.cdiv(tl.load(seq_lens_ptr + seq), BLOCK_N)
-    tiles_each = tl.maximum(tl.cdiv(num_tiles, num_splits), 1)
-    num_used = tl.cdiv(num_tiles, tiles_each)
-
-    splits = tl.arange(0, BLOCK_S)
-    dims = tl.arange(0, BLOCK_D)
-    is_used = splits < num_used
-    part = ((seq * num_kv_heads + kv_head) * num_splits + splits) * BLOCK_M + row
-    lse = tl.load(lse_ptr + part, mask=is_used, other=float("-inf"))
-    mask = is_used[:, None] & (dims[None, :] < HEAD_SIZE)
-    partial = tl.load(partial_ptr + part[:, None] * HEAD_SIZE + dims[None, :], mask=mask, other=0.0)
-    top = tl.max(lse, axis=0)
-    weight = tl.exp2(lse - tl.where(top == float("-inf"), 0.0, top))
-    total = tl.sum(weight, axis=0)
-    merged = tl.sum(partial * weight[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
-    head = kv_head * GROUP + row % GROUP
-    out_offsets = ((first_token + token) * num_kv_heads * GROUP + head) * HEAD_SIZE + dims
-    tl.store(out_ptr + out_offsets, merged.to(out_ptr.dtype.element_ty), mask=dims < HEAD_SIZE)
-
-
 class DecodeTile(NamedTuple):
-    """Keys a step, splits of a sequence, and how the split kernel is compiled."""
+    """Keys a step, splits of a sequence, how the split kernel is compiled, and keys that it holds in registers."""
 
     block_n: int
     num_splits: int
     num_warps: int
     num_stages: int
+    held: int
 
 
 def decode_tile(query: Tensor, block_d: int, num_programs: int, max_seq_len: int) -> DecodeTile:
-    """Below 1.5 programs a multiprocessor, splits for 4 of them on each; chosen on an H200 at head size 128.
+    """Splits for 2 programs a multiprocessor; chosen in decode steps of Llama-3.1-8B on an H200, 640 and 6,000 keys.
 
-    num_programs: programs without splitting, that is sequences times key heads. With one or two on a
-    multiprocessor, deeper prefetch keeps its memory busy; above 4, a second split may even out the last wave.
+    num_programs: programs without splitting, that is sequences times key heads. A few sequences: many splits, which
+    hold their first keys in registers. Then one program a multiprocessor at a time, whose prefetch keeps memory busy,
+    two in turn. Where two waves would not be full: smaller programs. Above 4, a second split may even out the last.
     """
     row_bytes = 2 * block_d * query.element_size()
     block_n = max(16, min(64, 2**15 // row_bytes))
     sms = num_sms(query.device)
+    num_tiles = triton.cdiv(max_seq_len, block_n)
+    num_splits = max(1, min(MAX_SPLITS, 2 * sms // max(num_programs, 1), num_tiles))
+    if num_splits > 4:
+        return DecodeTile(block_n, num_splits, 4, 2, block_n)
+    room = shared_memory_limit(query.device) - 4096
+    if num_programs <= sms or 3 * sms <= 2 * num_programs <= 4 * sms:
+        return DecodeTile(block_n, num_splits, 8, max(2, min(5, room // (block_n * row_bytes))), 0)
+    if num_programs < 2 * sms:
+        return DecodeTile(block_n, min(2, num_tiles), 4, max(2, min(3, room // (block_n * row_bytes))), 0)
     num_splits = 1
-    if 2 * num_programs < 3 * sms:
-        num_splits = max(1, min(MAX_SPLITS, 4 * sms // max(num_programs, 1), triton.cdiv(max_seq_len, block_n)))
-    elif 4 * sms < num_programs and max_seq_len >= 1024:
+    if 4 * sms < num_programs and max_seq_len >= 1024:
         waves = num_programs / (4 * sms)
         filled = [n * waves / math.ceil(n * waves) for n in (1, 2)]
         num_splits = 2 if filled[1] > 1.15 * filled[0] else 1
-    num_stages = 5 if num_splits == 1 and num_programs <= 2 * sms else 2
+    return DecodeTile(block_n, num_splits, 4, 2, 0)
+
+
+def window_tile(query: Tensor, block_d: int, num_programs: int, num_keys: int) -> DecodeTile:
+    """decode_tile where a sequence has num_keys keys at most, those of its window; by estimate, not yet measured.
+
+    A split of fewer than WINDOW_SPLIT_KEYS would read its keys in less time than its part takes to be merged.
+    """
+    row_bytes = 2 * block_d * query.element_size()
+    block_n = max(16, min(64, 2**15 // row_bytes))
+    wanted = 2 * num_sms(query.device) // max(num_programs, 1)
+    num_splits = max(1, min(MAX_SPLITS, wanted, num_keys // WINDOW_SPLIT_KEYS))
+    if wanted and row_bytes <= MAX_HELD_BYTES and query.element_size() == 2:
+        return DecodeTile(block_n, num_splits, 4, 3, block_n)
     room = shared_memory_limit(query.device) - 4096
-    return DecodeTile(block_n, num_splits, 4, max(2, min(num_stages, room // (block_n * row_bytes))))
+    return DecodeTile(block_n, num_splits, 4, max(2, min(3, room // (block_n * row_bytes))), 0)
+
+
+def merged_at_once(num_splits: int, num_elements: int) -> int:
+    """Splits of num_elements each that one step of the merge takes: few sizes, because each is compiled."""
+    wanted = 1 if num_splits == 1 else 4 if num_splits <= 4 else MAX_SPLITS
+    return max(1, min(wanted, MERGED_ELEMENTS // num_elements))
 
 
 def check_attention(kernel: str, query: Tensor, key: Tensor, value: Tensor, scale: float) -> int:
@@ -226,8 +141,13 @@ def launch_decode(
     max_seq_len: int,
     scale: float,
     out: Tensor,
+    window: int | None = None,
+    sinks: Tensor | None = None,
 ) -> None:
-    """Fill the rows of `out` of every sequence with at most rows_per_tile(group) // group new tokens."""
+    """Fill the rows of `out` of every sequence with at most rows_per_tile(group) // group new tokens.
+
+    window: keys that a token sees at most; sinks: [num_heads], scores without a value.
+    """
     group = check_attention("flash_attn_decode", query, key_cache, value_cache, scale)
     _, num_heads, head_size = query.shape
     num_kv_heads, num_seqs = num_heads // group, seq_lens.shape[0]
@@ -235,31 +155,45 @@ def launch_decode(
         return
     query = dense_heads(query)
     block_m, block_d = rows_per_tile(group), max(16, triton.next_power_of_2(head_size))
-    tile = decode_tile(query, block_d, num_seqs * num_kv_heads, max_seq_len)
+    if window is None:
+        tile = decode_tile(query, block_d, num_seqs * num_kv_heads, max_seq_len)
+    else:
+        num_keys = min(max_seq_len, window + block_m // group - 1)
+        tile = window_tile(query, block_d, num_seqs * num_kv_heads, num_keys)
     is_split = tile.num_splits > 1
     num_parts = num_seqs * num_kv_heads * tile.num_splits * block_m if is_split else 1
     partial = torch.empty((num_parts, head_size), dtype=torch.float32, device=query.device)
     lse = torch.empty(num_parts, dtype=torch.float32, device=query.device)
     launch = dependent_launch(query.device)
     starts = seq_lens if query_start_loc is None else query_start_loc
+    is_ahead = query_start_loc is None and may_read_earlier_steps()
+    arrivals = step_counters(num_seqs * num_kv_heads) if is_split and query_start_loc is None else None
+    block_r = triton.next_power_of_2(group)
     fixed = {
         "GROUP": group,
         "HEAD_SIZE": head_size,
         "HAS_QUERY_START": query_start_loc is not None,
-    }
-    _split_kernel[(num_seqs * num_kv_heads * tile.num_splits,)](
-        query, key_cache, value_cache, out, partial, lse, starts, seq_lens, block_table, scale * LOG2_E,
-        query.stride(0), query.stride(1), *key_cache.stride()[:3], *value_cache.stride()[:3], block_table.stride(0),
-        num_kv_heads, tile.num_splits, **fixed, PAGE_SIZE=key_cache.shape[1], IS_SPLIT=is_split,
-        BLOCK_M=block_m, BLOCK_N=tile.block_n, BLOCK_D=block_d, STAGES=tile.num_stages, num_warps=tile.num_warps,
+        "IS_AHEAD": is_ahead,
+        "BLOCK_M": block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_R": block_r,
+        "BLOCK_D": block_d,
+        "BLOCK_S": merged_at_once(tile.num_splits, block_r * block_d),
+        "WINDOW": window or 0,
+        "HAS_SINKS": sinks is not None,
         **launch,
+    }
+    split_kernel[(num_seqs * num_kv_heads * tile.num_splits,)](
+        query, key_cache, value_cache, out, partial, lse, seq_lens if arrivals is None else arrivals,
+        starts, seq_lens, block_table, sinks, scale * LOG2_E,
+        query.stride(0), query.stride(1), *key_cache.stride()[:3], *value_cache.stride()[:3], block_table.stride(0),
+        num_kv_heads, tile.num_splits, PAGE_SIZE=key_cache.shape[1], IS_SPLIT=is_split,
+        MERGES=arrivals is not None, HELD=tile.held, STAGES=tile.num_stages, num_warps=tile.num_warps, **fixed,
     )  # fmt: skip
-    if is_split:
-        num_rows = group * min(block_m // group, max_query_len)
-        _merge_kernel[(num_seqs * num_kv_heads * num_rows,)](
-            out, partial, lse, starts, seq_lens, num_kv_heads, tile.num_splits, num_rows, **fixed,
-            BLOCK_M=block_m, BLOCK_N=tile.block_n, BLOCK_D=block_d,
-            BLOCK_S=triton.next_power_of_2(tile.num_splits), num_warps=4, **launch,
+    if is_split and arrivals is None:
+        num_tokens = min(block_m // group, max_query_len)
+        merge_kernel[(num_seqs * num_kv_heads * num_tokens,)](
+            out, partial, lse, starts, seq_lens, sinks, num_kv_heads, tile.num_splits, num_tokens, num_warps=4, **fixed
         )  # fmt: skip
 
 

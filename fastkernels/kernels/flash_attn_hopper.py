@@ -10,7 +10,7 @@ most keys first, and copies the next tile's keys while it finishes the last.
 import torch
 from torch import Tensor
 
-from fastkernels.kernels.backend import HAS_GLUON, gl, gluon, hopper, num_sms, triton
+from fastkernels.kernels.backend import HAS_GLUON, gl, gluon, gpu_of, hopper, num_sms, triton
 from fastkernels.kernels.flash_attn_decode import LOG2_E
 
 HEAD_SIZES = (64, 128)
@@ -273,7 +273,7 @@ def _flash_attn_kernel(
 
 def supports(query: Tensor, key: Tensor, value: Tensor, is_paged: bool) -> bool:
     """Whether the kernel can take a call: Hopper, 16-bit dtypes, and sizes and strides that bulk copies need."""
-    if not (HAS_GLUON and query.is_cuda and torch.cuda.get_device_capability(query.device)[0] == 9):
+    if not (HAS_GLUON and gpu_of(query.device).capability[0] == 9):
         return False
     group, head_size = query.shape[1] // key.shape[-2], query.shape[2]
     if query.dtype == torch.float32 or head_size not in HEAD_SIZES or group not in (1, 2, 4, 8, 16, 32, 64):

@@ -72,12 +72,43 @@ def _copy_rest(
     tl.store(y_ptr + heads * HEAD_SIZE + rest, tl.load(x_ptr + heads * stride_head + rest, mask=mask), mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_q_heads", "num_k_heads", "num_blocks"])
+@triton.jit
+def _load_angles(
+    position_ptr, cos_sin_ptr, token, axis_stride, cos_sin_stride,
+    HALF: tl.constexpr, TABLE_HALF: tl.constexpr, AXES: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr,
+    IS_INTERLEAVED: tl.constexpr, BLOCK_HALF: tl.constexpr,
+):  # fmt: skip
+    """Cosine and sine of each pair's angle, float32 [1, BLOCK_HALF].
+
+    With several axes a pair turns by the position on its own: pairs from SECOND on by the second, from THIRD on by the
+    third; interleaved, every third pair up to 3 * SECOND and 3 * THIRD. A table narrower than the pairs starts anew
+    with each axis.
+    """
+    half = tl.arange(0, BLOCK_HALF)[None, :]
+    column = half % TABLE_HALF
+    if AXES == 1:
+        row = cos_sin_ptr + tl.load(position_ptr + token).to(tl.int64) * cos_sin_stride
+    else:
+        if IS_INTERLEAVED:
+            axis = tl.where((half % 3 == 1) & (half < 3 * SECOND), 1, 0)
+            axis = tl.where((half % 3 == 2) & (half < 3 * THIRD), 2, axis)
+        else:
+            axis = (half >= SECOND).to(tl.int32) + (half >= THIRD).to(tl.int32)
+        position = tl.load(position_ptr + axis * axis_stride + token, mask=half < HALF, other=0)
+        row = cos_sin_ptr + position.to(tl.int64) * cos_sin_stride
+    cos = tl.load(row + column, mask=half < HALF, other=0.0).to(tl.float32)
+    sin = tl.load(row + TABLE_HALF + column, mask=half < HALF, other=0.0).to(tl.float32)
+    return cos, sin
+
+
+@triton.jit(do_not_specialize=["num_q_heads", "num_k_heads", "num_blocks", "axis_stride"])
 def _rotary_embedding_kernel(
     position_ptr, q_ptr, k_ptr, cos_sin_ptr, q_out_ptr, k_out_ptr,
-    q_stride_token, q_stride_head, k_stride_token, k_stride_head, cos_sin_stride,
+    q_stride_token, q_stride_head, k_stride_token, k_stride_head, cos_sin_stride, axis_stride,
     num_q_heads, num_k_heads, num_blocks,
-    HEAD_SIZE: tl.constexpr, ROTARY_DIM: tl.constexpr, IS_NEOX: tl.constexpr, HAS_KEY: tl.constexpr,
+    AXES: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr, IS_INTERLEAVED: tl.constexpr,
+    TABLE_HALF: tl.constexpr, HEAD_SIZE: tl.constexpr, ROTARY_DIM: tl.constexpr, IS_NEOX: tl.constexpr,
+    HAS_KEY: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -100,10 +131,10 @@ def _rotary_embedding_kernel(
         k_first, k_second = _load_pairs(
             k_ptr, k_head, num_k_heads, k_stride_head, ROTARY_DIM, IS_NEOX, BLOCK_K, BLOCK_HALF
         )  # fmt: skip
-    angles = cos_sin_ptr + tl.load(position_ptr + token).to(tl.int64) * cos_sin_stride
-    half = tl.arange(0, BLOCK_HALF)[None, :]
-    cos = tl.load(angles + half, mask=half < HALF, other=0.0).to(tl.float32)
-    sin = tl.load(angles + HALF + half, mask=half < HALF, other=0.0).to(tl.float32)
+    cos, sin = _load_angles(
+        position_ptr, cos_sin_ptr, token, axis_stride, cos_sin_stride,
+        HALF, TABLE_HALF, AXES, SECOND, THIRD, IS_INTERLEAVED, BLOCK_HALF,
+    )  # fmt: skip
     _store_turned(
         q_out_ptr, q_first, q_second, cos, sin, q_head, num_q_heads, HEAD_SIZE, ROTARY_DIM, IS_NEOX, BLOCK_Q, BLOCK_HALF
     )
@@ -137,12 +168,18 @@ def rotary_embedding(
     head_size: int,
     rotary_dim: int,
     is_neox_style: bool,
+    sections: tuple[int, ...] = (),
+    is_interleaved: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Rotate the first rotary_dim values of each head by its token's position; the rest is copied.
 
-    Shapes:  positions: [num_tokens]; query, key: [num_tokens, num_heads * head_size] or
-             [num_tokens, num_heads, head_size], strided views allowed; cos_sin_cache:
-             [max_position, rotary_dim], first half cos, second half sin.
+    sections: pairs that turn by each axis of positions; is_interleaved: the axes take turns instead, the first has
+        what is left.
+
+    Shapes:  positions: [num_tokens], with sections [len(sections), num_tokens]; query, key: [num_tokens,
+             num_heads * head_size] or [num_tokens, num_heads, head_size], strided views allowed; cos_sin_cache:
+             [max_position, rotary_dim], first half cos, second half sin; a narrower one serves each axis from its
+             start.
     Returns: new contiguous tensors of the shapes of query and key.
     Errors:  UnsupportedError for an odd rotary_dim, one over head_size, or an unsupported dtype.
     """
@@ -153,18 +190,22 @@ def rotary_embedding(
         )
     q_out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     k_out = None if key is None else torch.empty(key.shape, dtype=key.dtype, device=key.device)
-    num_tokens = positions.numel()
+    num_tokens = positions.shape[-1]
     if num_tokens == 0:
         return q_out, k_out
     q = _heads(query, num_tokens, head_size)
     k = q if key is None else _heads(key, num_tokens, head_size)
     num_blocks, warps = blocks_and_warps(num_tokens, q.shape[1], head_size)
     rest = head_size - rotary_dim
+    positions = positions if positions.stride(-1) == 1 or num_tokens == 1 else positions.contiguous()
+    second, third = _bounds(sections, is_interleaved)
     _rotary_embedding_kernel[(num_tokens * num_blocks,)](
-        positions.reshape(-1), q, k, cos_sin_cache, q_out, q_out if k_out is None else k_out,
+        positions, q, k, cos_sin_cache, q_out, q_out if k_out is None else k_out,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), cos_sin_cache.stride(0),
-        q.shape[1], k.shape[1], num_blocks,
-        HEAD_SIZE=head_size, ROTARY_DIM=rotary_dim, IS_NEOX=is_neox_style, HAS_KEY=key is not None,
+        positions.stride(0) if sections else 0, q.shape[1], k.shape[1], num_blocks,
+        AXES=max(1, len(sections)), SECOND=second, THIRD=third, IS_INTERLEAVED=is_interleaved,
+        TABLE_HALF=cos_sin_cache.shape[1] // 2, HEAD_SIZE=head_size, ROTARY_DIM=rotary_dim, IS_NEOX=is_neox_style,
+        HAS_KEY=key is not None,
         BLOCK_Q=triton.next_power_of_2(triton.cdiv(q.shape[1], num_blocks)),
         BLOCK_K=triton.next_power_of_2(triton.cdiv(k.shape[1], num_blocks)),
         BLOCK_HALF=triton.next_power_of_2(rotary_dim // 2),
@@ -173,6 +214,12 @@ def rotary_embedding(
         **dependent_launch(query.device),
     )  # fmt: skip
     return q_out, k_out
+
+
+def _bounds(sections: tuple[int, ...], is_interleaved: bool) -> tuple[int, int]:
+    """Where the second and the third axis begin; interleaved: how many pairs they have."""
+    counts = (*sections, 0, 0, 0)[:3]
+    return (counts[1], counts[2]) if is_interleaved else (counts[0], counts[0] + counts[1])
 
 
 def _heads(x: Tensor, num_tokens: int, head_size: int) -> Tensor:

@@ -145,6 +145,8 @@ def skinny_tile(num_rows: int, num_cols: int, num_inputs: int) -> SkinnyTile:
         return SkinnyTile(max(4, min(16, triton.next_power_of_2(num_cols) // 256)), 512, 1, 8, 4, 2048)
     if num_cols > 8192:
         return SkinnyTile(64, 128, 1, 4, 4, 0)
+    if num_cols >= 6144:
+        return SkinnyTile(64, 256, 1, 4, 4, 256)
     num_splits = min(triton.next_power_of_2(triton.cdiv(8192, num_cols)), max(1, num_inputs // 1024))
     if num_cols > 4096:
         return SkinnyTile(64, 128, num_splits, 4, 3, 256)
@@ -171,7 +173,8 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, tile: S
     tile = tile or skinny_tile(num_rows, num_cols, num_inputs)
     split_size = triton.cdiv(triton.cdiv(num_inputs, tile.num_splits), tile.block_k) * tile.block_k
     num_splits = triton.cdiv(num_inputs, split_size)
-    fits = tile.ahead <= split_size and (num_splits - 1) * split_size + tile.ahead <= num_inputs
+    last_split = num_inputs - (num_splits - 1) * split_size
+    fits = tile.ahead <= min(split_size, last_split) and tile.ahead % tile.block_k == 0
     launch = dependent_launch(x.device)
     added, has_bias = (weight, False) if bias is None else (bias, True)
     fixed = {

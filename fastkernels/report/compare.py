@@ -83,14 +83,17 @@ def differences(before: Json, after: Json) -> list[str]:
     return found
 
 
+def hardware_warning(before: Json, after: Json) -> list[str]:
+    if hardware(before) == hardware(after):
+        return []
+    return [
+        f"Different hardware: {hardware(before)}, then {hardware(after)}. Speedups are against another "
+        "baseline on each; what moved may be the machine."
+    ]
+
+
 def compare_runs(before: Json, after: Json) -> Comparison:
-    warnings = differences(before, after)
-    if hardware(before) != hardware(after):
-        warnings.insert(
-            0,
-            f"Different hardware: {hardware(before)}, then {hardware(after)}. Speedups are against another "
-            "baseline on each; what moved may be the machine.",
-        )
+    warnings = [*hardware_warning(before, after), *differences(before, after)]
     old = {(r["op"], r["implementation"]): r for r in before["ops"]}
     new = {(r["op"], r["implementation"]): r for r in after["ops"]}
     changes = []
@@ -137,19 +140,20 @@ def _verdict_change(old: Json | None, new: Json | None, change: str, **figures: 
 
 
 def _speed_change(old: Json, new: Json, before: Json, after: Json) -> Change:
-    """Faster or slower when the whole interval lies beyond both runs' noise floors."""
+    figures, change = change_of_speed(before, after)
+    return _verdict_change(old, new, change, case=" ".join(filter(None, _case(after))), **figures)
+
+
+def change_of_speed(before: Json, after: Json) -> tuple[dict[str, float], str]:
+    """Faster or slower when the whole interval lies beyond both runs' noise floors.
+
+    before, after: ratio, low, high and noise_floor of each.
+    """
     ratio, low, high = ratio_of_speedups(before, after)
     floor = max(before["noise_floor"], after["noise_floor"])
     change = "faster" if low > 1 + floor else "slower" if high < 1 / (1 + floor) else "same"
-    figures = {
-        "case": " ".join(filter(None, _case(after))),
-        "speedup_before": before["ratio"],
-        "speedup_after": after["ratio"],
-        "ratio": ratio,
-        "low": low,
-        "high": high,
-    }
-    return _verdict_change(old, new, change, **figures)
+    figures = {"speedup_before": before["ratio"], "speedup_after": after["ratio"]}
+    return {**figures, "ratio": ratio, "low": low, "high": high}, change
 
 
 def ratio_of_speedups(before: Json, after: Json) -> tuple[float, float, float]:

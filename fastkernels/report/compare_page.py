@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from fastkernels.report.axes import RATIO_LADDERS, log_axis, short
 from fastkernels.report.compare import Change, Comparison, hardware
+from fastkernels.report.eval_view import SENTENCES
 from fastkernels.report.figures import ROW, TIMES, Rows, finished, light, plain
 from fastkernels.report.html import page
 
@@ -26,6 +27,8 @@ def render_comparison(comparison: Comparison) -> str:
         warnings=comparison.warnings,
         changes=comparison.changes,
         counts=dict(counts.most_common()),
+        is_eval=comparison.after["kind"] == "eval",
+        sentences=SENTENCES,
     )
 
 

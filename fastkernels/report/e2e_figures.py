@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from fastkernels.report.axes import TIME_LADDERS, log_axis, short, thinned
-from fastkernels.report.figures import light, plain
+from fastkernels.report.figures import finished_curves, light, plain
 from fastkernels.scoring.statistics import percentile
 
 Json = dict[str, Any]
 _MOST_POINTS = 300
 _NUM_BUCKETS = 60
-_HEIGHT = 300
 _STYLES = (("baseline", "solid", "circle"), ("candidate", "dash", "diamond"), ("win", "dot", "square"))
 _PERCENTILES = (50, 90, 99)
 
@@ -48,11 +46,13 @@ def latency_figure(name: str, sides: Sequence[tuple[str, Sequence[float]]]) -> J
         figure.update_xaxes(**log_axis(everything, TIME_LADDERS))
     figure.update_xaxes(title=f"{name}, ms (log)")
     figure.update_yaxes(title="share of samples, %", range=[-3, 103], tickvals=[0, 25, 50, 75, 90, 99])
-    return _finished(figure, is_legend=len(drawn) > 1)
+    return finished_curves(figure, is_legend=len(drawn) > 1)
 
 
-def throughput_figure(sides: Sequence[tuple[str, Sequence[Sequence[float]]]]) -> Json | None:
-    """Output tokens a second over the time of one pass, from [seconds, tokens by then]."""
+def throughput_figure(
+    sides: Sequence[tuple[str, Sequence[Sequence[float]]]], what: str = "output tokens"
+) -> Json | None:
+    """Tokens (or what else there is) a second over the time of one pass, from [seconds, tokens by then]."""
     drawn = [(side, points) for side, points in sides if len(points) > 1]
     if not drawn:
         return None
@@ -60,10 +60,10 @@ def throughput_figure(sides: Sequence[tuple[str, Sequence[Sequence[float]]]]) ->
     end = max(points[-1][0] for _, points in drawn)
     for (side, points), (colour, dash, _) in zip(drawn, _STYLES, strict=False):
         x, y = token_rates(points, end / _NUM_BUCKETS)
-        figure.add_trace(_steps(x, y, side, colour, dash, "%{y:,.0f} tokens/s at %{x:.3g} s"))
+        figure.add_trace(_steps(x, y, side, colour, dash, f"%{{y:,.0f}} {what}/s at %{{x:.3g}} s"))
     figure.update_xaxes(title="seconds", range=[0, end])
-    figure.update_yaxes(title="output tokens/s", rangemode="tozero")
-    return _finished(figure, is_legend=len(drawn) > 1)
+    figure.update_yaxes(title=f"{what}/s", rangemode="tozero")
+    return finished_curves(figure, is_legend=len(drawn) > 1)
 
 
 def concurrency_figure(sides: Sequence[tuple[str, Sequence[Json]]]) -> Json | None:
@@ -81,7 +81,7 @@ def concurrency_figure(sides: Sequence[tuple[str, Sequence[Json]]]) -> Json | No
         figure.add_trace(_steps(x, y, side, colour, dash, "%{y:,.0f} requests at %{x:.3g} s"))
     figure.update_xaxes(title="seconds", range=[0, end])
     figure.update_yaxes(title="requests under way", rangemode="tozero")
-    return _finished(figure, is_legend=len(drawn) > 1)
+    return finished_curves(figure, is_legend=len(drawn) > 1)
 
 
 def token_rates(points: Sequence[Sequence[float]], width: float) -> tuple[list[float], list[float]]:
@@ -118,23 +118,3 @@ def _steps(x: list[float], y: list[float], side: str, colour: str, dash: str, ho
         line={"color": light(colour), "width": 2, "dash": dash, "shape": "hvh"},
         hovertemplate=hover + "<extra>" + plain(side) + "</extra>",
     )  # fmt: skip
-
-
-def _finished(figure: go.Figure, *, is_legend: bool) -> Json:
-    axes = {"zeroline": False, "gridcolor": light("grid"), "fixedrange": True, "title_font_size": 13}
-    figure.update_xaxes(**axes)
-    figure.update_yaxes(**axes, automargin=True)
-    figure.update_layout(
-        template="none",
-        height=_HEIGHT,
-        margin={"l": 8, "r": 14, "t": 34 if is_legend else 14, "b": 52, "pad": 4},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13, "color": light("text")},
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"},
-        hoverlabel={"font_size": 13},
-        dragmode=False,
-        showlegend=is_legend,
-    )
-    spec: Json = json.loads(figure.to_json())
-    return {"data": spec["data"], "layout": spec["layout"]}

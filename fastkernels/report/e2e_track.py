@@ -7,16 +7,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fastkernels.bench.e2e.metrics import LATENCIES
-from fastkernels.report.track import Store, default_uri, silent  # before MLflow: it keeps MLflow quiet
+from fastkernels.bench.e2e.metrics import LATENCIES, PIPELINE_LATENCIES
+from fastkernels.report.track import Store, default_uri, silent, unquoted  # before MLflow: it keeps MLflow quiet
 
 from mlflow import MlflowClient  # isort: skip
 from mlflow.entities import Metric  # isort: skip
 
 Json = dict[str, Any]
-_FIGURES = ("requests_per_s", "output_tokens_per_s", "total_tokens_per_s", "duration_s", "peak_concurrency")
+_FIGURES = (
+    *("requests_per_s", "steps_per_s", "output_tokens_per_s", "total_tokens_per_s"),
+    *("duration_s", "peak_concurrency"),
+)
 _ENGINE = ("gpu_busy_share", "graph_hit_share", "prefix_hit_share", "num_preemptions", "peak_memory_bytes")
-_FILES = ("run.json", "results.json", "report.html")
 
 
 def log_e2e(run: Path, results: Json, uri: str | None = None) -> str:
@@ -28,23 +30,19 @@ def log_e2e(run: Path, results: Json, uri: str | None = None) -> str:
     with silent():
         store = Store(MlflowClient(tracking_uri=uri), uri)
         created = int(datetime.fromisoformat(results["created"]).timestamp() * 1000)
-        key = {"fastkernels.e2e": f"{results['run_id']}@{results['created']}".replace("'", "_")}
+        key = {"fastkernels.e2e": unquoted(f"{results['run_id']}@{results['created']}")}
         environment = results["environment"]
         hardware = environment.get("gpu", {}).get("name") or environment.get("cpu")
         params = {**results["request"], "hardware": hardware, "commit": environment.get("commit")}
         parent = store.run({**key, "fastkernels.role": "e2e"}, results["run_id"], created, params)
         for side in results.get("sides", []):
             _log_side(store, side, {**key, "fastkernels.role": "side", "mlflow.parentRunId": parent}, created)
-        for name in _FILES:
-            if (run / name).is_file():
-                store.client.log_artifact(parent, str(run / name))
-        store.client.set_tag(parent, "status", results["status"])
-        store.client.set_terminated(parent, "FINISHED" if results["status"] == "finished" else "KILLED")
+        store.end(parent, run, results["status"])
     return uri
 
 
 def _log_side(store: Store, side: Json, tags: dict[str, str], created: int) -> None:
-    name = side["name"].replace("'", "_")
+    name = unquoted(side["name"])
     child = store.run({**tags, "side": name}, name, created, {"candidates": side["candidates"]})
     figures = side_metrics(side)
     values = [Metric(k, float(v), created, 0) for k, v in figures.items() if v is not None and math.isfinite(v)]
@@ -61,7 +59,7 @@ def side_metrics(side: Json) -> dict[str, float | None]:
         summary = side["summary"]
         found |= {name: summary.get(name) for name in _FIGURES}
         found |= {name: side["engine_summary"].get(name) for name in _ENGINE}
-        for key in LATENCIES:
+        for key in (*LATENCIES, *PIPELINE_LATENCIES):
             if summary.get(key):
                 found |= {f"{key}_{part}_ms": summary[key][part] for part in ("mean", "p50", "p90", "p99")}
         if "goodput" in summary:

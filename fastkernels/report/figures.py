@@ -266,3 +266,24 @@ def finished(figure: go.Figure, rows: Rows) -> dict[str, Any]:
     )
     spec: dict[str, Any] = json.loads(figure.to_json())
     return {"data": spec["data"], "layout": spec["layout"], **asdict(rows)}
+
+
+def finished_curves(figure: go.Figure, *, is_legend: bool, height: int = 300) -> dict[str, Any]:
+    """Lines over an axis, without rows."""
+    axes = {"zeroline": False, "gridcolor": light("grid"), "fixedrange": True, "title_font_size": 13}
+    figure.update_xaxes(**axes)
+    figure.update_yaxes(**axes, automargin=True)
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 8, "r": 14, "t": 34 if is_legend else 14, "b": 52, "pad": 4},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": light("text")},
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"},
+        hoverlabel={"font_size": 13},
+        dragmode=False,
+        showlegend=is_legend,
+    )
+    spec: dict[str, Any] = json.loads(figure.to_json())
+    return {"data": spec["data"], "layout": spec["layout"]}

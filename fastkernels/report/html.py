@@ -45,18 +45,18 @@ def render(results: dict[str, Any]) -> str:
 def page(template: str, plots: dict[str, Any], **values: Any) -> str:
     """A page of the report's look. plots: figures by name, None for those that have no data."""
     drawn = {name: plot for name, plot in plots.items() if plot}
-    scripts = [_template_text("report.js")]
+    scripts = [template_text("report.js")]
     if drawn:
         scripts.insert(0, _plotly())
     return (
-        _environment()
+        environment()
         .get_template(template)
         .render(
             plots=drawn,
             palette=PALETTE,
             scripts=[Markup(script) for script in scripts],
             policy=_policy(scripts),
-            style=Markup(_template_text("style.css")),
+            style=Markup(template_text("style.css")),
             **values,
         )
     )
@@ -77,20 +77,22 @@ def _plotly() -> str:
     return text
 
 
-def _template_text(name: str) -> str:
+def template_text(name: str) -> str:
+    """Of a template, style sheet or script of this package."""
     return resources.files(_TEMPLATES).joinpath(name).read_text(encoding="utf-8")
 
 
 @cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template_text),
+def environment() -> jinja2.Environment:
+    """Filters and globals of every page; loads this package's templates."""
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(template_text),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         us=microseconds,
         ratio=ratio,
         percent=percent,
@@ -98,7 +100,7 @@ def _environment() -> jinja2.Environment:
         bytes=byte_count,
         seconds=seconds,
     )
-    environment.globals.update(
+    made.globals.update(
         side_by_side=side_by_side,
         error_groups=view.error_groups,
         sentence=view.sentence,
@@ -106,7 +108,7 @@ def _environment() -> jinja2.Environment:
         null_mark=lambda outcome: _NULL_MARKS[outcome],
         speed_mark=lambda speed: _SPEED_MARKS[speed],
     )
-    return environment
+    return made
 
 
 def microseconds(value: float | None) -> str:

@@ -10,6 +10,7 @@ from fastkernels import env
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.errors import RunFolderError
 from fastkernels.harness.records import CaseRecord, NullRecord, OpRecord, Samples, TimingRecord
+from fastkernels.report.eval_view import check_eval
 
 _TOP = {"run_id": str, "kind": str, "created": str, "status": str, "request": dict, "environment": dict, "ops": list}
 _PARTS: dict[str, type] = {"cases": CaseRecord, "timings": TimingRecord, "nulls": NullRecord}
@@ -47,6 +48,8 @@ def load_results(run: Path) -> dict[str, Any]:
         for timing in record["timings"]:
             for value in timing["samples"]:
                 _check(run, f"ops[{number}].timings.samples", value, Samples)
+    if results["kind"] == "eval":
+        check_eval(run, results)
     return results
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastkernels.report.e2e_page import render_e2e
+from fastkernels.report.eval_page import render_eval
 from fastkernels.report.html import render
 from fastkernels.report.load import load_results
 
@@ -33,7 +34,8 @@ def publish(run: Path, *, mlflow_uri: str | None = None, is_tracked: bool = True
 
 def render_run(results: dict[str, Any]) -> str:
     """The page of a run, by what kind it is."""
-    return render_e2e(results) if results["kind"] == "e2e" else render(results)
+    renderers = {"e2e": render_e2e, "eval": render_eval}
+    return renderers.get(results["kind"], render)(results)
 
 
 def write_page(path: Path, text: str) -> None:
@@ -51,10 +53,14 @@ def _track(run: Path, results: dict[str, Any], uri: str | None) -> None:
         _warn(f"MLflow is not installed, so this run was not logged there. {INSTALL_TRACKING}, or --no-track.")
         return
     from fastkernels.report.e2e_track import log_e2e
+    from fastkernels.report.eval_track import log_eval, nest_sweep
     from fastkernels.report.track import log_run
 
+    loggers = {"e2e": log_e2e, "eval": log_eval}
     try:
-        (log_e2e if results["kind"] == "e2e" else log_run)(run, results, uri)
+        loggers.get(results["kind"], log_run)(run, results, uri)
+        if results["kind"] not in loggers:
+            nest_sweep(results, uri)
     except Exception as error:
         # Whatever a store, a server or a disk does wrong, the run itself is done and kept.
         first = (str(error).strip().splitlines() or [""])[0]

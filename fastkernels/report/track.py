@@ -32,6 +32,8 @@ _PARENT = re.compile(r"^\s*#\s*parent:\s*([0-9a-f]{8,64})\s*$", re.MULTILINE)
 _LONGEST = 500
 """Characters of a param; servers before MLflow 2.10 take no more."""
 
+_FILES = ("run.json", "results.json", "report.html")
+
 _METRICS = {
     "speedup": "ratio",
     "speedup_low": "low",
@@ -98,6 +100,14 @@ class Store:
         self.client.log_batch(run_id, params=_params(params))
         return run_id
 
+    def end(self, run_id: str, folder: Path, status: str) -> None:
+        """The run's files as artifacts; FINISHED when its status is, else KILLED."""
+        for name in _FILES:
+            if (folder / name).is_file():
+                self.client.log_artifact(run_id, str(folder / name))
+        self.client.set_tag(run_id, "status", status)
+        self.client.set_terminated(run_id, "FINISHED" if status == "finished" else "KILLED")
+
     def _experiment(self, uri: str) -> str:
         found = self.client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
@@ -115,7 +125,7 @@ class _Sweep:
     def __init__(self, store: Store, run: Path, results: dict[str, Any]) -> None:
         self.store, self.client, self.run, self.results = store, store.client, run, results
         self.created = int(datetime.fromisoformat(results["created"]).timestamp() * 1000)
-        self.key = _unquoted(f"{results['run_id']}@{results['created']}")
+        self.key = unquoted(f"{results['run_id']}@{results['created']}")
         self.experiment = store.experiment
 
     def log(self) -> None:
@@ -127,12 +137,7 @@ class _Sweep:
         num_passed = sum(r["verdict"] == Verdict.PASSED for r in records)
         counts = {"num_judged": len(records), "num_passed": num_passed, "seconds": self.results.get("seconds", 0.0)}
         self.client.log_batch(run_id, metrics=[Metric(k, v, self.created, 0) for k, v in counts.items()])
-        self.client.set_tag(run_id, "status", self.results["status"])
-        for name in ("run.json", "results.json", "report.html"):
-            if (self.run / name).is_file():
-                self.client.log_artifact(run_id, str(self.run / name))
-        is_finished = self.results["status"] == "finished"
-        self.client.set_terminated(run_id, "FINISHED" if is_finished else "KILLED")
+        self.store.end(run_id, self.run, self.results["status"])
 
     def _request(self) -> dict[str, Any]:
         environment = self.results["environment"]
@@ -149,7 +154,7 @@ class _Sweep:
             "mlflow.parentRunId": parent_id,
             "fastkernels.role": "judgement",
             "op": record["op"],
-            "set": _unquoted(record["implementation"]),
+            "set": unquoted(record["implementation"]),
             "source_sha256": record["source_sha256"],
         }
         child = self.store.found(identity)
@@ -179,7 +184,7 @@ class _Sweep:
             return named.group(1)
         before = self.client.search_runs(
             [self.experiment],
-            _filter({"fastkernels.role": "judgement", "op": record["op"], "set": _unquoted(record["implementation"])})
+            _filter({"fastkernels.role": "judgement", "op": record["op"], "set": unquoted(record["implementation"])})
             + f" and attributes.start_time <= {self.created}",
             max_results=20,
             order_by=["attributes.start_time DESC"],
@@ -192,7 +197,7 @@ def _filter(tags: dict[str, str]) -> str:
     return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
 
 
-def _unquoted(value: str) -> str:
+def unquoted(value: str) -> str:
     """A tag to search by: MLflow's filters know no escape for a quote."""
     return value.replace("'", "_")
 

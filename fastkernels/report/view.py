@@ -246,10 +246,14 @@ def samples_us(timing: Json, side: str) -> list[float]:
     return [nanoseconds / 1e3 for sample in chosen for nanoseconds in sample[key]]
 
 
+_POSITIONAL = ("scenarios",)
+
+
 def command(results: Json) -> str:
     """The command that makes this run again."""
-    words = ["fastkernels", results["kind"]]
-    for key, value in results["request"].items():
+    request = dict(results["request"])
+    words = ["fastkernels", results["kind"], *(str(request.pop(name)) for name in _POSITIONAL if request.get(name))]
+    for key, value in request.items():
         option = "--" + key.replace("_", "-")
         if value is True:
             words.append(option)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 import time
 from typing import Annotated, Any
 
@@ -11,16 +9,17 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from fastkernels import __version__
-from fastkernels.engine.sampling_params import SamplingParams
-from fastkernels.server import chat_completions, completions
+from fastkernels.engine.task_client import AsyncTaskEngine
+from fastkernels.server import chat_completions, completions, embeddings, images, transcriptions
 from fastkernels.server.errors import ApiError, json_response
-from fastkernels.server.generation import Job, collect, request_id_of, respond
+from fastkernels.server.generation import request_id_of, respond
 from fastkernels.server.protocol import (
     AbortBody,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
     EmbeddingBody,
+    ImageBody,
     TokenizeBody,
 )
 from fastkernels.server.service import Phase, Service
@@ -57,26 +56,26 @@ async def create_chat_completion(body: ChatBody, request: Request, service: Serv
 
 @router.post("/v1/embeddings")
 async def create_embedding(body: EmbeddingBody, request: Request, service: Served) -> Response:
-    engine = service.engine_for(body.model)
-    body.check()
-    prompts = await completions.read_prompts(service, body.input, "input")
-    for prompt in prompts:
-        service.room(len(prompt.token_ids), "input")
-    job = Job(
-        request_id_of(request, "embd"), body.model or service.model_names[0], prompts, SamplingParams(max_tokens=1)
-    )
-    outputs = await collect(request, engine, job, is_embedding=True)
-    data = [
-        {"object": "embedding", "index": i, "embedding": _encoded(output.embedding or (), body.encoding_format)}
-        for i, output in enumerate(outputs)
-    ]
-    used = {"prompt_tokens": job.num_prompt_tokens, "total_tokens": job.num_prompt_tokens}
-    return json_response({"object": "list", "data": data, "model": job.model, "usage": used})
+    return await embeddings.respond(request, service, body)
+
+
+@router.post("/v1/images/generations")
+async def create_image(body: ImageBody, request: Request, service: Served) -> Response:
+    engine = service.engine_for(body.model, makes="image/png")
+    assert isinstance(engine, AsyncTaskEngine)
+    return await images.respond(request, engine, body)
+
+
+@router.post("/v1/audio/transcriptions", openapi_extra={"requestBody": transcriptions.SCHEMA})
+async def create_transcription(request: Request, service: Served) -> Response:
+    """A form with the recording as its file."""
+    return await transcriptions.respond(request, service)
 
 
 @router.post("/tokenize")
 async def tokenize(body: TokenizeBody, service: Served) -> Response:
     service.check_model(body.model)
+    service.check_makes("tokens")
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "Give either prompt or messages.", "prompt")
     if body.messages is not None:
@@ -93,6 +92,7 @@ async def tokenize(body: TokenizeBody, service: Served) -> Response:
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeBody, service: Served) -> Response:
     service.check_model(body.model)
+    service.check_makes("tokens")
     service.check_tokens(body.tokens, "tokens")
     return json_response({"prompt": service.engine.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
@@ -154,11 +154,5 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "object": "model",
         "created": _started,
         "owned_by": "fastkernels",
-        "max_model_len": engine.info.max_model_len if engine is not None else None,
+        "max_model_len": (engine.info.max_model_len or None) if engine is not None else None,
     }
-
-
-def _encoded(embedding: tuple[float, ...], encoding: str | None) -> list[float] | str:
-    if encoding == "base64":
-        return base64.b64encode(struct.pack(f"<{len(embedding)}f", *embedding)).decode()
-    return list(embedding)

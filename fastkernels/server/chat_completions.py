@@ -21,12 +21,25 @@ async def build_job(service: Service, body: ChatBody, request_id: str) -> Job:
     options["add_generation_prompt"] = body.add_generation_prompt is not False
     for reserved in ("messages", "conversation", "tools", "tokenize", "chat_template"):
         options.pop(reserved, None)
-    text = service.template.render([m.for_template() for m in body.messages], tools, **options)
-    tokens = await service.encode(text, "messages", add_special_tokens=False)
+    template = service.template
+    messages = [m.for_template(service.processor, template.takes_parts) for m in body.messages]
+    text = template.render(messages, tools, **options)
+    prompt = await _read(service, body, text)
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    max_tokens = service.max_tokens(wanted, None, len(tokens), "messages")
+    max_tokens = service.max_tokens(wanted, None, len(prompt.token_ids), "messages")
     params = body.sampling_params(max_tokens, body.num_logprobs)
-    return Job(request_id, body.model or service.model_names[0], [Prompt(tokens, text)], params)
+    return Job(request_id, body.model or service.model_names[0], [prompt], params)
+
+
+async def _read(service: Service, body: ChatBody, text: str) -> Prompt:
+    if not any(message.media() for message in body.messages):
+        tokens = await service.encode(text, "messages", add_special_tokens=False)
+        service.check_placeholders(tokens, "messages")
+        return Prompt(tokens, text)
+    from fastkernels.server.media import process
+
+    processed = await process(service, body.messages, text)
+    return Prompt(processed.token_ids, text, processed.media)
 
 
 class ChatShape:

@@ -39,6 +39,7 @@ async def read_prompts(service: Service, given: Any, param: str, add_special_tok
         else:
             service.check_tokens(one, param)
             prompts.append(Prompt(one))
+        service.check_placeholders(prompts[-1].token_ids, param)
     return prompts
 
 

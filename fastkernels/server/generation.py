@@ -10,10 +10,12 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
 from fastkernels.engine.client import AsyncEngine
+from fastkernels.engine.multimodal import Media
 from fastkernels.engine.output_processor import OutputKind
 from fastkernels.engine.outputs import RequestOutput
 from fastkernels.engine.sampling_params import SamplingParams
@@ -28,6 +30,8 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Prompt:
     token_ids: Sequence[int]
     text: str | None = None
+    media: Media | None = None
+    encoder_input: NDArray[Any] | None = None
 
 
 @dataclass
@@ -89,6 +93,8 @@ def _streams(
             kind,
             prompt.text,
             is_embedding,
+            prompt.media,
+            prompt.encoder_input,
         )
         for index, prompt in enumerate(job.prompts)
     ]

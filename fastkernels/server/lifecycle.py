@@ -148,7 +148,7 @@ def limits(engine: AsyncEngine) -> dict[str, object]:
         "startup_s": round(info.startup_seconds, 2),
         "kv_cache_tokens": num_tokens,
         "max_model_len": info.max_model_len,
-        "full_length_requests": num_tokens // info.max_model_len,
+        "full_length_requests": num_tokens // max(1, info.max_model_len),
         "max_num_seqs": info.max_num_seqs,
         "max_num_waiting": engine.config.max_num_waiting,
     }

@@ -48,7 +48,7 @@ def running_server(
 ) -> Iterator[LocalServer]:
     """`fastkernels serve MODEL OPTIONS` on a free port, ready; ended by SIGTERM."""
     command = [sys.executable, "-m", "fastkernels", "serve", model, "--port", "0", *options]
-    with tempfile.TemporaryFile("w+") as log_file:
+    with tempfile.TemporaryFile("a+") as log_file:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log_file, text=True)
         try:
             assert process.stdout is not None

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from fastkernels.engine.multimodal import Processor
 from fastkernels.engine.sampling_params import SamplingParams, SamplingParamsError, StructuredOutputsParams
 from fastkernels.server.errors import ApiError
 
@@ -168,9 +169,35 @@ class CompletionBody(GenerationBody):
             raise ApiError(400, f"best_of is {self.best_of}; it must be n = {self.n or 1}.", "best_of")
 
 
+class MediaUrl(Body):
+    url: str
+
+
 class ContentPart(Body):
+    """A text, or a picture or video by its URL: http, https, data or, where the server allows it, file."""
+
     type: str
     text: str | None = None
+    image_url: MediaUrl | str | None = None
+    video_url: MediaUrl | str | None = None
+
+    @property
+    def modality(self) -> str | None:
+        """Of a part that is not a text. Errors: ApiError for a part of no known type, or without its content."""
+        if self.type == "text" and self.text is not None:
+            return None
+        if self.type in _MEDIA and getattr(self, self.type) is not None:
+            return _MEDIA[self.type]
+        lacks = f" without {self.type}" if self.type in ("text", *_MEDIA) else ""
+        raise ApiError(400, f"messages hold a part of type {self.type!r}{lacks}.", "messages")
+
+    @property
+    def url(self) -> str:
+        given = getattr(self, self.type)
+        return given.url if isinstance(given, MediaUrl) else str(given)
+
+
+_MEDIA = {"image_url": "image", "video_url": "video"}
 
 
 class Message(Body):
@@ -181,16 +208,31 @@ class Message(Body):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
-    def for_template(self) -> dict[str, Any]:
-        """As templates expect it: content is one text."""
+    def media(self) -> list[tuple[str, str]]:
+        """Modality and URL of each part that is not a text, in order."""
+        parts = self.content if isinstance(self.content, list) else []
+        return [(modality, part.url) for part in parts if (modality := part.modality) is not None]
+
+    def for_template(self, processor: Processor | None = None, takes_parts: bool = False) -> dict[str, Any]:
+        """As templates expect it: content is one text, with the processor's placeholders for pictures and videos; or,
+        where there are any and the template takes parts, the parts in order."""
         given = self.model_dump(exclude_none=True)
-        if isinstance(self.content, list):
-            for part in self.content:
-                if part.type != "text" or part.text is None:
-                    raise ApiError(
-                        400, f"messages hold a part of type {part.type!r}; this server takes text.", "messages"
-                    )
-            given["content"] = "".join(part.text or "" for part in self.content)
+        if not isinstance(self.content, list):
+            return given
+        kinds = [(part, part.modality) for part in self.content]
+        for part, modality in kinds:
+            if modality is not None and (processor is None or modality not in processor.modalities):
+                raise ApiError(400, f"messages hold a part of type {part.type!r}; this server takes text.", "messages")
+        if takes_parts and any(modality for _, modality in kinds):
+            given["content"] = [
+                {"type": "text", "text": part.text} if modality is None else {"type": modality}
+                for part, modality in kinds
+            ]
+        else:
+            given["content"] = "".join(
+                part.text or "" if modality is None or processor is None else processor.placeholder(modality)
+                for part, modality in kinds
+            )
         return given
 
 
@@ -226,6 +268,21 @@ class EmbeddingBody(Body):
     def check(self) -> None:
         if self.dimensions is not None:
             raise ApiError(400, f"dimensions is {self.dimensions}; embeddings have the model's size.", "dimensions")
+
+
+class ImageBody(Body):
+    """negative_prompt, guidance_scale, num_inference_steps and seed are extensions."""
+
+    model: str | None = None
+    prompt: str
+    n: int | None = None
+    size: str | None = None
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Literal["png"] | None = None
+    negative_prompt: str | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=1000)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
 
 
 class TokenizeBody(Body):

@@ -11,10 +11,18 @@ from pathlib import Path
 from fastkernels.engine.chat import ChatTemplate, find_chat_template
 from fastkernels.engine.client import AsyncEngine
 from fastkernels.engine.config import EngineConfig
-from fastkernels.engine.outputs import EngineInfo
+from fastkernels.engine.multimodal import Processor, find_processor
+from fastkernels.engine.outputs import EMBEDDING, EngineInfo
 from fastkernels.errors import UsageError
 from fastkernels.server.errors import ApiError
+from fastkernels.server.fetch import Fetcher
 from fastkernels.server.metrics import Metrics
+
+_ROUTES = {
+    "tokens": "/v1/completions",
+    "image/png": "/v1/images/generations",
+    EMBEDDING: "/v1/embeddings",
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,8 @@ class ServerConfig:
     """Where the server listens and whom it serves. allowed_origins: for browsers; none are unless named.
 
     shutdown_timeout: seconds that running requests get after SIGTERM. max_body_bytes: larger bodies are refused.
+    allowed_local_media_path: a folder whose files requests may name by file: URLs; without it they may name none.
+    allowed_media_domains: hosts that pictures and videos are fetched from; without any every one of the open internet.
     """
 
     host: str = "127.0.0.1"
@@ -32,6 +42,8 @@ class ServerConfig:
     chat_template: Path | None = None
     shutdown_timeout: float = 30.0
     max_body_bytes: int = 8 * 2**20
+    allowed_local_media_path: Path | None = None
+    allowed_media_domains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
@@ -40,6 +52,11 @@ class ServerConfig:
             raise UsageError("shutdown_timeout is at least 0 and max_body_bytes at least 1.")
         if self.api_key is not None and not self.api_key:
             raise UsageError("The API key is empty; leave it out to serve without one.")
+        if self.allowed_local_media_path is not None and not self.allowed_local_media_path.is_dir():
+            raise UsageError(f"allowed_local_media_path {self.allowed_local_media_path} is no folder.")
+        for domain in self.allowed_media_domains:
+            if not domain or set(domain) & set("/:@ "):
+                raise UsageError(f"allowed_media_domain {domain!r} is no host's name; say it as example.org.")
 
 
 class Phase(StrEnum):
@@ -55,10 +72,12 @@ class Service:
     def __init__(self, engine_config: EngineConfig, config: ServerConfig) -> None:
         self.engine_config, self.config = engine_config, config
         self.metrics = Metrics()
+        self.fetcher = Fetcher(config.allowed_media_domains)
         self.phase = Phase.LOADING
         self.template: ChatTemplate = find_chat_template(engine_config.model, config.chat_template)
         self.routes: frozenset[str] = frozenset()
         self.longest_token = 1  # bytes: no prompt that fits is longer than max_model_len of them
+        self.processor: Processor | None = None
         self._engine: AsyncEngine | None = None
         path = Path(engine_config.model)
         name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else engine_config.model
@@ -67,6 +86,8 @@ class Service:
     async def start(self) -> AsyncEngine:
         engine = await AsyncEngine.start(self.engine_config, self.metrics)
         self.longest_token = max((len(token.encode()) for token in engine.tokenizer.get_vocab()), default=1)
+        if engine.info.takes_media:
+            self.processor = await asyncio.to_thread(find_processor, self.engine_config.model, engine.tokenizer)
         self._engine = engine
         if self.phase is Phase.LOADING:
             self.phase = Phase.READY
@@ -91,14 +112,28 @@ class Service:
     def info(self) -> EngineInfo:
         return self.engine.info
 
-    def engine_for(self, model: str | None) -> AsyncEngine:
-        """The engine for a new request. Errors: ApiError for another model, or when none is taken."""
+    def engine_for(self, model: str | None, makes: str = "tokens") -> AsyncEngine:
+        """The engine for a new request. Errors: ApiError for another model, another kind, or when none is taken."""
         self.check_model(model)
+        self.check_makes(makes)
         if self.phase is Phase.DRAINING:
             raise ApiError(
                 503, "The server is shutting down; it takes no new requests.", code="draining", retry_after=1
             )
         return self.engine
+
+    def makes(self, wanted: str) -> bool:
+        return self._engine is not None and self._engine.info.makes == wanted
+
+    def check_makes(self, wanted: str) -> None:
+        """Errors: ApiError when the model makes something else."""
+        makes = self.info.makes
+        if makes != wanted:
+            route = _ROUTES.get(makes)
+            hint = f"Use POST {route}." if route else "Use it offline: fastkernels generate."
+            raise ApiError(
+                400, f"{self.model_names[0]} makes {makes}, not {wanted}. {hint}", code="wrong_kind_of_model"
+            )
 
     def check_model(self, model: str | None) -> None:
         if model is not None and model not in self.model_names:
@@ -107,6 +142,11 @@ class Service:
 
     async def encode(self, text: str, param: str, add_special_tokens: bool = True) -> list[int]:
         """Errors: ApiError when the text is not Unicode, or longer than the model can hold."""
+        self.check_text(text, param)
+        return await self.engine.encode(text, add_special_tokens)
+
+    def check_text(self, text: str, param: str) -> None:
+        """Errors: ApiError when it is not Unicode, or longer than the model can hold."""
         try:
             num_bytes = len(text.encode())
         except UnicodeEncodeError as error:
@@ -116,7 +156,14 @@ class Service:
         most = self.info.max_model_len * self.longest_token
         if num_bytes > most:
             raise ApiError(400, f"{param} has {num_bytes} bytes; max_model_len tokens hold {most} at most.", param)
-        return await self.engine.encode(text, add_special_tokens)
+
+    def check_placeholders(self, tokens: Sequence[int], param: str) -> None:
+        """Errors: ApiError for a prompt that stands for pictures which did not come with it."""
+        if self.processor is not None:
+            try:
+                self.processor(tokens, {})
+            except UsageError as error:
+                raise ApiError(400, f"{param}: {error}", param) from error
 
     def check_tokens(self, tokens: Sequence[int], param: str) -> None:
         size = self.info.vocab_size

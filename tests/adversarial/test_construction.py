@@ -24,6 +24,7 @@ def timed_record(cpu_suite: SelfTest) -> object:
     return judge.judge(ops()[twin.op], resolve_set(twin.path), [])
 
 
+@pytest.mark.timed
 def test_turns_are_balanced_and_random(timed_record: object) -> None:
     """Both get two turns a block, in ABBA or BAAB; a heated or rested device serves both alike."""
     samples = [s for s in timed_record.timings[0].samples if s.block >= 0]
@@ -35,6 +36,7 @@ def test_turns_are_balanced_and_random(timed_record: object) -> None:
     assert orders <= {(BASELINE, CANDIDATE, CANDIDATE, BASELINE), (CANDIDATE, BASELINE, BASELINE, CANDIDATE)}
 
 
+@pytest.mark.timed
 def test_every_sample_is_kept_and_none_is_chosen(timed_record: object) -> None:
     """As many visits as were planned before anything was seen, each with all its calls but the sealed ones."""
     protocol = config_for(next(t for t in twins() if t.name == "library_call"), "cpu").protocol

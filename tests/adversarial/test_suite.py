@@ -7,7 +7,11 @@ import pytest
 from fastkernels.adversarial.catalogue import Item, items
 from fastkernels.adversarial.self_test import SelfTest
 
-ON_CPU = [item for item in items() if item.runs_on("cpu")]
+ON_CPU = [
+    pytest.param(item, id=item.name, marks=[pytest.mark.timed] if item.is_timed else [])
+    for item in items()
+    if item.runs_on("cpu")
+]
 
 
 def check(item: Item, suite: SelfTest) -> None:
@@ -15,7 +19,7 @@ def check(item: Item, suite: SelfTest) -> None:
     assert result.outcome in item.accepted, result.message or "every answer and time was believed"
 
 
-@pytest.mark.parametrize("item", ON_CPU, ids=lambda item: item.name)
+@pytest.mark.parametrize("item", ON_CPU)
 def test_a_file_of_the_suite_gets_its_verdict(item: Item, cpu_suite: SelfTest) -> None:
     check(item, cpu_suite)
 

@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
+from opened_pages import DESKTOP, PHONE, Opener, check_contrast, check_page, check_plots
 from report_runs import ENVIRONMENT, HOSTILE
-from test_report_page import CONTRAST, DESKTOP, PHONE, Opener, opener, png_size
 
 from fastkernels.bench.e2e.load import RequestRecord
 from fastkernels.bench.e2e.offline import Side
@@ -18,7 +18,6 @@ from fastkernels.bench.run_folder import RunFolder
 from fastkernels.report.load import load_results
 from fastkernels.report.publish import render_run, write_page
 
-__all__ = ["opener"]
 LATENCIES = ("ttft", "tpot", "itl", "e2e")
 REQUEST = {"model": "tiny-llama", "workload": "azure_conv", "candidates": [HOSTILE], "goodput": ["ttft:500"]}
 
@@ -65,13 +64,45 @@ def offline_side(name: str, speed: float) -> Side:
     return side
 
 
-def write_run(path: Path, sides: list[Side] | None, plan: LoadPlan | None) -> Path:
-    folder = RunFolder.create("e2e", REQUEST, ENVIRONMENT, path)
+def pipeline_side(name: str, speed: float) -> Side:
+    side = Side(name, (), 9.0, {"model": "tiny-sdxl", "kind": "iterative", "weight_bytes": 3 << 20})
+    generator = random.Random(name)
+    for number in range(3):
+        seconds = (2.0 + 0.05 * number) / speed
+        requests = [
+            {
+                "index": i, "num_steps": 4, "prepare_s": generator.lognormvariate(-6.0, 0.4),
+                "start_s": seconds * (i // 8) / 6, "e2e_s": seconds / 6 + 0.001 * i, "digest": "0123456789abcdef" * 4,
+                "alone_s": generator.lognormvariate(-3.0, 0.3) if i < 32 else None,
+            }
+            for i in range(48)
+        ]  # fmt: skip
+        side.repeats.append(
+            {
+                "repeat": number, "seconds": seconds, "digest": "0123456789abcdef" * 4,
+                "work_times": [(seconds * (i + 1) / 24, 8 * (i + 1)) for i in range(24)],
+                "counters": {"num_steps": 24, "num_graph_steps": 20}, "peak_memory_bytes": 3 << 30,
+                "gpu_busy_share": 0.91, "requests": requests,
+            }
+        )  # fmt: skip
+    if name != "baseline":
+        error = {"num_pairs": 144, "num_equal": 0, "num_unlike": 1, "largest_relative_error": 3.4e-6}
+        side.outputs = [
+            {"name": HOSTILE, **error, "least_cosine": 0.99999},
+            {"name": "seed", **error, "num_equal": 144, "largest_relative_error": None, "least_cosine": None},
+        ]
+    return side
+
+
+def write_run(path: Path, sides: list[Side] | None, plan: LoadPlan | None, model: str = "tiny-llama") -> Path:
+    given = {"model": model, "workload": "examples", "candidates": [HOSTILE]}
+    folder = RunFolder.create("e2e", REQUEST if model == REQUEST["model"] else given, ENVIRONMENT, path)
     if sides is not None:
-        scenario = Scenario("tiny-llama", "azure_conv", num_requests=40)
+        scenario = Scenario(model, "azure_conv" if model == "tiny-llama" else "examples", num_requests=40)
         folder.finish(
             status="finished", seconds=95.0, e2e_schema_version=1, mode="serving" if plan else "offline",
-            workload=scenario.describe(scenario.requests()), sides=[side_json(s, plan) for s in sides],
+            workload=scenario.describe(scenario.requests() if scenario.makes_tokens else ()),
+            sides=[side_json(s, plan) for s in sides],
             comparisons=comparisons(sides),
         )  # fmt: skip
     return path
@@ -83,64 +114,50 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     runs = {
         "load": ([load_side("baseline", 1), load_side("mine", 2)], LoadPlan(goodput_ms={"ttft": 100.0})),
         "offline": ([offline_side("baseline", 1.0), offline_side("mine", 1.3)], None),
+        "pipeline": ([pipeline_side("baseline", 1.0), pipeline_side("mine", 1.3)], None),
         "empty": (None, None),
     }
     found = {}
     for name, (sides, plan) in runs.items():
         found[name] = root / f"{name}.html"
-        write_page(found[name], render_run(load_results(write_run(root / name, sides, plan))))
+        model = "tiny-sdxl" if name == "pipeline" else "tiny-llama"
+        write_page(found[name], render_run(load_results(write_run(root / name, sides, plan, model))))
     return found
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
-@pytest.mark.parametrize("name", ["load", "offline", "empty"])
+@pytest.mark.parametrize("name", ["load", "offline", "pipeline", "empty"])
 def test_a_page_fits_logs_no_error_and_fetches_nothing(
     opener: Opener, pages: dict[str, Path], tmp_path: Path, name: str, width: int, theme: str
 ) -> None:
     opened = opener(pages[name], width, theme)
     opened.page.wait_for_timeout(300)
-    assert opened.problems == []
-    assert opened.requests == []
-    assert opened.page.evaluate("document.documentElement.scrollWidth") == width
-    assert opened.page.evaluate("window.owned") is None
-    shot = opened.page.screenshot(path=tmp_path / f"{name}-{width}-{theme}.png", full_page=True)
-    assert png_size(shot)[0] == width
+    check_page(opened, width, tmp_path / f"{name}-{width}-{theme}.png")
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
 @pytest.mark.parametrize(
-    ("name", "plots"), [("load", ("throughput", "concurrency", *LATENCIES)), ("offline", ("throughput",))]
+    ("name", "plots"),
+    [
+        ("load", ("throughput", "concurrency", *LATENCIES)),
+        ("offline", ("throughput",)),
+        ("pipeline", ("throughput", "batch", "alone", "prepare")),
+    ],
 )
 def test_every_plot_is_drawn_inside_its_box_with_labels_apart(
     opener: Opener, pages: dict[str, Path], name: str, plots: tuple[str, ...], width: int
 ) -> None:
     opened = opener(pages[name], width, "light")
     assert opened.count(".plot") == len(plots)
-    for plot in plots:
-        box = opened.page.locator(f"#plot-{plot}").bounding_box()
-        drawing = opened.page.locator(f"#plot-{plot} svg.main-svg").first.bounding_box()
-        assert drawing["height"] > 150
-        assert drawing["x"] + drawing["width"] <= box["x"] + box["width"] + 0.5
-        assert opened.count(f"#plot-{plot} .scatterlayer .js-line") == 2
-        texts = opened.page.locator(f"#plot-{plot} :is(.ytick text, .xtick text, .xtitle, .ytitle, .legendtext)")
-        found = [(t.text_content(), t.bounding_box()) for t in texts.all() if t.text_content()]
-        assert len(found) >= 8
-        for i, (text, a) in enumerate(found):
-            assert box["x"] - 0.5 <= a["x"], (plot, text)
-            assert a["x"] + a["width"] <= box["x"] + box["width"] + 0.5, (plot, text)
-            for other, b in found[i + 1 :]:
-                across = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
-                down = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
-                assert across <= 1 or down <= 3, (plot, text, other)
+    check_plots(opened, plots)
+    assert all(opened.count(f"#plot-{plot} .scatterlayer .js-line") == 2 for plot in plots)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_has_the_contrast_that_wcag_asks_for(opener: Opener, pages: dict[str, Path], theme: str) -> None:
     opened = opener(pages["load"], DESKTOP, theme)
-    ratios = opened.page.evaluate(CONTRAST)
-    assert len(ratios) > 120
-    assert [(text, round(ratio, 2)) for ratio, text in ratios if ratio < 4.5] == []
+    check_contrast(opened, 121)
 
 
 def test_tables_tell_what_was_measured(opener: Opener, pages: dict[str, Path]) -> None:
@@ -159,3 +176,16 @@ def test_tables_tell_what_was_measured(opener: Opener, pages: dict[str, Path]) -
     offline = opener(pages["offline"], DESKTOP, "light")
     assert "1.300" in offline.page.locator("#candidates").text_content()
     assert offline.count("#repeat-table tbody tr") == 6
+
+
+def test_a_page_of_a_model_without_tokens_has_its_outputs_and_no_figure_of_tokens(
+    opener: Opener, pages: dict[str, Path]
+) -> None:
+    opened = opener(pages["pipeline"], DESKTOP, "light")
+    assert opened.count(".output-table tbody tr") == 2
+    text = opened.page.locator("#candidates").text_content()
+    assert all(words in text for words in ("3.40e-06", "0.99999000", HOSTILE))
+    body = opened.page.locator("body").inner_text().lower()
+    assert [word for word in ("token", "ttft", "prefix", "preempt") if word in body] == []
+    assert "steps/s" in opened.page.locator("#throughput-table").text_content().lower()
+    assert "83.3 %" in opened.page.locator("#engine-table").text_content()

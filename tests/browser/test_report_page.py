@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opened_pages import DESKTOP, PHONE, Opener, check_contrast, check_page, check_plots
 from report_runs import records, timing, write_run
 
 from fastkernels.harness.verdict import Verdict
@@ -18,57 +16,7 @@ from fastkernels.report.html import render
 from fastkernels.report.load import load_results
 from fastkernels.report.publish import write_page
 
-DESKTOP, PHONE = 1280, 375
 PLOTS = ("forest", "latency", "errors")
-
-
-@dataclass
-class Opened:
-    """A page with all that it logged and all that it asked for."""
-
-    page: Any
-    problems: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def count(self, selector: str) -> int:
-        return self.page.locator(selector).count()
-
-    def visible_ops(self) -> list[str]:
-        return self.page.locator("#verdict-table tbody tr:visible th a").all_text_contents()
-
-
-class Opener:
-    def __init__(self, browser: Any) -> None:
-        self.browser = browser
-        self.contexts: list[Any] = []
-
-    def __call__(self, path: Path, width: int, theme: str, fragment: str = "") -> Opened:
-        context = self.browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
-        self.contexts.append(context)
-        opened = Opened(context.new_page())
-        page, url = opened.page, path.as_uri() + fragment
-        page.on("console", lambda m: opened.problems.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: opened.problems.append(str(error)))
-
-        def route(request: Any) -> None:
-            if request.request.url.split("#")[0] == path.as_uri():
-                request.continue_()
-            else:
-                opened.requests.append(request.request.url)
-                request.abort()
-
-        context.route("**/*", route)
-        page.goto(url)
-        page.wait_for_load_state("load")
-        return opened
-
-
-@pytest.fixture
-def opener(browser: Any) -> Iterator[Opener]:
-    opener = Opener(browser)
-    yield opener
-    for context in opener.contexts:
-        context.close()
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +33,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / f"{name}.html" for name in texts}
 
 
-def png_size(data: bytes) -> tuple[int, int]:
-    return struct.unpack(">II", data[16:24])
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
 @pytest.mark.parametrize("name", ["full", "empty", "compare"])
@@ -97,45 +41,19 @@ def test_a_page_fits_logs_no_error_and_fetches_nothing(
 ) -> None:
     opened = opener(pages[name], width, theme)
     opened.page.wait_for_timeout(300)
-    opened.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    assert opened.problems == []
-    assert opened.requests == []
-    assert opened.page.evaluate("document.documentElement.scrollWidth") == width
-    assert opened.page.evaluate("window.owned") is None
-    shot = opened.page.screenshot(path=tmp_path / f"{name}-{width}-{theme}.png", full_page=True)
-    assert png_size(shot)[0] == width
+    opened.open_details()
+    check_page(opened, width, tmp_path / f"{name}-{width}-{theme}.png")
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
-def test_every_plot_is_drawn_inside_its_box(opener: Opener, pages: dict[str, Path], width: int) -> None:
+def test_every_plot_is_drawn_inside_its_box_with_labels_apart(
+    opener: Opener, pages: dict[str, Path], width: int
+) -> None:
     opened = opener(pages["full"], width, "light")
-    for plot in PLOTS:
-        box = opened.page.locator(f"#plot-{plot}").bounding_box()
-        drawing = opened.page.locator(f"#plot-{plot} svg.main-svg").first.bounding_box()
-        assert drawing["height"] > 150
-        assert box["x"] <= drawing["x"]
-        assert drawing["x"] + drawing["width"] <= box["x"] + box["width"] + 0.5
-        assert opened.count(f"#plot-{plot} .trace") >= 2
+    check_plots(opened, PLOTS, 10)
+    assert all(opened.count(f"#plot-{plot} .trace") >= 2 for plot in PLOTS)
     assert opened.count("#plot-forest .scatterlayer .point") == 6
     assert opened.count("#plot-latency .boxlayer path.box") == 12
-
-
-@pytest.mark.parametrize("width", [DESKTOP, PHONE])
-def test_no_label_of_a_plot_is_cut_or_overlaps_another(opener: Opener, pages: dict[str, Path], width: int) -> None:
-    opened = opener(pages["full"], width, "light")
-    for plot in PLOTS:
-        box = opened.page.locator(f"#plot-{plot}").bounding_box()
-        texts = opened.page.locator(f"#plot-{plot} :is(.ytick text, .xtick text, .annotation-text, .legendtext)")
-        found = [(t.text_content(), t.bounding_box()) for t in texts.all() if t.text_content()]
-        assert len(found) >= 10
-        for text, place in found:
-            assert box["x"] - 0.5 <= place["x"], (plot, text)
-            assert place["x"] + place["width"] <= box["x"] + box["width"] + 0.5, (plot, text)
-        for i, (text, a) in enumerate(found):
-            for other, b in found[i + 1 :]:
-                across = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
-                down = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
-                assert across <= 1 or down <= 3, (plot, text, other)
 
 
 def test_the_themes_differ_and_a_change_redraws_the_plots(opener: Opener, pages: dict[str, Path]) -> None:
@@ -154,33 +72,8 @@ def test_the_themes_differ_and_a_change_redraws_the_plots(opener: Opener, pages:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_has_the_contrast_that_wcag_asks_for(opener: Opener, pages: dict[str, Path], theme: str) -> None:
     opened = opener(pages["full"], DESKTOP, theme)
-    opened.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    ratios = opened.page.evaluate(CONTRAST)
-    assert len(ratios) > 200
-    assert [(text, round(ratio, 2)) for ratio, text in ratios if ratio < 4.5] == []
-
-
-CONTRAST = """() => {
-  const channels = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
-    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = (element) => {
-    for (let e = element; e; e = e.parentElement) {
-      const colour = channels(getComputedStyle(e).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  for (const element of document.querySelectorAll("main *, header *, nav *, footer *")) {
-    const text = [...element.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data.trim()).join("");
-    if (!text || element.closest(".plot") || !element.checkVisibility()) continue;
-    const [a, b] = [light(channels(getComputedStyle(element).color)), light(ground(element))];
-    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), text.slice(0, 40)]);
-  }
-  return found;
-}"""
+    opened.open_details()
+    check_contrast(opened, 201)
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])

@@ -193,6 +193,17 @@ def test_time_is_by_device_events_with_a_graph_column(bench: Bench) -> None:
     assert all(s.clocks["sm_mhz"] > 0 for s in samples)
 
 
+def test_the_kernels_that_a_call_launched_are_recorded_as_its_own_word(bench: Bench) -> None:
+    body = """
+    from fastkernels.kernels.rms_norm import add_rms_norm
+    return add_rms_norm(x, residual, self.weight, self.eps)
+    """
+    record = bench.judge(body, CHECK_ONLY, (large_case(),))
+    assert record.verdict == Verdict.PASSED, record.message
+    assert any("rms_norm" in name for name in record.launched)
+    assert not any("aten::" in name for name in record.launched)
+
+
 def test_answers_are_checked_while_they_are_timed(bench: Bench) -> None:
     body = "y, h = self.right(x, residual)\nreturn (y, h) if self.num_calls <= 40 else (y * 1.05, h)"
     record = bench.judge(body, TIMED, (large_case(),))

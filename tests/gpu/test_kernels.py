@@ -1,11 +1,13 @@
 """The kernels on a GPU at full sizes, in bf16, fp16 and fp32, against float64 definitions."""
 
+import random
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
+from fastkernels.kernels.backend import step_graph
 from fastkernels.kernels.flash_attn_decode import flash_attn_decode
 from fastkernels.kernels.flash_attn_prefill import flash_attn_prefill
 from fastkernels.kernels.flash_attn_varlen import flash_attn_varlen
@@ -16,6 +18,7 @@ from fastkernels.kernels.skinny_linear import MAX_ROWS, fast_linear, is_skinny, 
 from fastkernels.kernels.store_kvcache import store_kvcache
 from fastkernels.kernels.top_k_top_p_sample import top_k_top_p_sample
 from fastkernels.noise import random_uniform
+from fastkernels.tasks.baseline.window_attention import window_attention
 
 pytestmark = [
     pytest.mark.gpu,
@@ -264,6 +267,43 @@ def test_decode_replays_from_a_graph_with_other_lengths() -> None:
                 assert not out[row].any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [128, 1000, None])
+def test_decode_with_a_window_and_sinks_equals_its_definition_and_replays(
+    window: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [900, 1, 127, 128, 129, 5000]
+    cache, table, lens, keys, values = paged(lengths, 8, 64, 16, dtype)
+    query, sinks = randn(6, 64, 64, dtype=dtype), 3 * randn(64, dtype=dtype)
+    starts = torch.arange(7, device="cuda", dtype=torch.int32)
+    begins = [0, *torch.tensor(lengths).cumsum(0).tolist()[:-1]]
+
+    def run(num_decodes: int) -> Tensor:
+        sizes = (1, 8000, 0.125, num_decodes, window, sinks)
+        return flash_attn_varlen(query, cache[0], cache[1], starts, lens, table, *sizes)
+
+    def expected(lengths: list[int]) -> Tensor:
+        rows = []
+        for i, (length, first) in enumerate(zip(lengths, begins, strict=True)):
+            seen = (x[first : first + length].double() for x in (keys, values))
+            rows.append(window_attention(query[i : i + 1].double(), *seen, 0.125, window, sinks.double()))
+        return torch.cat(rows)
+
+    for num_decodes in (6, 3, 0):
+        assert_near_norm(run(num_decodes), expected(lengths))
+    monkeypatch.undo()  # a fill between two kernels would be waited for
+    counters, graph = torch.zeros(64, dtype=torch.int32, device="cuda"), torch.cuda.CUDAGraph()
+    with torch.inference_mode(), step_graph(counters):
+        run(6)
+        with torch.cuda.graph(graph):
+            out = run(6)
+    for new in ([900, 1, 64, 65, 2, 4999], [1, 1, 1, 1, 1, 1]):
+        lens.copy_(torch.tensor(new))
+        graph.replay()
+        assert_near_norm(out, expected(new))
+        assert not counters.any()
+
+
 def sorted_sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seeds: Tensor) -> Tensor:
     """The definition by a full stable sort, in float64, with the noise that the op documents."""
     scaled = logits.double() / torch.where(temperature == 0, 1.0, temperature).double()[:, None]
@@ -377,3 +417,69 @@ def test_a_graph_of_dependent_launches_gives_what_waiting_between_them_gives(
             got.fill_(NAN)
             graph.replay()
             assert got.equal(expected)
+
+
+class StoredStep:
+    """Keys that a slow product makes, stored at each sequence's newest position and attended to at once."""
+
+    def __init__(self, num_seqs: int, kv_heads: int, group: int, head_size: int, max_len: int) -> None:
+        self.cache, self.table, self.lens, *_ = paged([max_len] * num_seqs, kv_heads, head_size, 16, torch.bfloat16)
+        self.max_len, self.kv_heads, self.head_size = max_len, kv_heads, head_size
+        self.slots = torch.zeros(num_seqs, dtype=torch.int64, device="cuda")
+        self.x = randn(num_seqs, 4096, dtype=torch.bfloat16)
+        self.query = randn(num_seqs, group * kv_heads, head_size, dtype=torch.bfloat16)
+        self.weight = randn(max(28672, 2 * kv_heads * head_size), 4096, dtype=torch.bfloat16) / 64
+
+    def set_inputs(self, lengths: list[int]) -> None:
+        """Other lengths, newest positions, rows; where a newest key will be stands what no step may read."""
+        self.lens.copy_(torch.tensor(lengths))
+        last = (self.lens.long() - 1).clamp(min=0)
+        pages = self.table.long().gather(1, (last // 16)[:, None])[:, 0]
+        self.slots.copy_(torch.where(self.lens > 0, pages * 16 + last % 16, -1))
+        self.cache.flatten(1, 2)[:, self.slots[self.slots >= 0]] = 1e4
+        self.x.copy_(torch.randn_like(self.x))
+        self.query.copy_(torch.randn_like(self.query))
+
+    def run(self, wait: bool) -> Tensor:
+        made = fast_linear(self.x, self.weight, None)[:, : 2 * self.kv_heads * self.head_size]
+        key, value = (y.unflatten(1, (self.kv_heads, self.head_size)) for y in made.chunk(2, dim=1))
+        if wait:
+            torch.cuda.synchronize()
+        store_kvcache(key, value, self.cache[0], self.cache[1], self.slots)
+        if wait:
+            torch.cuda.synchronize()
+        return flash_attn_decode(
+            self.query, self.cache[0], self.cache[1], self.lens, self.table, self.max_len, self.head_size**-0.5
+        )
+
+
+@pytest.mark.parametrize(
+    ("num_seqs", "kv_heads", "group", "head_size", "max_len"),
+    [
+        (1, 8, 4, 128, 8192), (2, 8, 4, 128, 700), (17, 8, 4, 128, 700), (32, 8, 4, 128, 700), (3, 1, 12, 96, 1500),
+        (5, 2, 8, 256, 900), (9, 3, 5, 33, 300), (32, 2, 1, 64, 200),
+    ],
+)  # fmt: skip
+def test_a_step_graph_reads_ahead_what_eager_steps_read(
+    num_seqs: int, kv_heads: int, group: int, head_size: int, max_len: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, whatever is in the caches of the multiprocessors, and however late the newest key is written."""
+    step = StoredStep(num_seqs, kv_heads, group, head_size, max_len)
+    monkeypatch.undo()  # a fill between two kernels would be waited for
+    counters = torch.zeros(1024, dtype=torch.int32, device="cuda")
+    rng = random.Random(0)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.inference_mode(), step_graph(counters):
+        step.run(wait=False)
+        with torch.cuda.graph(graph, stream=stream):
+            got = step.run(wait=False)
+    edges = [0, 1, 2, 16, 17, 64, 65, 128, 129, max_len]
+    with torch.inference_mode():
+        for _ in range(120):
+            lengths = [rng.choice(edges) if rng.random() < 0.5 else rng.randrange(max_len + 1) for _ in range(num_seqs)]
+            step.set_inputs([min(length, max_len) for length in lengths])
+            got.fill_(NAN)
+            graph.replay()
+            replayed = got.clone()
+            assert replayed.equal(step.run(wait=True))
+            assert not counters.any()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -72,12 +73,17 @@ def test_metrics_are_prometheus_and_count(server: LocalServer) -> None:
 def test_every_request_is_one_line_of_json(server: LocalServer) -> None:
     headers = {"x-request-id": "logged"}
     httpx.post(f"{server.url}/v1/completions", json={"prompt": "Hello", "max_tokens": 5}, headers=headers)
-    lines = [json.loads(line) for line in server.log.splitlines()]
-    (line,) = [line for line in lines if line.get("request_id") == "cmpl-logged"]
+
+    def logged() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in server.log.splitlines() if line.endswith("}")]
+        return [line for line in lines if line.get("request_id") == "cmpl-logged"]
+
+    wait_until(lambda: bool(logged()))  # it is written when the answer has been sent
+    (line,) = logged()
     assert (line["outcome"], line["status"], line["path"]) == ("finished", 200, "/v1/completions")
     assert line["prompt_tokens"] == len(byte_tokenizer().encode("Hello").ids)
     assert 0 < line["first_output_ms"] <= line["e2e_ms"]
-    ready = next(line for line in lines if line["event"] == "ready")
+    ready = next(line for line in map(json.loads, server.log.splitlines()) if line["event"] == "ready")
     assert (ready["kv_cache_tokens"], ready["full_length_requests"], ready["max_num_seqs"]) == (8192, 16, 256)
 
 

@@ -13,6 +13,8 @@ from fastkernels.errors import UnsupportedError
 if not triton_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
 
+from fastkernels.kernels import split_attention
+from fastkernels.kernels.backend import may_read_earlier_steps, step_counters, step_graph
 from fastkernels.kernels.flash_attn_decode import flash_attn_decode
 from fastkernels.kernels.flash_attn_prefill import flash_attn_prefill
 from fastkernels.kernels.flash_attn_varlen import flash_attn_varlen
@@ -116,6 +118,62 @@ def test_decode_reads_caches_with_heads_outermost() -> None:
     out = flash_attn_decode(query, *heads_first, batch.seq_lens, batch.block_table, 40, 0.25)
     for row in range(2):
         assert_near(out[row : row + 1], attended(query[row : row + 1], batch.keys[row], batch.values[row], 0.25))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_size"), HEADS)
+def test_decode_in_a_step_graph_gives_the_same_bits_and_leaves_its_counters_zero(
+    num_heads: int, num_kv_heads: int, head_size: int, dtype: torch.dtype
+) -> None:
+    lengths = [1, 37, 64, 0, 65, 130, 129]
+    batch = paged(lengths, num_kv_heads, head_size, 16, dtype)
+    query, counters = strided(7, num_heads, head_size, dtype), torch.zeros(64, dtype=torch.int32)
+    for rows in (slice(0, 1), slice(1, 2), slice(5, 6), slice(0, 7)):
+        for max_seq_len in (130, 4000):
+            arguments = (batch.seq_lens[rows], batch.block_table[rows], max_seq_len, head_size**-0.5)
+            expected = flash_attn_decode(query[rows], *batch.cache, *arguments)
+            for given in (counters, counters[:0]):
+                with step_graph(given):
+                    out = flash_attn_decode(query[rows], *batch.cache, *arguments)
+                assert torch.equal(out, expected)
+            assert not counters.any()
+
+
+def test_decode_in_a_step_graph_reads_the_newest_position_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest keys and values are there from the wait on alone, in every program anew."""
+    batch = paged([70, 64, 1], 1, 16, 16, torch.float32)
+    query = torch.randn(3, 2, 16)
+    newest = batch.cache.flatten(1, 2)
+    places = torch.tensor([batch.block_table[i, (n - 1) // 16] * 16 + (n - 1) % 16 for i, n in enumerate((70, 64, 1))])
+    arguments = (batch.seq_lens, batch.block_table, 70, 0.25)
+    expected = flash_attn_decode(query, *batch.cache, *arguments)
+    kept = newest[:, places].clone()
+
+    def unwritten(PDL: object) -> None:  # noqa: N803
+        newest[:, places] = NAN
+
+    def written(PDL: object) -> None:  # noqa: N803
+        newest[:, places] = kept
+
+    monkeypatch.setattr(split_attention, "let_dependents_start", unwritten)
+    monkeypatch.setattr(split_attention, "wait_for_dependencies", written)
+    with step_graph(torch.zeros(16, dtype=torch.int32)):
+        out = flash_attn_decode(query, *batch.cache, *arguments)
+    assert torch.equal(out, expected)
+
+
+def test_only_a_step_graph_permits_reading_ahead_and_steps_do_not_nest() -> None:
+    counters = torch.zeros(4, dtype=torch.int32)
+    assert not may_read_earlier_steps()
+    assert step_counters(1) is None
+    with step_graph(counters):
+        assert may_read_earlier_steps()
+        assert step_counters(4) is counters
+        assert step_counters(5) is None
+        with pytest.raises(RuntimeError, match="do not nest"), step_graph(counters):
+            pass
+        assert may_read_earlier_steps()
+    assert not may_read_earlier_steps()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

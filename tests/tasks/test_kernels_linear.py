@@ -67,6 +67,16 @@ def test_skinny_linear_adds_the_bias_once_however_the_sum_is_split(num_inputs: i
     assert_product(skinny_linear(x, weight, bias, tile), x, weight, bias)
 
 
+@pytest.mark.parametrize("num_rows", [1, 3])
+@pytest.mark.parametrize("ahead", [32, 48, 64, 96, 128])
+def test_skinny_linear_reads_ahead_whole_steps_within_every_split_or_nothing(ahead: int, num_rows: int) -> None:
+    x, weight, bias = make(num_rows, 70, 192, torch.float32)
+    for num_splits in (1, 2):
+        tile = SkinnyTile(32, 64, num_splits, 4, 2, ahead)
+        with torch.inference_mode():
+            assert_product(skinny_linear(x, weight, bias, tile), x, weight, bias)
+
+
 def test_skinny_linear_keeps_leading_axes_and_takes_transposed_rows() -> None:
     weight = torch.randn(48, 33)
     x = torch.randn(33, 6).t()

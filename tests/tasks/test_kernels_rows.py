@@ -10,6 +10,7 @@ from fastkernels.errors import UnsupportedError
 if not triton_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
 
+from fastkernels.kernels.group_norm import group_norm
 from fastkernels.kernels.rms_norm import add_rms_norm, rms_norm
 from fastkernels.kernels.rotary_emb import rotary_embedding
 from fastkernels.kernels.silu_and_mul import silu_and_mul
@@ -202,3 +203,24 @@ def test_kernels_refuse_what_they_lack_and_name_it() -> None:
         rotary_embedding(torch.zeros(2).long(), torch.randn(2, 64), None, torch.randn(9, 15), 16, 15, True)
     with pytest.raises(UnsupportedError, match="one dtype"):
         store_kvcache(*torch.randn(2, 2, 1, 8), *torch.zeros(2, 3, 4, 1, 8).half(), torch.zeros(2).long())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 12, 7, 5), (1, 6, 33, 31), (3, 4, 1, 1), (1, 4, 96, 97), (2, 10, 640)], ids=str)
+def test_group_norm_equals_its_definition_in_both_layouts(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    channels = shape[1]
+    weight, bias = torch.randn(channels).to(dtype), torch.randn(channels).to(dtype)
+    x = (torch.randn(shape) + 3 * torch.randn(1, channels, *[1] * (len(shape) - 2))).to(dtype)
+    layouts = [x] if len(shape) == 3 else [x, x.to(memory_format=torch.channels_last), x.transpose(2, 3)]
+    for given in layouts:
+        for num_groups, has_silu, is_affine in ((2, True, True), (1, False, True), (channels // 2, True, False)):
+            before = given.clone()
+            params = (weight, bias) if is_affine else (None, None)
+            y = group_norm(given, num_groups, *params, 1e-5, has_silu)
+            exact = torch.nn.functional.group_norm(
+                given.double(), num_groups, *(None if p is None else p.double() for p in params), 1e-5
+            )
+            exact = torch.nn.functional.silu(exact) if has_silu else exact
+            assert_near(y, exact, least=4e-6)
+            assert given.equal(before)
+            assert y.is_contiguous() or y.stride() == given.stride()

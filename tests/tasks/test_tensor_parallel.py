@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,19 +24,31 @@ from fastkernels.errors import EnvironmentProblem
 from fastkernels.tasks.baseline.L1.allgather import AllGather
 from fastkernels.tasks.baseline.L1.allreduce import AllReduce
 from fastkernels.tasks.baseline.L2.parallel_linear import ColumnParallelLinear, RowParallelLinear
+from fastkernels.tasks.baseline.L4.gpt_oss import GptOssForCausalLM
 from fastkernels.tasks.baseline.L4.llama import LlamaForCausalLM
+from fastkernels.tasks.baseline.L4.mixtral import MixtralForCausalLM
+from fastkernels.tasks.configs.gpt_oss import GptOssConfig
 from fastkernels.tasks.configs.llama import LlamaConfig
+from fastkernels.tasks.configs.mixtral import MixtralConfig
 from fastkernels.weights import random_weights
 
 CONFIGS = {
     "split": LlamaConfig.tiny(vocab_size=301, attention_bias=True, mlp_bias=True),
     "repeated": LlamaConfig.tiny(num_key_value_heads=1, tie_word_embeddings=True),
+    "experts": MixtralConfig.tiny(num_local_experts=5),
+    "sinks": GptOssConfig.tiny(quantization=None),
+    "mxfp4": GptOssConfig.tiny(intermediate_size=64),
+}
+MODELS: dict[type, type[Any]] = {
+    LlamaConfig: LlamaForCausalLM,
+    MixtralConfig: MixtralForCausalLM,
+    GptOssConfig: GptOssForCausalLM,
 }
 PROMPTS = [list(range(3, 40)), [5], [159, 160, 161, 300, *range(290, 200, -7)]]  # 160: rank 1's first token
 
 
 def logits_of(config: LlamaConfig) -> list[torch.Tensor]:
-    model = LlamaForCausalLM(config)
+    model = MODELS[type(config)](config)
     random_weights(model, 2)
     run = PagedRun(model, [[*p, 1] for p in PROMPTS], 64, seed=0)
     first = run.step({i: len(p) for i, p in enumerate(PROMPTS)})

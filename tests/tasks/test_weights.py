@@ -271,7 +271,9 @@ def test_every_layout_of_config_json_is_the_8b_preset(rope: dict[str, object]) -
 
 
 def test_bad_configurations_are_refused_with_the_value() -> None:
-    with pytest.raises(UnsupportedError, match="'yarn' is not supported"):
+    with pytest.raises(UnsupportedError, match="'longrope' is not supported"):
+        LlamaConfig.from_hf({**HF, "rope_scaling": {"type": "longrope", "factor": 2.0}})
+    with pytest.raises(CheckpointError, match="yarn rope scaling lacks original_max_position_embeddings"):
         LlamaConfig.from_hf({**HF, "rope_scaling": {"type": "yarn", "factor": 2.0}})
     with pytest.raises(CheckpointError, match="lacks low_freq_factor, high_freq_factor"):
         LlamaConfig.from_hf({**HF, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}})

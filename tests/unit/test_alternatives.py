@@ -83,10 +83,10 @@ def test_a_composite_of_a_set_runs_over_its_parts_definitions(set_name: str) -> 
 
 @pytest.mark.parametrize("heads", [(4, 2), (3, 3), (5, 1)])
 @pytest.mark.parametrize("starts", [[0, 5], [0, 1, 1, 9, 12]])
-def test_prefill_of_torch_native_is_the_definition(heads: tuple[int, int], starts: list[int]) -> None:
-    attention, definition = build(
-        "torch_native", "flash_attn_prefill", num_heads=heads[0], head_size=16, scale=0.3, num_kv_heads=heads[1]
-    )
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_prefill_of_torch_native_is_the_definition(heads: tuple[int, int], starts: list[int], is_causal: bool) -> None:
+    sizes = {"num_heads": heads[0], "head_size": 16, "scale": 0.3, "num_kv_heads": heads[1]}
+    attention, definition = build("torch_native", "flash_attn_prefill", **sizes, is_causal=is_causal)
     q, k, v = (torch.randn(starts[-1], n, 16) for n in (heads[0], heads[1], heads[1]))
     inputs = (q, k, v, torch.tensor(starts, dtype=torch.int32), 8)
     assert_same(attention(*inputs), definition(*inputs))
@@ -103,10 +103,13 @@ def test_decode_of_torch_native_is_the_definition_and_reads_nothing_behind_an_en
     assert_same(attention(*inputs), definition(*inputs))
 
 
-def test_mixed_attention_of_torch_native_is_the_definition() -> None:
-    attention, definition = build(
-        "torch_native", "flash_attn_varlen", num_heads=4, head_size=16, scale=0.25, num_kv_heads=2
-    )
+@pytest.mark.parametrize("window", [None, 1, 3])
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_mixed_attention_of_torch_native_is_the_definition(window: int | None, has_sinks: bool) -> None:
+    sizes = {"num_heads": 4, "head_size": 16, "scale": 0.25, "num_kv_heads": 2}
+    attention, definition = build("torch_native", "flash_attn_varlen", **sizes, window=window, has_sinks=has_sinks)
+    for op in (attention, definition.__self__) if has_sinks else ():
+        op.sinks.data = torch.tensor([0.0, 1.0, -2.0, 3.0])
     keys, values, lengths, table = pages([9, 6, 4, 1], 2, 16)
     starts = torch.tensor([0, 1, 4, 8, 9], dtype=torch.int32)  # a decode, a chunk, a prefill, a first token
     inputs = (torch.randn(9, 4, 16), keys, values, starts, lengths, table, 4, 9)

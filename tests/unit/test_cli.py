@@ -54,7 +54,7 @@ def test_list_map_json_nests_down_to_level_one() -> None:
 def test_list_uses_reaches_the_model() -> None:
     (found,) = json.loads(fastkernels("list", "--uses", "rms_norm", "--json").stdout)
     assert found["changes"][-1]["level"] == 4
-    assert found["architectures"] == ["llama"]
+    assert {"llama", "mixtral"} <= set(found["architectures"])
 
 
 def test_list_sets_says_what_each_is() -> None:
@@ -76,11 +76,11 @@ def test_help_lists_commands_and_exit_codes() -> None:
     [
         (["lst"], "No such command 'lst'"),
         (["list", "--bogus"], "No such option"),
-        (["list", "--uses", "rmsnorm"], "Did you mean rms_norm?"),
+        (["list", "--uses", "rmsnorm"], "Did you mean rms_norm"),
         (["list", "--map", "lama"], "Did you mean llama"),
         (["list", "--level", "9"], "There is no level 9"),
         (["list", "--sets", "--uses", "rms_norm"], "give one"),
-        (["stubs", "--target", "rms_nrm"], "Did you mean rms_norm?"),
+        (["stubs", "--target", "rms_nrm"], "Did you mean rms_norm"),
         (["stubs", "--target", "rms_norm", "--level", "2"], "No op is all of this: rms_norm, level 2"),
     ],
 )

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.timed
 def test_demo_passes_the_right_kernel_alone_and_leaves_a_report(tmp_path: Path) -> None:
     out = tmp_path / "run"
     environment = {**os.environ, "FASTKERNELS_HOME": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}

@@ -18,6 +18,7 @@ import pytest
 
 from fastkernels.bench.e2e.http import Endpoint, HttpError, get, post_events
 from fastkernels.bench.e2e.load import Load
+from fastkernels.bench.e2e.routes import Completions
 from fastkernels.cli import main
 from fastkernels.errors import EnvironmentProblem, UsageError
 from fastkernels.report.load import load_results
@@ -128,7 +129,7 @@ def test_a_load_measures_what_the_server_does_and_goes_on_after_an_error() -> No
 
     async def run() -> Load:
         async with answering(handler) as endpoint:
-            load = Load(endpoint, "m", max_concurrency=2)
+            load = Load(endpoint, "m", Completions(), max_concurrency=2)
             await load.run([TrafficRequest((1, 2, 3), 4)] * 6, [0.0] * 6)
             return load
 

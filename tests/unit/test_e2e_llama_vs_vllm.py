@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+
+from fastkernels.engine.model import ModelSource, build_config, find_model
+from fastkernels.oracles.oracle import oracle_of
+from fastkernels.registry import ARCHITECTURES, Kind, architecture
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "llama_vs_vllm" / "run.py"
 
@@ -39,7 +44,8 @@ class LLM:
         self.max_model_len = max_model_len
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
         config = self.model.config
-        block = block_size * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+        head_dim = config.hidden_size // config.num_attention_heads
+        block = block_size * 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * 4
         cache = SimpleNamespace(num_gpu_blocks=kv_cache_memory_bytes // block, block_size=block_size)
         self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache))
 
@@ -67,6 +73,15 @@ def tiny(out: Path, site: Path, *words: str) -> subprocess.CompletedProcess[str]
         out, "--model", "tiny-llama", "--dtype", "float32", "--device", "cpu", "--vllm-site", str(site), "--scale",
         "0.03", "--num-requests", "6", "--max-model-len", "128", "--max-num-seqs", "4", "--kv-tokens", "4096", *words,
     )  # fmt: skip
+
+
+def load_script() -> Any:
+    spec = importlib.util.spec_from_file_location("llama_vs_vllm_run", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +134,48 @@ def test_parts_merge_and_a_scenario_measured_twice_has_all_repeats(parts: list[P
     assert "batch32" in done.stdout
 
 
+def test_another_model_of_fewer_layers_goes_the_same_way(site: Path, tmp_path: Path) -> None:
+    words = ("--model", "tiny-mixtral", "--layers", "1", "--scenarios", "single", "--repeats", "1")
+    done = tiny(tmp_path / "mixtral.json", site, *words)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "mixtral.json").read_text())
+    assert (record["benchmark"], record["model"], record["layers"]) == ("tiny-mixtral_vs_vllm", "tiny-mixtral", 1)
+    scenario = record["scenarios"]["single"]
+    assert scenario["agreement"]["share_equal"] == 1.0
+    assert scenario["bar"] is None
+    assert not scenario["is_bar_met"]
+
+
+def test_every_text_model_has_settings_that_its_preset_allows(tmp_path: Path) -> None:
+    module = load_script()
+    names = {a.name for a in ARCHITECTURES if a.kind is Kind.AUTOREGRESSIVE}
+    models = sys.modules["models"]
+    assert set(models.COMPARISONS) == names - {"whisper"}
+    for name in models.COMPARISONS:
+        given = module.arguments(["--out", str(tmp_path / "x.json"), "--model", name])
+        config = find_model(models.with_layers(given.model, given.layers, tmp_path)).hf_config
+        assert config["num_hidden_layers"] == (given.layers or find_model(given.model).hf_config["num_hidden_layers"])
+        build_config(ModelSource(name, config))
+        assert (models.kv_bytes_per_token(config, "bfloat16") == 0) == (name == "mamba2")
+    assert module.arguments(["--out", "x"]).model == "llama-3.1-8b"
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt-oss", "mamba2", "qwen3_next", "qwen2_vl"])
+def test_a_written_checkpoint_has_the_published_names_and_dtypes(name: str, tmp_path: Path) -> None:
+    load_script()
+    checkpoint = importlib.import_module("checkpoint")
+    oracle = oracle_of(architecture(name))
+    variants = oracle.tiny()
+    (tmp_path / "theirs").mkdir()
+    oracle.save(oracle.build(variants.get("mxfp4") or next(iter(variants.values())), seed=1), tmp_path / "theirs")
+    checkpoint.write_checkpoint(str(tmp_path / "theirs" / "config.json"), tmp_path / "ours", 0, "float32")
+    found = []
+    for folder in (tmp_path / "theirs", tmp_path / "ours"):
+        tensors = {key: t for file in folder.glob("*.safetensors") for key, t in load_file(file).items()}
+        found.append({key: (t.dtype, tuple(t.shape)) for key, t in tensors.items()})
+    assert found[0] == found[1]
+
+
 class Slow:
     """A worker that takes a while."""
 
@@ -132,11 +189,7 @@ class Slow:
 
 
 def test_the_deadline_ends_the_run_with_what_there_is(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("llama_vs_vllm_run", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script()
     words = ["--out", str(tmp_path / "cut.json"), "--model", "tiny-llama", "--scale", "0.03", "--repeats", "5000"]
     run = module.Run(module.arguments([*words, "--deadline", "1.5"]))
     workers = {"ours": Slow(), "vllm": Slow()}

@@ -228,7 +228,7 @@ def test_model_that_is_nothing_suggests_a_preset() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is not JSON"), ("[]", "a config is a JSON object"), ('{"architectures": ["GPT9"]}', "GPT9")],
+    [("{", "cannot be read as JSON"), ("[]", "holds a list, not an object"), ('{"architectures": ["GPT9"]}', "GPT9")],
 )
 def test_bad_config_is_one_message(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").write_text(text)

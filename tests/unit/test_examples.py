@@ -15,13 +15,20 @@ EXPECTED = {
     "client.py": "completion_tokens=48",
     "bring_a_kernel.py": "same tokens in the served model: True",
 }
+TRAINED = {"train_tiny.py", "train_digits.py"}
+"""Run by test_training.py."""
+RUN = [
+    pytest.param(path, id=path.name, marks=[pytest.mark.timed] if path.name == "bring_a_kernel.py" else [])
+    for path in EXAMPLES
+    if path.name in EXPECTED
+]
 
 
-def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES} == set(EXPECTED)
+def test_every_example_is_run() -> None:
+    assert {path.name for path in EXAMPLES} == {*EXPECTED, *TRAINED}
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RUN)
 def test_example_runs_and_says_what_it_should(path: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "FASTKERNELS_HOME": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

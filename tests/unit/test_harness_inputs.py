@@ -17,8 +17,10 @@ from fastkernels.context import Phase, set_forward_context
 from fastkernels.harness.expect import baseline_class, expectation
 from fastkernels.harness.geometry import Geometry, draw_geometry, redraw_pages
 from fastkernels.harness.groups import Group, make_groups
-from fastkernels.harness.inputs import FAMILIES, draw_floats
-from fastkernels.harness.tolerance import manifest, tolerance_for
+from fastkernels.harness.inputs import FAMILIES, draw_floats, hidden_shapes
+from fastkernels.harness.judge import JudgeConfig
+from fastkernels.harness.measurements import FOLDER, measured, measured_ops, published, read_record
+from fastkernels.harness.tolerance import tolerance_for
 from fastkernels.harness.vary import PERIOD, draw_variation, touch, vary_floats, vary_tokens
 from fastkernels.registry import OpEntry, ops
 from fastkernels.spec import Compare, Role, TensorSpec, axis_size
@@ -93,6 +95,25 @@ def test_redrawn_pages_keep_every_shape_and_move() -> None:
     assert other.pages != g.pages
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(Phase), st.integers(2, 6), st.sampled_from((40, 70)))
+def test_ragged_batch_has_a_row_whose_empty_entries_lead_to_a_page_of_nobody(
+    seed: int, phase: Phase, num_seqs: int, max_len: int
+) -> None:
+    drawn = draw_geometry(generator(seed), phase, num_seqs, max_len, page_size=16, is_ragged=True)
+    for g in (drawn, redraw_pages(drawn, generator(seed + 1))):
+        assert {1, max_len} <= set(g.seq_lens)
+        owned = {page for pages in g.pages for page in pages}
+        assert not owned & {0, g.num_pages - 1}  # what -1 becomes when it is clamped, or taken from behind
+
+
+@pytest.mark.parametrize("name", ["flash_attn_decode", "flash_attn_varlen", "store_kvcache", "llama_attention"])
+def test_paged_op_meets_a_ragged_batch_within_the_shapes_of_a_plain_run(name: str) -> None:
+    op_class = baseline_class(ops()[name])
+    shapes = hidden_shapes(op_class(**op_class.spec.examples[0]), generator(), JudgeConfig().num_shapes)
+    assert any(shape.geometry and shape.geometry.are_ends_free for shape in shapes)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(3, 257), (9000,), (2, 5, 64)])
 def test_variation_is_the_same_on_both_sides_and_changes_all(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -104,6 +125,14 @@ def test_variation_is_the_same_on_both_sides_and_changes_all(dtype: torch.dtype,
     assert (ours != x).float().mean() > 0.99
     assert (ours.abs() != x.abs()).float().mean() > 0.98  # not only a sign
     assert (vary_floats(x, draw_variation(generator(2))) != ours).float().mean() > 0.99
+
+
+def test_variation_keeps_what_is_masked_out() -> None:
+    logits = torch.randn(4, 500, generator=generator())
+    logits[:, ::3] = float("-inf")
+    varied = vary_floats(logits, draw_variation(generator(1)))
+    assert int(varied.isneginf().sum()) == int(logits.isneginf().sum())
+    assert not varied.isposinf().any()
 
 
 def test_variation_of_a_strided_view_is_that_of_its_values() -> None:
@@ -275,11 +304,11 @@ def test_two_seeds_share_no_values() -> None:
 @pytest.mark.parametrize("entry", list(ops().values()), ids=lambda e: e.name)
 def test_tolerance_of_every_op_dtype_and_family_is_measured(entry: OpEntry) -> None:
     command = f"python -m fastkernels.harness.calibrate --device cpu --ops {entry.name}"
-    measured = manifest()["measured"].get(entry.name, {})
-    for dtype in ("float32", "bfloat16", "float16"):
-        missing = set(FAMILIES) - set(measured.get(dtype, {}))
+    known = measured(entry.name)
+    for dtype in baseline_class(entry).spec.dtypes:
+        missing = set(FAMILIES) - set(known.get(dtype, {}))
         assert not missing, f"{entry.name} in {dtype}: {sorted(missing)} not measured; run `{command}`."
-        for family, outputs in measured[dtype].items():
+        for family, outputs in known[dtype].items():
             for output, error in outputs.items():
                 assert set(error) == {"element", "row", "bias", "max_abs", "all_rows"}
                 assert all(0 <= value < math.inf for value in error.values()), (entry.name, dtype, family, output)
@@ -291,7 +320,7 @@ def test_every_compared_output_has_figures_of_its_own(entry: OpEntry) -> None:
     for group in make_groups(entry, [], (torch.bfloat16,), 1, CPU, generator):
         exact = expectation(group.exact, group.pools[0][0], CPU)
         floats = {e.name for e in exact.compared if e.compare is Compare.VALUES and e.value.is_floating_point()}
-        assert floats <= set(manifest()["measured"][entry.name]["bfloat16"]["normal"]), entry.name
+        assert floats <= set(measured(entry.name)["bfloat16"]["normal"]), entry.name
 
 
 def test_deeper_cache_takes_the_deepest_that_was_measured() -> None:
@@ -303,10 +332,12 @@ def test_deeper_cache_takes_the_deepest_that_was_measured() -> None:
 
 
 def test_measurements_name_their_place_and_no_op_that_is_gone() -> None:
-    assert set(manifest()["measured"]) == set(ops()), "Remove what is not an op from tolerances.json."
-    assert manifest()["provenance"]["measurements"], "Run `python -m fastkernels.harness.calibrate --device cpu`."
-    for measurement in manifest()["provenance"]["measurements"]:
-        assert {"created", "environment", "ops", "seed"} <= set(measurement)
+    assert measured_ops() == set(ops()), "Measure new ops, remove old ones: python -m fastkernels.harness.calibrate."
+    for op in ops():
+        record = read_record(FOLDER / f"{op}.json")
+        assert record["measurements"], op
+        for measurement in record["measurements"]:
+            assert {"created", "environment", "seed"} <= set(measurement)
 
 
 def test_family_that_was_not_measured_takes_the_wider_of_the_ordinary_ones() -> None:
@@ -317,7 +348,7 @@ def test_family_that_was_not_measured_takes_the_wider_of_the_ordinary_ones() -> 
         assert captured.element == max(t.element for t in families)
     unknown = tolerance_for("no_such_op", torch.bfloat16, "normal", "y")
     assert unknown.element == 0
-    assert unknown.row == manifest()["row_floor"]["bfloat16"]
+    assert unknown.row == published()["row_floor"]["bfloat16"]
 
 
 @pytest.mark.parametrize("name", ["embedding", "vocab_parallel_embedding"])

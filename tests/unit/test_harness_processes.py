@@ -15,6 +15,7 @@ import pytest
 from judging import LIMITS, num_descriptors, rms_norm, wait_until, workers, write_set
 
 from fastkernels.errors import EnvironmentProblem
+from fastkernels.harness.process_tree import process_tree
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.workers import Limits, Nursery
 
@@ -74,7 +75,7 @@ def test_death_with_the_parent_survives_the_namespaces_of_an_ordinary_user() -> 
 
 def test_worker_that_ends_by_itself_is_told_with_its_last_words() -> None:
     with Nursery("cpu", LIMITS) as nursery, nursery.start("worker", 1 << 16) as worker:
-        os.kill(worker._tree()[-1].pid, signal.SIGKILL)
+        os.kill(process_tree(worker.pid)[-1].pid, signal.SIGKILL)
         with pytest.raises(Rejection, match="The worker process ended during the call") as caught:
             worker.request({"cmd": "load"})
         assert caught.value.verdict is Verdict.RUNTIME_ERROR
@@ -85,7 +86,7 @@ def test_worker_is_ended_with_all_its_children() -> None:
     with Nursery("cpu", LIMITS) as nursery:
         with nursery.start("worker", 1 << 16) as worker:
             assert worker.is_alive()
-            processes = worker._tree()
+            processes = process_tree(worker.pid)
         assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
         assert not worker._private.exists()
     assert not workers()
@@ -145,5 +146,5 @@ def test_nursery_closes_all_it_opened() -> None:
 def test_worker_does_not_inherit_the_judges_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_THE_JUDGE", "seed 7")
     with Nursery("cpu", LIMITS) as nursery, nursery.start("worker", 1 << 16) as worker:
-        for process in (nursery._process.pid, *(p.pid for p in worker._tree())):
+        for process in (nursery._process.pid, *(p.pid for p in process_tree(worker.pid))):
             assert b"SECRET_OF_THE_JUDGE" not in Path(f"/proc/{process}/environ").read_bytes()

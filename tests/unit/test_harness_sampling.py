@@ -166,6 +166,18 @@ def test_requests_that_come_again_are_not_counted_as_draws() -> None:
     check(given, torch.full((ROWS,), int(draws(_target(given)[:1], 3))))
 
 
+def test_row_without_a_token_has_no_nucleus_and_the_others_keep_theirs() -> None:
+    given = inputs(12, is_shared=False, top_k=7)
+    given["logits"][:, ::2] = float("-inf")
+    target = _target(given)
+    given["logits"][5] = float("-inf")
+    ids = draws(target, 3)
+    check(given, ids)
+    ids[6] = 2
+    assert "Row 6 drew token 2" in rejected(given, ids)
+    check({name: x[5:6] for name, x in given.items()}, ids[5:6])
+
+
 def test_same_call_again_has_the_same_tokens() -> None:
     tokens = torch.tensor([3, 1, 4])
     check_same_tokens(tokens, tokens.clone())

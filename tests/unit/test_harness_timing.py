@@ -8,15 +8,13 @@ import math
 import pytest
 import torch
 from judging import Bench, bench, rms_norm
-from test_harness_passed import DECODE
 
 from fastkernels.capture.case import Case
-from fastkernels.context import Phase
 from fastkernels.harness.clocks import MOST_ALLOWED_NS, check_clocks
-from fastkernels.harness.geometry import draw_geometry
-from fastkernels.harness.judge import JudgeConfig
+from fastkernels.harness.judge import Judge, JudgeConfig
+from fastkernels.harness.plans import draw_plan
 from fastkernels.harness.pool import Pool
-from fastkernels.harness.records import OpRecord
+from fastkernels.harness.records import OpRecord, TimingRecord
 from fastkernels.harness.timing import (
     BASELINE,
     BASELINE_AGAIN,
@@ -24,7 +22,6 @@ from fastkernels.harness.timing import (
     Protocol,
     Timed,
     Visit,
-    draw_plan,
     visit_ns,
 )
 from fastkernels.harness.verdict import Rejection, Verdict
@@ -44,15 +41,32 @@ def norm_case(rows: int = 128, hidden_size: int = 512) -> Case:
     )
 
 
-def decode_case(num_seqs: int = 96) -> Case:
-    """Sequences that the definition visits one by one and a candidate at once."""
+TOP_LOGPROBS = """
+import torch
+from torch import nn
+
+class TopLogprobs(nn.Module):
+    def __init__(self, num_logprobs):
+        super().__init__()
+        self.num_logprobs = num_logprobs
+
+    def forward(self, logits, token_ids):
+        x = logits.float() + 0.0  # no negative zero
+        bits = x.view(torch.int32)
+        order = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() * (1 << 24) - torch.arange(x.shape[-1])
+        ids = order.topk(self.num_logprobs, dim=-1).indices  # the first of equal ones: no two keys are equal
+        logprobs, given = x.log_softmax(dim=-1), token_ids[:, None]
+        ranks = (x > x.gather(1, given)).sum(dim=-1) + 1
+        return ids, logprobs.gather(1, ids), logprobs.gather(1, given).squeeze(1), ranks
+"""
+
+
+def logprobs_case(rows: int = 16, vocab_size: int = 8192) -> Case:
+    """The definition sorts whole rows."""
     generator = torch.Generator().manual_seed(1)
-    g = draw_geometry(generator, Phase.DECODE, num_seqs, max_len=33, page_size=16)
-    init = {"num_heads": 4, "head_size": 16, "scale": 0.25, "num_kv_heads": 2}
-    query = torch.randn(num_seqs, 4, 16, generator=generator)
-    caches = {f"{n}_cache": torch.randn(g.num_pages, 16, 2, 16, generator=generator) for n in ("key", "value")}
-    lengths = {"seq_lens": g.seq_lens_tensor(), "block_table": g.block_table(), "max_seq_len": max(g.seq_lens)}
-    return Case("flash_attn_decode", init, {"query": query, **caches, **lengths}, {}, torch.float32)
+    logits = torch.randn(rows, vocab_size, generator=generator)
+    token_ids = torch.randint(vocab_size, (rows,), generator=generator)
+    return Case("top_logprobs", {"num_logprobs": 5}, {"logits": logits, "token_ids": token_ids}, {}, torch.float32)
 
 
 def judged(bench: Bench, body: str, config: JudgeConfig = CONFIG) -> OpRecord:
@@ -73,6 +87,7 @@ def decided(bench: Bench, op: str, source: str, case: Case, wanted: str) -> OpRe
     raise AssertionError(f"No {wanted} in three judgements; the last: {record.timings[0]}")
 
 
+@pytest.mark.timed
 def test_slower_candidate_loses(bench: Bench) -> None:
     source = rms_norm("time.sleep(0.01); return self.right(x, residual)")
     timing = decided(bench, "rms_norm", source, norm_case(), "LOSS").timings[0]
@@ -81,8 +96,9 @@ def test_slower_candidate_loses(bench: Bench) -> None:
     assert timing.shapes == "x[128, 512] residual[128, 512]"
 
 
+@pytest.mark.timed
 def test_faster_candidate_wins(bench: Bench) -> None:
-    timing = decided(bench, "flash_attn_decode", DECODE, decode_case(), "WIN").timings[0]
+    timing = decided(bench, "top_logprobs", TOP_LOGPROBS, logprobs_case(), "WIN").timings[0]
     assert timing.low > 1 + timing.noise_floor
     assert timing.baseline_us > timing.candidate_us
 
@@ -92,6 +108,7 @@ def tied(bench: Bench) -> OpRecord:
     return judged(bench, "return self.right(x, residual)")
 
 
+@pytest.mark.timed
 def test_same_arithmetic_ties(tied: OpRecord) -> None:
     (timing,) = tied.timings
     assert tied.verdict == Verdict.PASSED, tied.message
@@ -100,6 +117,7 @@ def test_same_arithmetic_ties(tied: OpRecord) -> None:
     assert timing.high >= 1 / 1.3
 
 
+@pytest.mark.timed
 def test_timing_record_holds_every_sample(tied: OpRecord) -> None:
     (timing,) = tied.timings
     protocol = CONFIG.protocol
@@ -120,6 +138,7 @@ def test_timing_record_holds_every_sample(tied: OpRecord) -> None:
     assert tied.peak_memory_bytes > 100 << 20
 
 
+@pytest.mark.timed
 def test_answers_are_checked_while_they_are_timed(bench: Bench) -> None:
     """Right for the first 36 calls of a process, which is more than correctness makes."""
     body = """
@@ -132,6 +151,7 @@ def test_answers_are_checked_while_they_are_timed(bench: Bench) -> None:
     assert not record.timings
 
 
+@pytest.mark.timed
 def test_exception_while_timed_is_a_verdict(bench: Bench) -> None:
     record = judged(bench, "assert self.num_calls < 40, 'worn out'; return self.right(x, residual)")
     assert record.verdict == Verdict.RUNTIME_ERROR
@@ -229,6 +249,28 @@ def test_call_that_is_faster_cold_than_warm_was_answered_ahead() -> None:
         check_clocks(Timed([*calm.samples, visit(CANDIDATE, 1, is_cold=False)]), is_remote=True)
 
 
+def waiting(claim: int, device: int, warm: int) -> Timed:
+    """A candidate that waits for the device within its call, so that it is let go before all of it is enqueued."""
+    found = timed(claim=claim, device=device)
+    found.samples.append(visit(CANDIDATE, 1, claim=claim, device=warm, is_cold=False))
+    for sample in found.samples[6:]:
+        sample.is_held = [False] * 3
+    return found
+
+
+def test_call_that_waits_for_the_device_has_the_hosts_noise_in_its_events() -> None:
+    """As two honest definitions were timed on an H200: less unseen than the baseline, warm slower than cold."""
+    check_clocks(waiting(claim=510_000, device=398_000, warm=521_000), is_remote=True)
+    check_clocks(waiting(claim=1_105_000, device=1_000_000, warm=980_000), is_remote=True)
+    with pytest.raises(Rejection, match="Work ahead of the clock"):
+        check_clocks(waiting(claim=510_000, device=398_000, warm=621_000), is_remote=True)
+
+
+def test_call_that_waits_for_the_device_cannot_have_ended_before_it() -> None:
+    with pytest.raises(Rejection, match=r"20 us less .* did not see"):
+        check_clocks(waiting(claim=480_000, device=400_000, warm=400_000), is_remote=True)
+
+
 def test_no_machine_is_so_busy_that_much_goes_unpaid() -> None:
     """A baseline that strays by milliseconds allows no more than MOST_ALLOWED_NS."""
     for share in (0.9, 1.5):
@@ -294,3 +336,29 @@ def test_visit_by_the_judges_clock_is_its_least_call() -> None:
     sample = Visit(0, 0, CANDIDATE, True, [900, 500, 800], [30, 10, 20], [], [])
     assert visit_ns(sample, "claim") == 500
     assert visit_ns(sample, "device") == 20
+
+
+class Reasoned(Judge):
+    """Its clocks speak against the candidate in the trials of these numbers."""
+
+    against: tuple[int, ...] = ()
+    num_trials = 0
+
+    def _measure(self, *args: object) -> tuple[Timed, TimingRecord]:
+        self.num_trials += 1
+        found, timing = super()._measure(*args)  # type: ignore[arg-type]
+        if self.num_trials in self.against:
+            timing.floor_us = 2 * timing.candidate_us
+        return found, timing
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize(("against", "num_suspected"), [((), 0), ((1, 2), 2), ((1, 2, 3), 3)])
+def test_clocks_accuse_only_when_every_trial_agrees(bench: Bench, against: tuple[int, ...], num_suspected: int) -> None:
+    config = JudgeConfig(num_shapes=1, num_timed=1, protocol=Protocol(num_restarts=1, num_blocks=4, calls_per_visit=3))
+    judge = bench.judges[config] = Reasoned(config, bench.nursery)
+    judge.against, judge.num_trials = against, 0
+    record = bench.judge("rms_norm", rms_norm("return self.right(x, residual)"), config, [norm_case()])
+    assert record.verdict == (Verdict.CHEATING if len(against) == 3 else Verdict.PASSED), record.message
+    assert (len(record.suspected), len(record.timings)) == (num_suspected, len(against) < 3)
+    assert all(timing.suspicion and timing.samples for timing in record.suspected)

@@ -67,7 +67,7 @@ def test_right_and_wrong_candidates_give_0_and_1_and_json(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("--target", "rms_nrm"), 2, "There is no op named 'rms_nrm'. Did you mean rms_norm?"),
+        (("--target", "rms_nrm"), 2, "There is no op named 'rms_nrm'. Did you mean rms_norm"),
         (("--target", "rms_norm"), 2, "Write one with `fastkernels stubs --target OP`"),
         (("--candidates", "no_such_set"), 2, "no_such_set"),
         (("--candidates", "./no/such/dir"), 2, "There is no directory './no/such/dir'"),

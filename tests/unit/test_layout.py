@@ -15,8 +15,11 @@ from fastkernels import registry, source
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fastkernels"
 FILES = sorted(PACKAGE.rglob("*.py"))
-READS_ENVIRONMENT = {"env.py", "harness/worker.py", "harness/sandbox.py", "harness/nursery.py", "harness/workers.py"}
-"""env.py, and the sandbox that clears a worker's environment."""
+READS_ENVIRONMENT = {
+    *("env.py", "bench/eval/nursery.py"),
+    *("harness/worker.py", "harness/sandbox.py", "harness/nursery.py", "harness/workers.py"),
+}
+"""env.py, and the sandboxes that clear a worker's environment."""
 
 
 def relative(path: Path) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forks
+
+Run = Callable[..., Any]
 
 B = "fastkernels.tasks.baseline"
 NORM = f"""
@@ -34,23 +36,30 @@ def put(folder: Path, place: str, text: str) -> Path:
     return folder
 
 
-def run(script: str, *arguments: object) -> Any:
+HEAD = """
+import json, sys, warnings
+import torch
+from fastkernels import overlay
+from fastkernels.errors import *
+folders = sys.argv[1:]
+sets = [overlay.resolve_set(f) for f in folders]
+"""
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
     """The value of `result` at the end of a script that has `sets`, `overlay` and `folders`."""
-    head = (
-        "import json, sys, warnings\nimport torch\nfrom fastkernels import overlay\nfrom fastkernels.errors import *\n"
-        "folders = sys.argv[1:]\nsets = [overlay.resolve_set(f) for f in folders]\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", head + script + "\nprint('RESULT' + json.dumps(result))", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.rpartition("RESULT")[2])
+    with Forks() as forks:
+
+        def value(script: str, *arguments: object) -> Any:
+            done = forks.run(HEAD + script + "\nprint('RESULT' + json.dumps(result))", arguments)
+            assert done.code == 0, done.err
+            return json.loads(done.out.rpartition("RESULT")[2])
+
+        yield value
 
 
-def test_a_replacement_is_bound_by_every_importer_and_counted(tmp_path: Path) -> None:
+def test_a_replacement_is_bound_by_every_importer_and_counted(run: Run, tmp_path: Path) -> None:
     put(put(tmp_path, "L1/rms_norm.py", NORM), "L1/silu_and_mul.py", SILU)
     result = run(
         f"""
@@ -76,7 +85,7 @@ result = dict(report=installed.report(), same=decoder.RMSNorm is RMSNorm, y=y.un
     assert (silu["op"], silu["status"], silu["num_calls"]) == ("silu_and_mul", "NEVER_CALLED", 0)
 
 
-def test_a_replacement_runs_inside_the_model_above_it(tmp_path: Path) -> None:
+def test_a_replacement_runs_inside_the_model_above_it(run: Run, tmp_path: Path) -> None:
     put(tmp_path, "L1/silu_and_mul.py", SILU)
     result = run(
         f"""
@@ -93,7 +102,7 @@ result = installed.report()
     assert [(line["op"], line["num_calls"]) for line in result] == [("silu_and_mul", 3)]
 
 
-def test_a_plain_module_inherits_the_data_that_others_read(tmp_path: Path) -> None:
+def test_a_plain_module_inherits_the_data_that_others_read(run: Run, tmp_path: Path) -> None:
     text = (
         "from torch import nn\nclass SiluAndMul(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
         "    def forward(self, x):\n        return x\n"
@@ -106,7 +115,7 @@ def test_a_plain_module_inherits_the_data_that_others_read(tmp_path: Path) -> No
     assert result == ["x"]
 
 
-def test_an_op_of_a_shared_file_is_replaced_alone(tmp_path: Path) -> None:
+def test_an_op_of_a_shared_file_is_replaced_alone(run: Run, tmp_path: Path) -> None:
     text = (
         f"from {B}.L2.parallel_linear import RowParallelLinear as Baseline\n"
         "class RowParallelLinear(Baseline):\n    MINE = True\n"
@@ -123,7 +132,7 @@ result = [mlp.RowParallelLinear.MINE, hasattr(module.QKVParallelLinear, "MINE"),
     assert result == [True, False, 1]
 
 
-def test_candidates_of_one_set_see_each_other(tmp_path: Path) -> None:
+def test_candidates_of_one_set_see_each_other(run: Run, tmp_path: Path) -> None:
     put(tmp_path, "L1/silu_and_mul.py", SILU)
     text = (
         f"from {B}.L1.silu_and_mul import SiluAndMul\nfrom {B}.L2.llama_mlp import LlamaMLP as Baseline\n"
@@ -146,7 +155,7 @@ def test_candidates_of_one_set_see_each_other(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_file_raises_or_is_reported_and_never_silently_absent(
-    tmp_path: Path, text: str, status: str, shown: str
+    run: Run, tmp_path: Path, text: str, status: str, shown: str
 ) -> None:
     put(put(tmp_path, "L1/rms_norm.py", text), "L1/silu_and_mul.py", SILU)
     result = run(
@@ -173,7 +182,7 @@ result = dict(raised=raised, report=installed.report(), module=RMSNorm.__module_
     assert result["report"][1]["error"] is None
 
 
-def test_install_after_tasks_are_imported_is_refused(tmp_path: Path) -> None:
+def test_install_after_tasks_are_imported_is_refused(run: Run, tmp_path: Path) -> None:
     put(tmp_path, "L1/rms_norm.py", NORM)
     result = run(
         f"""
@@ -190,7 +199,7 @@ except UsageError as error:
     assert f"{B}.L1.rms_norm" in result
 
 
-def test_two_sets_with_one_op_and_a_second_install_are_refused(tmp_path: Path) -> None:
+def test_two_sets_with_one_op_and_a_second_install_are_refused(run: Run, tmp_path: Path) -> None:
     one = put(tmp_path / "one", "L1/rms_norm.py", NORM)
     two = put(tmp_path / "two", "L1/rms_norm.py", NORM)
     result = run(
@@ -211,7 +220,7 @@ for chosen in (sets, sets[:1], sets[1:]):
     assert "installed already" in result[2]
 
 
-def test_a_file_goes_before_a_set_that_adapts(tmp_path: Path) -> None:
+def test_a_file_goes_before_a_set_that_adapts(run: Run, tmp_path: Path) -> None:
     put(tmp_path, "L1/rms_norm.py", NORM)
     result = run(
         f"""
@@ -230,7 +239,7 @@ result = {{r["op"]: [r["set"], r["status"]] for r in installed.report()}}
     assert result["llama_mlp"] == ["reference", "REPLACED"]
 
 
-def test_counting_neither_breaks_nor_recompiles_a_compiled_model(tmp_path: Path) -> None:
+def test_counting_neither_breaks_nor_recompiles_a_compiled_model(run: Run, tmp_path: Path) -> None:
     put(tmp_path, "L1/rms_norm.py", NORM)
     result = run(
         f"""
@@ -251,7 +260,7 @@ result = dict(equal=torch.equal(y, model(x)), graphs=counters["stats"]["unique_g
     assert (result["report"][0]["num_traced"], result["report"][0]["num_calls"]) == (2, 4)
 
 
-def test_an_instance_that_replaces_its_own_forward_is_counted(tmp_path: Path) -> None:
+def test_an_instance_that_replaces_its_own_forward_is_counted(run: Run, tmp_path: Path) -> None:
     text = NORM + (
         "    def __init__(self, hidden_size, eps=1e-6):\n        super().__init__(hidden_size, eps)\n"
         "        self.forward = lambda x, residual=None: x\n"

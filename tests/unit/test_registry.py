@@ -97,12 +97,15 @@ def test_find_ops_of_an_unknown_name_suggests_the_nearest(target: str, near: str
 
 
 def test_used_by_reaches_the_models() -> None:
-    assert {entry.name for entry in registry.used_by("rms_norm")} == LLAMA_CHAIN
-    assert LLAMA_CHAIN | {"llama_mlp"} == {entry.name for entry in registry.used_by("silu_and_mul")}
+    above_norm, above_silu = ({e.name for e in registry.used_by(op)} for op in ("rms_norm", "silu_and_mul"))
+    assert above_norm >= LLAMA_CHAIN
+    assert LLAMA_CHAIN | {"llama_mlp"} <= above_silu
+    assert "llama_mlp" not in above_norm
 
 
 def test_used_by_leaves_out_classes_that_derive_in_the_same_file() -> None:
-    assert registry.used_by("column_parallel_linear") == []
+    above = {entry.name for entry in registry.used_by("column_parallel_linear")}
+    assert not above & {"merged_column_parallel_linear", "qkv_parallel_linear", "llama_mlp"}
 
 
 def test_uses_counts_what_a_base_of_the_same_file_uses() -> None:
@@ -113,7 +116,8 @@ def test_ops_of_architecture_include_the_engines_and_no_others() -> None:
     found = {entry.name for entry in registry.ops_of_architecture("llama")}
     assert {"llama_for_causal_lm", "rms_norm", "store_kvcache", "greedy_sample"} <= found
     assert "column_parallel_linear" not in found
-    assert registry.architectures_with("greedy_sample") == ["llama"]
+    assert "llama" in registry.architectures_with("greedy_sample")
+    assert "dinov3" not in registry.architectures_with("greedy_sample")
 
 
 def test_architecture_of_reads_a_hugging_face_config() -> None:

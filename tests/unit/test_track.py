@@ -29,24 +29,6 @@ from fastkernels.report.track import EXPERIMENT, log_run
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own, of its libraries
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that is made once: its migrations take seconds."""
-    root = tmp_path_factory.mktemp("store")
-    log_run(write_run(root / "none", []), load_results(root / "none"), f"sqlite:///{root / 'mlflow.db'}")
-    store = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
-    for run in store.search_runs([store.get_experiment_by_name(EXPERIMENT).experiment_id]):
-        store.delete_run(run.info.run_id)
-    return root / "mlflow.db"
-
-
-@pytest.fixture
-def uri(template: Path, tmp_path: Path) -> str:
-    copy = tmp_path / "mlflow.db"
-    copy.write_bytes(template.read_bytes())
-    return f"sqlite:///{copy}"
-
-
 def runs(uri: str) -> list[Run]:
     client = MlflowClient(uri)
     return client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id], max_results=1000)

@@ -115,6 +115,15 @@ async def get_json(endpoint: Endpoint, path: str) -> Any:
     return json.loads(await get(endpoint, path))
 
 
+async def post_json(endpoint: Endpoint, path: str, body: bytes) -> Any:
+    """Errors: HttpError, OSError, ValueError for an answer that is no JSON."""
+    async with _request(endpoint, "POST", path, body) as (status, pieces):
+        answer = b"".join([piece async for piece in pieces])
+    if status != 200:
+        raise HttpError(status, answer[:_MOST_ERROR_BYTES].decode(errors="replace"))
+    return json.loads(answer)
+
+
 async def post_events(endpoint: Endpoint, path: str, body: bytes) -> AsyncGenerator[bytes]:
     """The data of each event of a stream, until its "[DONE]". Errors: HttpError, OSError."""
     async with _request(endpoint, "POST", path, body) as (status, pieces):

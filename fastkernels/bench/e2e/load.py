@@ -1,4 +1,4 @@
-"""Load on an OpenAI-compatible server: arrivals, streaming completions, and when each piece of each answer came."""
+"""Load on an OpenAI-compatible server: arrivals, and when each answer or each piece of it came."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from fastkernels.bench.e2e.http import Endpoint, HttpError, post_events
+from fastkernels.bench.e2e.http import Endpoint, HttpError
 from fastkernels.errors import UsageError
-from fastkernels.workloads import TrafficRequest
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Arrivals:
         if math.isinf(self.speedup) or math.isinf(self.burstiness):
             raise UsageError("speedup and burstiness must be finite; request_rate inf sends all at once.")
 
-    def times(self, requests: Sequence[TrafficRequest]) -> list[float]:
+    def times(self, requests: Sequence[Any]) -> list[float]:
         """Seconds from the start of the load. Drawn gaps are stretched so that the last arrival comes at count / rate,
         as vLLM's benchmark does: https://github.com/vllm-project/vllm/blob/main/vllm/benchmarks/serve.py
         """
@@ -59,8 +58,10 @@ class Arrivals:
 class RequestRecord:
     """One request under load. Times are seconds; start_s, from the start of the load, is when it was sent.
 
-    ttft_s: from sending to the first piece. itl_s: gaps between the pieces. e2e_s: from sending to the last piece.
-    output_len: by the server's usage, else the number of pieces. token_ids: where the server tells them.
+    ttft_s: from sending to the first piece, of an answer that comes in pieces. itl_s: gaps between the pieces. e2e_s:
+    from sending to the last piece. prompt_len, output_len: in tokens; by the server's usage where it is not known
+    before, output_len else the number of pieces. token_ids: where the server tells them. text: what was said, or the
+    digest of an answer that is no text.
     """
 
     index: int
@@ -87,77 +88,58 @@ class RequestRecord:
         return {key: round(value, 6) if isinstance(value, float) else value for key, value in data.items()}
 
 
+class Route(Protocol):
+    """What is sent for a request, and how its answer is read. path: below the server's URL."""
+
+    path: str
+
+    def body(self, model: str, request: Any) -> dict[str, Any]: ...
+
+    def record(self, index: int, request: Any, start_s: float) -> RequestRecord:
+        """Of a request that is sent now."""
+        ...
+
+    async def read(self, endpoint: Endpoint, body: bytes, record: RequestRecord, started: float) -> None:
+        """Fill the record as the answer comes; started: by time.perf_counter.
+
+        Errors: HttpError, OSError, and ValueError, KeyError, TypeError or AttributeError of what is no answer.
+        """
+        ...
+
+
 @dataclass
 class Load:
     """Requests against a server. records: of the requests that ended, in the order of their ends."""
 
     endpoint: Endpoint
     model: str
+    route: Route
     max_concurrency: int | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
     records: list[RequestRecord] = field(default_factory=list)
     started: float = 0.0
 
-    async def run(self, requests: Sequence[TrafficRequest], times: Sequence[float]) -> None:
+    async def run(self, requests: Sequence[Any], times: Sequence[float]) -> None:
         """Send each at its time, whether or not others have ended; records are kept when this is cancelled."""
         raise_file_limit()
         limit: Any = asyncio.Semaphore(self.max_concurrency) if self.max_concurrency else contextlib.nullcontext()
-        bodies = [self._body(request) for request in requests]
+        bodies = [json.dumps(self.route.body(self.model, request)).encode() for request in requests]
         self.started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for index, (request, at) in enumerate(zip(requests, times, strict=True)):
                 await asyncio.sleep(max(0.0, self.started + at - time.perf_counter()))
                 group.create_task(self._send(index, request, bodies[index], limit, len(requests)))
 
-    def _body(self, request: TrafficRequest) -> bytes:
-        """return_token_ids is vLLM's; servers that do not know it leave it out."""
-        return json.dumps(
-            {
-                "model": self.model, "prompt": request.prompt_token_ids, "max_tokens": request.output_len,
-                "temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
-                "return_token_ids": True,
-            }
-        ).encode()  # fmt: skip
-
-    async def _send(self, index: int, request: TrafficRequest, body: bytes, limit: Any, total: int) -> None:
+    async def _send(self, index: int, request: Any, body: bytes, limit: Any, total: int) -> None:
         async with limit:
             started = time.perf_counter()
-            record = RequestRecord(index, len(request.prompt_token_ids), request.output_len, started - self.started)
+            record = self.route.record(index, request, started - self.started)
             try:
-                await _read(self.endpoint, body, record, started)
-            except (HttpError, OSError, ValueError, KeyError, TypeError) as error:
+                await self.route.read(self.endpoint, body, record, started)
+            except (HttpError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 record.error = f"{type(error).__name__}: {error}"
             self.records.append(record)
             self.progress(len(self.records), total)
-
-
-async def _read(endpoint: Endpoint, body: bytes, record: RequestRecord, started: float) -> None:
-    """Fill the record as the answer comes."""
-    last = started
-    num_pieces = 0
-    async for data in post_events(endpoint, "/v1/completions", body):
-        now = time.perf_counter()
-        event = json.loads(data)
-        if event.get("error"):
-            raise HttpError(0, str(event["error"])[:500])
-        for choice in event.get("choices", ())[:1]:
-            if num_pieces:
-                record.itl_s.append(now - last)
-            else:
-                record.ttft_s = now - started
-            num_pieces += 1
-            last = now
-            record.text += choice.get("text") or ""
-            if choice.get("token_ids") is not None:
-                record.token_ids = (record.token_ids or []) + choice["token_ids"]
-        usage = event.get("usage") or {}
-        if "completion_tokens" in usage:
-            record.output_len = usage["completion_tokens"]
-            record.num_cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    if not num_pieces:
-        raise HttpError(0, "The answer had no token.")
-    record.e2e_s = last - started
-    record.output_len = record.output_len or num_pieces
 
 
 def raise_file_limit() -> None:

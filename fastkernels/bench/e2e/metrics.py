@@ -17,14 +17,16 @@ from fastkernels.scoring.statistics import percentile
 
 Json = dict[str, Any]
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
+PIPELINE_LATENCIES = {"batch": "In the batch", "alone": "Alone", "prepare": "Preparation"}
+"""Of a model that makes no tokens: from a request's first step to its result; all of it with nothing else under way;
+from its inputs to its tensors."""
 _NUM_RESAMPLES = 2000
 
 
 def tpot(record: RequestRecord) -> float | None:
-    """Seconds a token after the first; None for an answer of one token."""
+    """Seconds a token after the first; None for an answer of one token, or of none."""
     assert record.e2e_s is not None
-    assert record.ttft_s is not None
-    if record.output_len < 2:
+    if record.ttft_s is None or record.output_len < 2:
         return None
     return (record.e2e_s - record.ttft_s) / (record.output_len - 1)
 
@@ -50,21 +52,20 @@ def spread_ms(seconds: Sequence[float]) -> Json | None:
 
 
 def load_summary(records: Sequence[RequestRecord], goodput_ms: Mapping[str, float] | None = None) -> Json:
-    """Throughput, latencies and concurrency. goodput_ms: limits of ttft, tpot and e2e that a good request keeps."""
+    """Throughput, latencies and concurrency; of answers in one piece no tokens, and E2E alone.
+
+    goodput_ms: limits of ttft, tpot and e2e that a good request keeps.
+    """
     done = [r for r in records if r.is_complete]
     if not done:
         return {"num_completed": 0, "num_failed": len(records), "duration_s": 0.0}
     duration = max(r.start_s + (r.e2e_s or 0.0) for r in done)
-    num_prompt, num_output = sum(r.prompt_len for r in done), sum(r.output_len for r in done)
     summary: Json = {
         "num_completed": len(done),
         "num_failed": len(records) - len(done),
         "duration_s": duration,
-        "num_prompt_tokens": num_prompt,
-        "num_output_tokens": num_output,
+        **(_token_figures(done, duration) if any(r.ttft_s is not None for r in done) else {}),
         "requests_per_s": len(done) / duration,
-        "output_tokens_per_s": num_output / duration,
-        "total_tokens_per_s": (num_prompt + num_output) / duration,
         "peak_concurrency": peak_concurrency(done),
         **{name: spread_ms(values) for name, values in latencies(done).items()},
     }
@@ -74,6 +75,16 @@ def load_summary(records: Sequence[RequestRecord], goodput_ms: Mapping[str, floa
             "limits_ms": dict(goodput_ms), "num_good": num_good, "requests_per_s": num_good / duration
         }  # fmt: skip
     return summary
+
+
+def _token_figures(done: Sequence[RequestRecord], duration: float) -> Json:
+    num_prompt, num_output = sum(r.prompt_len for r in done), sum(r.output_len for r in done)
+    return {
+        "num_prompt_tokens": num_prompt,
+        "num_output_tokens": num_output,
+        "output_tokens_per_s": num_output / duration,
+        "total_tokens_per_s": (num_prompt + num_output) / duration,
+    }
 
 
 def _is_good(record: RequestRecord, limits_ms: Mapping[str, float]) -> bool:
@@ -111,6 +122,12 @@ def load_token_times(records: Sequence[RequestRecord]) -> list[tuple[float, floa
     return found
 
 
+def answer_times(records: Sequence[RequestRecord]) -> list[tuple[float, float]]:
+    """[seconds, answers by then]."""
+    ends = sorted(r.start_s + r.e2e_s for r in records if r.is_complete and r.e2e_s is not None)
+    return [(round(end, 6), float(number)) for number, end in enumerate(ends, 1)]
+
+
 def offline_summary(repeat: Json) -> Json:
     """Of one pass over the requests."""
     num_prompt = sum(r["prompt_len"] for r in repeat["requests"])
@@ -125,6 +142,28 @@ def offline_summary(repeat: Json) -> Json:
         "requests_per_s": len(repeat["requests"]) / seconds,
         "output_tokens_per_s": num_output / seconds,
         "total_tokens_per_s": (num_prompt + num_output) / seconds,
+    }
+
+
+def pipeline_latencies(repeats: Sequence[Json]) -> dict[str, list[float]]:
+    """Seconds by name of PIPELINE_LATENCIES, of every request of the repeats."""
+    keys = {"batch": "e2e_s", "alone": "alone_s", "prepare": "prepare_s"}
+    requests = [request for repeat in repeats for request in repeat["requests"]]
+    return {name: [r[key] for r in requests if r[key] is not None] for name, key in keys.items()}
+
+
+def pipeline_summary(repeat: Json) -> Json:
+    """Of one pass of a model that makes no tokens. steps_per_s: each request's steps count."""
+    num, seconds = len(repeat["requests"]), repeat["seconds"]
+    num_steps = sum(request["num_steps"] for request in repeat["requests"])
+    return {
+        "num_completed": num,
+        "num_failed": 0,
+        "duration_s": seconds,
+        "num_request_steps": num_steps,
+        "requests_per_s": num / seconds,
+        "steps_per_s": num_steps / seconds,
+        **{name: spread_ms(values) for name, values in pipeline_latencies([repeat]).items()},
     }
 
 
@@ -171,9 +210,9 @@ def ratio(baseline: Sequence[float], candidate: Sequence[float]) -> Json:
 
 
 def latency_ratios(baseline: Mapping[str, Sequence[float]], candidate: Mapping[str, Sequence[float]]) -> Json:
-    """Median over median by name of LATENCIES (above 1: the candidate is faster), of those that both have."""
+    """Median over median by the baseline's names (above 1: the candidate is faster), of those that both have."""
     return {
         name: median(baseline[name]) / median(candidate[name])
-        for name in LATENCIES
+        for name in baseline
         if baseline[name] and candidate[name] and median(candidate[name]) > 0
     }

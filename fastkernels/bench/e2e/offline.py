@@ -1,4 +1,4 @@
-"""Offline throughput and the latency of a fixed batch: LLM.generate over a workload, repeated in a fresh process."""
+"""Offline throughput and the latency of a fixed batch: LLM.generate or a Pipeline, repeated in a fresh process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class SideError(FastKernelsError):
 class Side:
     """One implementation of the model and what was measured of it. tokens: of each repeat, by request.
 
-    name: "baseline", the names of the candidate sets, or a server's URL.
+    name: "baseline", the names of the candidate sets, or a server's URL. outputs: of a candidate for a model that makes
+    no tokens, how its results agree with the baseline's, by output name.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Side:
     repeats: list[Json] = field(default_factory=list)
     replacements: list[Json] = field(default_factory=list)
     tokens: dict[int, list[list[int]]] = field(default_factory=dict)
+    outputs: list[Json] = field(default_factory=list)
     is_complete: bool = False
 
 
@@ -53,9 +55,15 @@ class Watcher:
 
 
 def run_offline(
-    scenario: Scenario, side: Side, num_repeats: int, warmup_share: float, watcher: Watcher, keeps: Callable[[], None]
+    scenario: Scenario,
+    side: Side,
+    num_repeats: int,
+    warmup_share: float,
+    watcher: Watcher,
+    keeps: Callable[[], None],
+    outputs: Path | None = None,
 ) -> None:
-    """Fill `side`, a repeat at a time; `keeps` is called after each.
+    """Fill `side`, a repeat at a time; `keeps` is called after each. outputs: where results that are no tokens go.
 
     Errors: SideError with the engine's own message and exit code.
     """
@@ -63,7 +71,8 @@ def run_offline(
         folder = Path(temporary)
         order = {
             "scenario": asdict(scenario), "candidates": side.candidates, "num_repeats": num_repeats,
-            "warmup_share": warmup_share, "tokens": str(folder), "spawned": time.time(),
+            "warmup_share": warmup_share, "tokens": str(folder), "outputs": outputs and str(outputs),
+            "spawned": time.time(),
         }  # fmt: skip
         path = folder / "order.json"
         path.write_text(json.dumps(order))
@@ -88,9 +97,11 @@ def _take(event: Json, side: Side, folder: Path, watcher: Watcher, busy: BusySam
         watcher.stage(f"{side.name}: {'warm-up' if number < 0 else f'repeat {number + 1} of {num_repeats}'}")
         watcher.progress(event["done"], event["total"])
     elif kind == "repeat":
-        side.tokens[event["repeat"]] = json.loads((folder / f"{event['repeat']}.json").read_text())
-        now = time.monotonic()
-        side.repeats.append({**event, "gpu_busy_share": busy.share(now - event["seconds"], now)})
+        tokens = folder / f"{event['repeat']}.json"
+        if tokens.is_file():
+            side.tokens[event["repeat"]] = json.loads(tokens.read_text())
+        ended = event.pop("ended")
+        side.repeats.append({**event, "gpu_busy_share": busy.share(ended - event["seconds"], ended)})
     elif kind == "end":
         side.replacements, side.is_complete = event["replacements"], True
     else:

@@ -1,8 +1,9 @@
-"""One engine's offline repeats, in a process of its own: replacements must be in place before the model is imported.
+"""One model's offline repeats, in a process of its own: replacements must be in place before the model is imported.
 
     python -m fastkernels.bench.e2e.offline_worker ORDER.json
 
-Tells its events as JSON lines on stdout: ready, progress, repeat, end, error.
+Tells its events as JSON lines on stdout: ready, progress, repeat, end, error. A model that makes no tokens has its
+worker in pipelines.py.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from fastkernels.bench.e2e.scenario import Scenario
 from fastkernels.bench.e2e.tokens import digest
 from fastkernels.errors import EXIT_NOT_PASSED, FastKernelsError
 from fastkernels.workloads import TrafficRequest
+
+if TYPE_CHECKING:
+    from fastkernels.bench.e2e.pipelines import PipelineWorker
 
 _TOLD_SECONDS = 0.1
 _MOST_POINTS = 2000
@@ -28,10 +32,10 @@ _MORE_COUNTERS = ("num_generated_tokens", "num_compilations")
 
 
 class Worker:
-    def __init__(self, order: dict[str, Any], told: TextIO) -> None:
+    def __init__(self, order: dict[str, Any], tell: Callable[..., None]) -> None:
         from fastkernels.engine.llm import LLM
 
-        self.told = told
+        self.tell = tell
         self.scenario = Scenario(**order["scenario"])
         self.order = order
         self.llm = LLM(
@@ -42,9 +46,6 @@ class Worker:
         self.tell(
             "ready", startup_seconds=seconds, engine={**asdict(info), "eos_token_ids": sorted(info.eos_token_ids)}
         )
-
-    def tell(self, event: str, **values: Any) -> None:
-        self.told.write(json.dumps({"event": event, **values}) + "\n")
 
     def run(self) -> None:
         share = self.order["warmup_share"]
@@ -67,12 +68,14 @@ class Worker:
         seconds = time.perf_counter() - made.started
         answers = [output.outputs[0].token_ids for output in outputs]
         after = self.counters()
+        ended = time.monotonic()
         if repeat >= 0 and self.order["tokens"]:
             path = Path(self.order["tokens"]) / f"{repeat}.json"
             path.write_text(json.dumps([list(answer) for answer in answers]))
         return {
             "repeat": repeat,
             "seconds": seconds,
+            "ended": ended,
             "digest": digest(answers),
             "token_times": made.thinned(),
             "counters": {name: value - before[name] for name, value in after.items()},
@@ -116,13 +119,25 @@ class _Made:
         return [(round(seconds, 6), tokens) for seconds, tokens in kept]
 
 
+def _worker(order: dict[str, Any], tell: Callable[..., None]) -> Worker | PipelineWorker:
+    if Scenario(**order["scenario"]).makes_tokens:
+        return Worker(order, tell)
+    from fastkernels.bench.e2e.pipelines import PipelineWorker
+
+    return PipelineWorker(order, tell)
+
+
 def main(path: str) -> None:
     told = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+
+    def tell(event: str, **values: Any) -> None:
+        told.write(json.dumps({"event": event, **values}) + "\n")
+
     try:
-        Worker(json.loads(Path(path).read_text()), told).run()
+        _worker(json.loads(Path(path).read_text()), tell).run()
     except FastKernelsError as error:
-        told.write(json.dumps({"event": "error", "exit_code": error.exit_code, "message": str(error)}) + "\n")
+        tell("error", exit_code=error.exit_code, message=str(error))
         raise SystemExit(EXIT_NOT_PASSED) from None
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +19,12 @@ from fastkernels.bench.e2e.metrics import (
     load_summary,
     median_summary,
     offline_summary,
+    pipeline_latencies,
+    pipeline_summary,
     ratio,
 )
 from fastkernels.bench.e2e.offline import Json, Side, SideError, Watcher, run_offline
+from fastkernels.bench.e2e.outputs import compare_outputs
 from fastkernels.bench.e2e.scenario import Scenario
 from fastkernels.bench.e2e.serving import LoadPlan, run_serving
 from fastkernels.bench.e2e.tokens import agreement
@@ -74,7 +79,7 @@ def run_e2e(run: E2ERun, folder: RunFolder, watcher: Watcher) -> Json:
     """
     started = time.monotonic()
     sides = run.sides()
-    workload = run.scenario.describe(run.scenario.requests())
+    workload = run.scenario.describe(run.scenario.requests() if run.scenario.makes_tokens else ())
     status = "interrupted"
 
     def keep() -> Json:
@@ -89,13 +94,14 @@ def run_e2e(run: E2ERun, folder: RunFolder, watcher: Watcher) -> Json:
         )
 
     try:
-        for number, side in enumerate(sides):
-            try:
-                _measure(run, side, watcher, keep)
-            except SideError as error:
-                if not number:
-                    raise
-                side.engine["error"] = {"message": str(error), "exit_code": error.exit_code}
+        with tempfile.TemporaryDirectory(prefix="fastkernels-e2e-") as outputs:
+            for number, side in enumerate(sides):
+                try:
+                    _measure(run, sides, number, watcher, keep, Path(outputs))
+                except SideError as error:
+                    if not number:
+                        raise
+                    side.engine["error"] = {"message": str(error), "exit_code": error.exit_code}
         status = "finished"
     finally:
         for number, side in enumerate(sides):
@@ -105,14 +111,27 @@ def run_e2e(run: E2ERun, folder: RunFolder, watcher: Watcher) -> Json:
     return results
 
 
-def _measure(run: E2ERun, side: Side, watcher: Watcher, keep: Callable[[], Json]) -> None:
+def _measure(
+    run: E2ERun, sides: Sequence[Side], number: int, watcher: Watcher, keep: Callable[[], Json], outputs: Path
+) -> None:
+    """One side of those. outputs: results that are no tokens, a folder a side, are kept there until compared."""
+    side = sides[number]
+
     def kept() -> None:
         keep()
 
-    if run.plan is None:
-        run_offline(run.scenario, side, run.num_repeats, run.warmup_share, watcher, kept)
-    else:
+    if run.plan is not None:
         run_serving(run.scenario, side, run.plan, run.num_repeats, watcher, kept)
+        return
+    folder = None
+    if len(sides) > 1 and not run.scenario.makes_tokens:
+        folder = outputs / str(number)
+        folder.mkdir()
+    try:
+        run_offline(run.scenario, side, run.num_repeats, run.warmup_share, watcher, kept, folder)
+    finally:
+        if folder is not None and number:
+            side.outputs = compare_outputs(outputs / "0", folder, range(len(side.repeats)))
 
 
 def side_json(side: Side, plan: LoadPlan | None) -> Json:
@@ -120,9 +139,10 @@ def side_json(side: Side, plan: LoadPlan | None) -> Json:
     repeats = []
     for repeat in side.repeats:
         records = repeat.get("_records")
-        summary = (
-            offline_summary(repeat) if records is None else load_summary(records, plan.goodput_ms if plan else None)
-        )
+        if records is not None:
+            summary = load_summary(records, plan.goodput_ms if plan else None)
+        else:
+            summary = (pipeline_summary if _is_pipeline(repeat) else offline_summary)(repeat)
         engine = {
             **engine_shares(repeat["counters"]),
             "peak_memory_bytes": repeat["peak_memory_bytes"],
@@ -148,7 +168,7 @@ def side_json(side: Side, plan: LoadPlan | None) -> Json:
 
 
 def comparisons(sides: Sequence[Side]) -> list[Json]:
-    """Each other side with the baseline: speed, and the tokens of every repeat that both have."""
+    """Each other side with the baseline: speed, and the tokens or outputs of every repeat that both have."""
     if len(sides) < 2:
         return []
     baseline = sides[0]
@@ -162,6 +182,7 @@ def comparisons(sides: Sequence[Side]) -> list[Json]:
                 "side": side.name,
                 "latency": latency_ratios(*(_all_latencies(s) for s in (baseline, side))),
                 "speed": ratio([r["seconds"] for r in baseline.repeats], [r["seconds"] for r in side.repeats]),
+                "outputs": side.outputs,
                 "tokens": [agreement(baseline.tokens[n], side.tokens[n]).to_json() for n in shared],
                 "has_equal_digests": [
                     a["digest"] == b["digest"] for a, b in zip(baseline.repeats, side.repeats, strict=False)
@@ -171,7 +192,13 @@ def comparisons(sides: Sequence[Side]) -> list[Json]:
     return found
 
 
+def _is_pipeline(repeat: Json) -> bool:
+    return "work_times" in repeat
+
+
 def _all_latencies(side: Side) -> dict[str, list[float]]:
+    if any(_is_pipeline(repeat) for repeat in side.repeats):
+        return pipeline_latencies(side.repeats)
     return latencies([record for repeat in side.repeats for record in repeat.get("_records", ())])
 
 

@@ -10,8 +10,14 @@ from typing import Any
 from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.model import build_config, find_model
 from fastkernels.errors import UsageError
+from fastkernels.registry import Architecture, Kind, architecture_of
 from fastkernels.scoring.statistics import percentile
-from fastkernels.workloads import Traffic, TrafficRequest, capped, find_traffic, trace_facts
+from fastkernels.workloads import Traffic, TrafficRequest, capped, find_traffic, trace_facts, traffic_names
+
+EXAMPLES = "examples"
+"""The workload of a model that makes no tokens: its pipeline's own example requests."""
+PIPELINE_OPTIONS = ("device", "dtype", "max_num_seqs", "enforce_eager")
+_NUM_EXAMPLES = 64
 
 WARMUP_SEED = 7919
 """Added to the seed: warm-up prompts share no page with those that count."""
@@ -20,6 +26,8 @@ WARMUP_SEED = 7919
 @dataclass(frozen=True)
 class Scenario:
     """options: EngineConfig fields beside the model. scale: times all lengths. num_requests None: the workload's own.
+
+    A model that makes tokens has a `traffic` of prompts; the others have `examples` of their pipeline.
 
     Repeats have other token ids each, so that no prefix cache knows them from the repeat before.
     Errors: UnknownNameError for the model and the workload, CheckpointError, UsageError.
@@ -33,7 +41,25 @@ class Scenario:
     options: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
+    def architecture(self) -> Architecture:
+        return architecture_of(find_model(self.model).hf_config)
+
+    @property
+    def makes_tokens(self) -> bool:
+        return self.architecture.kind is Kind.AUTOREGRESSIVE
+
+    @property
+    def size(self) -> int:
+        """The number of requests. Errors: UsageError when the workload is not of such a model."""
+        if self.makes_tokens:
+            return self.traffic.num_requests
+        self._check_examples()
+        return _NUM_EXAMPLES if self.num_requests is None else self.num_requests
+
+    @cached_property
     def traffic(self) -> Traffic:
+        """Errors: UsageError when the workload is not of a model that makes tokens, or the model is none."""
+        self._check_tokens()
         traffic = find_traffic(self.workload).scaled(self.scale).seeded(self.seed)
         return traffic if self.num_requests is None else traffic.limited(self.num_requests)
 
@@ -58,12 +84,51 @@ class Scenario:
             if name not in known:
                 raise UsageError(f"The engine has no option {name!r}; it has {', '.join(sorted(known))}.")
         EngineConfig(model=self.model, **self.options)
+        if not self.makes_tokens:
+            self._check_examples()
+            return
         if self.max_model_len < 2:
             raise UsageError(f"max_model_len is {self.max_model_len}; a prompt and an answer have at least 2 tokens.")
         _ = self.traffic
 
-    def describe(self, requests: Sequence[TrafficRequest]) -> dict[str, Any]:
-        """Sizes and source of the workload as it was run."""
+    def _check_tokens(self) -> None:
+        if not self.makes_tokens:
+            raise UsageError(
+                f"{self.model} makes no tokens, and the workload {self.workload!r} is of prompts; say --workload "
+                f"{EXAMPLES}."
+            )
+        if self.workload == EXAMPLES:
+            raise UsageError(
+                f"{self.model} makes tokens, and the workload {EXAMPLES!r} is of models that make none; say --workload "
+                f"with one of {', '.join(traffic_names())}."
+            )
+
+    def _check_examples(self) -> None:
+        if self.workload != EXAMPLES:
+            self._check_tokens()
+        if self.num_requests is not None and self.num_requests < 1:
+            raise UsageError(f"--num-requests is {self.num_requests}; the least is 1.")
+        if self.scale != 1.0:
+            raise UsageError(
+                f"--scale {self.scale} is of lengths of prompts; {self.workload!r} has none: leave it out."
+            )
+        if self.options.get("tensor_parallel_size", 1) != 1:
+            raise UsageError(f"{self.model} makes no tokens and runs on 1 device; leave --tp out.")
+        unfit = sorted(set(self.options) - {"tensor_parallel_size", *PIPELINE_OPTIONS})
+        if unfit:
+            raise UsageError(
+                f"{self.model} makes no tokens; the engine's option {unfit[0]!r} is of tokens. It has "
+                f"{', '.join(PIPELINE_OPTIONS)}."
+            )
+        if self.options.get("device") == "fake":
+            raise UsageError(f"The fake device makes tokens, which {self.model} does not; say cpu or cuda.")
+
+    def describe(self, requests: Sequence[TrafficRequest] = ()) -> dict[str, Any]:
+        """Sizes and source of the workload as it was run; requests: those of a model that makes tokens."""
+        facts = {"name": self.workload, "kind": self.architecture.kind.value, "scale": self.scale, "seed": self.seed}
+        return facts | (self._describe_tokens(requests) if self.makes_tokens else {"num_requests": self.size})
+
+    def _describe_tokens(self, requests: Sequence[TrafficRequest]) -> dict[str, Any]:
         whole = self.traffic.requests(self._config.vocab_size, self._config.eos_token_ids)
         cut = sum(
             (len(a.prompt_token_ids), a.output_len) != (len(b.prompt_token_ids), b.output_len)
@@ -71,14 +136,11 @@ class Scenario:
         )
         facts = trace_facts().get(self.workload, {})
         return {
-            "name": self.workload,
             "num_requests": len(requests),
             "num_prompt_tokens": sum(len(r.prompt_token_ids) for r in requests),
             "num_output_tokens": sum(r.output_len for r in requests),
             "num_cut": cut,
             "max_len": self.max_model_len,
-            "scale": self.scale,
-            "seed": self.seed,
             "prompt_len": _spread([len(r.prompt_token_ids) for r in requests]),
             "output_len": _spread([r.output_len for r in requests]),
             **{key: facts[key] for key in ("provenance", "license", "citation") if key in facts},

@@ -1,4 +1,4 @@
-"""A server under load: our own, started here, or any that speaks OpenAI's completions."""
+"""A server under load: our own, started here, or any that speaks OpenAI's completions, embeddings or images."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastkernels.bench.e2e.busy import BusySampler
 from fastkernels.bench.e2e.http import Endpoint, HttpError, get, get_json
 from fastkernels.bench.e2e.load import Arrivals, Load, RequestRecord
-from fastkernels.bench.e2e.metrics import load_token_times
+from fastkernels.bench.e2e.metrics import answer_times, load_token_times
 from fastkernels.bench.e2e.offline import Json, Side, SideError, Watcher
-from fastkernels.bench.e2e.scenario import Scenario
+from fastkernels.bench.e2e.routes import examples_of, route_of
+from fastkernels.bench.e2e.scenario import WARMUP_SEED, Scenario
 from fastkernels.bench.e2e.tokens import digest
 from fastkernels.errors import EnvironmentProblem
 from fastkernels.server.local import running_server
@@ -51,6 +53,8 @@ def run_serving(
 
     Errors: SideError when the server cannot start; EnvironmentProblem when none answers.
     """
+    route = route_of(scenario.architecture)
+    assert route is not None
     with contextlib.ExitStack() as stack:
         endpoint = plan.endpoint
         if endpoint is None:
@@ -63,22 +67,32 @@ def run_serving(
         num_gpus = int(scenario.options.get("tensor_parallel_size") or 1) if endpoint.is_local else 0
         busy = stack.enter_context(BusySampler(num_gpus))
         watcher.stage(f"{side.name}: warm-up")
-        warmup = scenario.requests(-1, max_len)[:_NUM_WARMUPS]
-        asyncio.run(Load(endpoint, model).run(warmup, [0.0] * len(warmup)))
+        warmup = _requests(scenario, -1, max_len)[:_NUM_WARMUPS]
+        asyncio.run(Load(endpoint, model, route).run(warmup, [0.0] * len(warmup)))
         for repeat in range(num_repeats):
             watcher.stage(f"{side.name}: repeat {repeat + 1} of {num_repeats}")
-            requests = scenario.requests(repeat, max_len)
-            load = Load(endpoint, model, plan.max_concurrency, watcher.progress)
+            requests = _requests(scenario, repeat, max_len)
+            load = Load(endpoint, model, route, plan.max_concurrency, watcher.progress)
             before, since = _counters(endpoint), time.monotonic()
             try:
                 asyncio.run(load.run(requests, plan.arrivals.times(requests)))
             finally:
                 if load.records:
                     share = busy.share(since, time.monotonic())
-                    side.repeats.append(_repeat(side, repeat, load.records, before, _counters(endpoint), share))
+                    after = _counters(endpoint)
+                    kept = _repeat(side, repeat, load.records, before, after, share, scenario.makes_tokens)
+                    side.repeats.append(kept)
                     keeps()
         side.replacements = _replacements(endpoint)
         side.is_complete = True
+
+
+def _requests(scenario: Scenario, repeat: int, max_len: int | None) -> Sequence[Any]:
+    """Of a repeat; -1: for the warm-up."""
+    if scenario.makes_tokens:
+        return scenario.requests(repeat, max_len)
+    seed = scenario.seed + (repeat if repeat >= 0 else WARMUP_SEED)
+    return examples_of(scenario.architecture, scenario.size, seed)
 
 
 @contextlib.contextmanager
@@ -98,7 +112,7 @@ def _own_server(scenario: Scenario, side: Side, plan: LoadPlan) -> Iterator[str]
 
 def serve_words(scenario: Scenario, candidates: Sequence[str]) -> list[str]:
     """Options of `fastkernels serve` for the scenario's engine; nothing is refused for waiting."""
-    options = {"warm": "full", "max_num_waiting": scenario.traffic.num_requests + _WAITING_SLACK, **scenario.options}
+    options = {"warm": "full", "max_num_waiting": scenario.size + _WAITING_SLACK, **scenario.options}
     words = ["--seed", str(scenario.seed)]
     for name, value in options.items():
         flag = name.replace("_", "-")
@@ -167,23 +181,25 @@ def _repeat(
     before: dict[str, float],
     after: dict[str, float],
     gpu_busy_share: float | None,
+    makes_tokens: bool,
 ) -> Json:
+    """makes_tokens: of the model, which a load of which every request failed does not show."""
     ordered = sorted(records, key=lambda r: r.index)
-    has_tokens = all(r.token_ids is not None for r in ordered if r.is_complete)
+    has_tokens = makes_tokens and all(r.token_ids is not None for r in ordered if r.is_complete)
     if has_tokens:
         answers = side.tokens[number] = [r.token_ids or [] for r in ordered]
         said = digest(answers)
     else:
         said = hashlib.sha256("\0".join(r.text for r in ordered).encode()).hexdigest()
-    points = load_token_times(ordered)
+    points = load_token_times(ordered) if makes_tokens else answer_times(ordered)
     kept = points[:: -(-len(points) // _MOST_POINTS) or 1]
     peak = after.pop("peak_memory_bytes", None)
     return {
         "repeat": number,
         "seconds": max((r.start_s + r.e2e_s for r in ordered if r.e2e_s is not None), default=0.0),
         "digest": said,
-        "digest_of": "token ids" if has_tokens else "texts",
-        "token_times": kept + points[-1:],
+        "digest_of": "token ids" if has_tokens else "texts" if makes_tokens else "answers",
+        "token_times" if makes_tokens else "answer_times": kept + points[-1:],
         "counters": {name: value - before.get(name, 0.0) for name, value in after.items()},
         "peak_memory_bytes": int(peak) if peak else None,
         "gpu_busy_share": gpu_busy_share,

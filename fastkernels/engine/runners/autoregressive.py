@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from fastkernels.cache import CacheKind
 from fastkernels.context import ForwardContext, Phase, set_forward_context
 from fastkernels.engine.batch import PENDING, Array, PromptPart, StepInputs
+from fastkernels.engine.compiled import CompiledSteps, RunningStep, compiled_steps
 from fastkernels.engine.graphs import GraphPool
 from fastkernels.engine.logprobs import prompt_logprobs, unpack_logprobs
 from fastkernels.engine.outputs import TokenLogprobs
+from fastkernels.engine.runners.media import EncodedMedia
 from fastkernels.engine.sampler import Sampler
 from fastkernels.engine.staging import PendingRead, Readback, Staging
 from fastkernels.engine.step import StepResult
@@ -26,7 +28,10 @@ _LOGPROB_ROWS = 1024
 
 @dataclass(frozen=True)
 class RunnerLimits:
-    """What buffers are sized by. graph_sizes: numbers of sequences for which decode steps become CUDA graphs."""
+    """What buffers are sized by. graph_sizes: numbers of sequences for which decode steps become CUDA graphs.
+
+    compiles_steps: on a CPU decode steps are compiled. max_encoder_len: as in ModelFacts.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -35,6 +40,8 @@ class RunnerLimits:
     vocab_size: int
     has_state: bool = False
     graph_sizes: tuple[int, ...] = ()
+    compiles_steps: bool = False
+    max_encoder_len: int = 0
 
 
 class AutoregressiveRunner:
@@ -53,10 +60,12 @@ class AutoregressiveRunner:
         self.sampler = Sampler(limits.vocab_size, device, limits.max_num_seqs, eos_token_ids, grammars)
         # The last place belongs to the padding rows of graphs.
         self.last_token = torch.zeros(limits.max_num_seqs + 1, dtype=torch.int64, device=device)
+        self.media = EncodedMedia(limits.max_num_batched_tokens)
         self.num_graph_steps = 0
         self.staging, self._readback = Staging(device), Readback(device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.graphs = GraphPool(self, kinds) if limits.graph_sizes else None
+        self.compiled = compiled_steps(self, kinds) if limits.compiles_steps else None
 
     def launch(self, inputs: StepInputs) -> AutoregressiveStep:
         """Enqueue a step; nothing here waits for the device."""
@@ -65,7 +74,10 @@ class AutoregressiveRunner:
                 entering.row, entering.params, entering.seed, entering.prompt_token_ids, entering.output_token_ids
             )
         with torch.inference_mode(), torch.cuda.stream(self.stream):
-            return self._run(inputs)
+            step = self._run(inputs)
+        if inputs.media is not None:
+            self.media.free(inputs.media.freed)
+        return step
 
     def accept(self, row: int, token: int) -> None:
         self.sampler.accept(row, token)
@@ -79,11 +91,26 @@ class AutoregressiveRunner:
             if self.sampler.is_plain_greedy(inputs.sample_rows.tolist()):
                 return AutoregressiveStep(inputs, self._readback.start(done.greedy_ids))
             return self._sample(inputs, done.logits, done.rows, done.positions)
+        if self.compiled is not None:
+            size = self.compiled.size_for(inputs)
+            if size is not None:
+                return self._run_compiled(self.compiled, inputs, size)
+            self.compiled.drain()
         ids, positions, context, (sample_index, sample_rows, sample_positions) = self._place(inputs)
         encoded = self._encode(inputs)
+        if inputs.media is not None:
+            encoded |= self.media.embeds(self.model, inputs.media, ids)
         with set_forward_context(context):
             hidden = self.model(ids, positions, **encoded)
             return self._finish(inputs, hidden, sample_index, sample_rows, sample_positions)
+
+    def _run_compiled(self, compiled: CompiledSteps, inputs: StepInputs, size: int) -> AutoregressiveStep:
+        self.num_graph_steps += 1
+        running = compiled.launch(inputs, size)
+        if self.sampler.is_plain_greedy(inputs.sample_rows.tolist()):
+            return AutoregressiveStep(inputs, running)
+        done = running.replayed()
+        return self._sample(inputs, done.logits, done.rows, done.positions)
 
     def _finish(
         self, inputs: StepInputs, hidden: Tensor, sample_index: Tensor, sample_rows: Tensor, sample_positions: Tensor
@@ -122,8 +149,9 @@ class AutoregressiveRunner:
         starts = np.concatenate([[0], inputs.counts.cumsum()]).astype(np.int32)
         token_rows = np.repeat(inputs.rows, inputs.counts)
         ends = inputs.starts + inputs.counts
-        samples = np.isin(inputs.rows, inputs.sample_rows)
-        arrays: list[Array] = [inputs.token_ids, inputs.positions, token_rows, starts, ends.astype(np.int32)]
+        samples, is_crossed = np.isin(inputs.rows, inputs.sample_rows), CacheKind.CROSS in kinds
+        turned = inputs.positions if inputs.rope_positions is None else inputs.rope_positions
+        arrays: list[Array] = [inputs.token_ids, turned, token_rows, starts, ends.astype(np.int32)]
         arrays += [inputs.slot_mappings[kind] for kind in stored]
         arrays += [np.ascontiguousarray(inputs.block_tables[kind]) for kind in kinds]
         arrays += [inputs.encoder_lens.astype(np.int32), inputs.encoder_slots]
@@ -142,7 +170,7 @@ class AutoregressiveRunner:
             *(packed[-5:-3] if self.limits.has_state else (None, None)),
             max_query_len=int(inputs.counts.max()),
             max_seq_len=int(ends.max()),
-            cross=(packed[-7], packed[-6]) if CacheKind.CROSS in kinds else None,
+            cross=(packed[-7], packed[-6] if len(inputs.encoder_slots) else None) if is_crossed else None,
             phase=inputs.phase,
             num_decodes=int((inputs.counts == 1).sum()),
         )
@@ -170,7 +198,7 @@ class AutoregressiveStep:
     """A launched step: what it sampled is on its way to the host."""
 
     inputs: StepInputs
-    tokens: PendingRead | None = None
+    tokens: PendingRead | RunningStep | None = None
     logprobs: PendingRead | None = None
     num_logprobs: Sequence[int | None] = ()
     prompt_logprobs: Sequence[PendingRead] = ()
@@ -214,7 +242,7 @@ def step_context(
     cross: tuple[Tensor, Tensor | None] | None = None,
 ) -> ForwardContext:
     """The forward context of a batch; a kind that the model lacks stays empty."""
-    nothing = seq_lens.new_empty((len(seq_lens), 0))
+    nothing = seq_lens.new_empty((seq_lens.shape[0], 0))
     return ForwardContext(
         query_start_loc=query_start_loc,
         seq_lens=seq_lens,

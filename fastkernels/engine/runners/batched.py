@@ -32,7 +32,9 @@ class BatchedForward:
     def __call__(self, states: Sequence[State]) -> list[State]:
         """The function of the states, which share their shape key, as one batch."""
         num = len(states)
-        batch = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        batch = {name: t[None] for name, t in states[0].items()}
+        if num > 1:
+            batch = {name: torch.stack([state[name] for state in states]) for name in states[0]}
         batch = {name: t.to(self._device, non_blocking=True) for name, t in batch.items()}
         if self._uses_graphs and num <= BATCH_SIZES[-1]:
             result = self._replay(batch, num, shape_key(states[0]))

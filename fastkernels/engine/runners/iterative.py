@@ -18,7 +18,7 @@ STEP = "step"
 class IterativeModel(Protocol):
     """prepare: one request's first state; num_steps: how often it is advanced; advance: a batch's next states.
 
-    advance gives back every tensor that it was given, of the same shapes.
+    advance gives back the tensors that change, of the same shapes; the others stay as they are.
     """
 
     def prepare(self, inputs: Mapping[str, Any]) -> State: ...
@@ -53,7 +53,7 @@ class IterativeRunner:
         placed = [{**state, STEP: torch.tensor(step)} for state, step in zip(states, steps, strict=True)]
         for state in placed:
             state[STEP] = state[STEP].to(next(iter(state.values())).device)
-        return self._advance(placed)
+        return [{**state, **new} for state, new in zip(states, self._advance(placed), strict=True)]
 
     def finish(self, state: State) -> Any:
         return self.model.finish(state)

@@ -6,10 +6,16 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const NARROW = 640;
 
+  /* A page may fix the theme by the root's color-scheme; else it is the system's. */
+  const isDark = () => {
+    const schemes = getComputedStyle(document.documentElement).colorScheme.split(" ");
+    return schemes.includes("dark") && (!schemes.includes("light") || dark.matches);
+  };
+
   /* Plots: colours of the theme; on a narrow screen the labels stand above their rows instead of beside them. */
   const themed = (value) => {
     let text = JSON.stringify(value);
-    if (dark.matches) for (const [light, other] of Object.values(palette)) text = text.replaceAll(`"${light}"`, `"${other}"`);
+    if (isDark()) for (const [light, other] of Object.values(palette)) text = text.replaceAll(`"${light}"`, `"${other}"`);
     return JSON.parse(text);
   };
 
@@ -64,10 +70,11 @@
   };
 
   let width = 0;
-  if (Object.keys(plots).length) {
+  if (Object.keys(plots).length && window.Plotly) {
     draw();
     width = innerWidth;
     dark.addEventListener("change", draw);
+    document.addEventListener("themechange", draw);
     addEventListener("resize", () => {
       if (innerWidth === width) return;
       width = innerWidth;
@@ -120,16 +127,16 @@
   }
 
   for (const form of document.querySelectorAll("form.filters")) {
-    const rows = [...document.getElementById(form.dataset.table).tBodies[0].rows];
+    const rows = form.dataset.table.split(" ").flatMap((id) => [...document.getElementById(id).tBodies[0].rows]);
     const filter = () => {
-      const chosen = Object.fromEntries(new FormData(form));
-      const words = chosen.text.toLowerCase().split(/\s+/).filter(Boolean);
+      const { text: find = "", ...exact } = Object.fromEntries(new FormData(form));
+      const words = find.toLowerCase().split(/\s+/).filter(Boolean);
       let shown = 0;
       for (const row of rows) {
         const text = row.textContent.toLowerCase();
         const isShown =
           words.every((word) => text.includes(word)) &&
-          ["verdict", "speed", "set"].every((key) => !chosen[key] || row.dataset[key] === chosen[key]);
+          Object.entries(exact).every(([key, value]) => !value || (row.dataset[key] ?? value) === value);
         row.hidden = !isShown;
         shown += isShown;
       }
@@ -141,7 +148,13 @@
 
   /* A link to a kernel opens it. */
   const openTarget = () => {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    let name = location.hash.slice(1);
+    try {
+      name = decodeURIComponent(name);
+    } catch {
+      return; /* no link of ours */
+    }
+    const target = document.getElementById(name);
     if (target instanceof HTMLDetailsElement) {
       target.open = true;
       target.scrollIntoView();

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from fastkernels.op import compute_dtype
 from fastkernels.spec import Role, TensorSpec
@@ -24,6 +27,7 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
 )
 
 _QUERY_ROWS = 512  # of scores held at once, so that a definition over long sequences fits in memory
+_GATHERED_ELEMENTS = 1 << 24  # of keys copied out of their pages at once
 
 
 def check_head_counts(num_heads: int, num_kv_heads: int) -> None:
@@ -44,8 +48,10 @@ def gather_pages(cache: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
     return cache[block_table[:num_pages].long()].flatten(0, 1)[:seq_len]
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, is_causal: bool = True) -> Tensor:
     """softmax(scale * query @ key.T) @ value over one sequence; the last query sees every key.
+
+    is_causal: False lets every query see every key.
 
     Shapes:  query: [query_len, num_heads, head_size]; key, value: [seq_len, num_kv_heads, head_size];
              query_len <= seq_len; query i sees keys up to seq_len - query_len + i.
@@ -61,10 +67,82 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
     for start in range(0, query_len, _QUERY_ROWS):
         rows = slice(start, start + _QUERY_ROWS)
         scores = torch.einsum("qhgd,khd->hgqk", q[rows], k) * scale
-        scores.masked_fill_(keys > last_key[rows, None], float("-inf"))
+        if is_causal:
+            scores.masked_fill_(keys > last_key[rows, None], float("-inf"))
         mixed = torch.einsum("hgqk,khd->qhgd", scores.softmax(dim=-1), v)
         out[rows] = mixed.flatten(1, 2).to(query.dtype)
     return out
+
+
+def batched_prefill_attention(
+    query: Tensor, key: Tensor, value: Tensor, starts: Sequence[int], scale: float, is_causal: bool = True
+) -> Tensor:
+    """FlashAttnPrefill by scaled_dot_product_attention: sequences of one length at once, others one by one.
+
+    Shapes:  as there; starts: where each sequence begins, and where the last one ends.
+    """
+    num_heads, num_kv_heads, dtype = query.shape[1], key.shape[1], compute_dtype(query)
+    out = query.new_empty(query.shape)
+    out[starts[-1] :] = 0
+    for start, end, length in _runs(starts):
+        q, k, v = (x[start:end].to(dtype).unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value))
+        if num_heads != num_kv_heads:
+            k, v = (x.repeat_interleave(num_heads // num_kv_heads, dim=1) for x in (k, v))
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=scale)
+        out[start:end] = mixed.transpose(1, 2).flatten(0, 1).to(query.dtype)
+    return out
+
+
+def _runs(starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(start, end, length) of every run of neighbouring sequences of one length; empty ones are left out."""
+    for length, pairs in groupby(pairwise(starts), key=lambda pair: pair[1] - pair[0]):
+        if length:
+            run = list(pairs)
+            yield run[0][0], run[-1][1], length
+
+
+def batched_decode_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    seq_lens: Tensor,
+    block_table: Tensor,
+    max_seq_len: int,
+    scale: float,
+) -> Tensor:
+    """FlashAttnDecode for many sequences at once, each padded to the longest beside it; arguments as there.
+
+    What lies behind a sequence's end is overwritten after it is gathered: a page may hold anything there.
+    """
+    page_size, num_kv_heads, head_size = key_cache.shape[1:]
+    max_pages = min(max(1, -(-max_seq_len // page_size)), block_table.shape[1])
+    num_rows = max(1, _GATHERED_ELEMENTS // max(1, max_pages * page_size * num_kv_heads * head_size))
+    if num_rows >= len(query):
+        return _decode_group(query, key_cache, value_cache, seq_lens, block_table[:, :max_pages], scale)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    for start in range(0, len(query), num_rows):
+        rows = slice(start, start + num_rows)
+        longest = -(-int(seq_lens[rows].max()) // page_size)
+        table = block_table[rows, : max(1, min(longest, max_pages))]
+        out[rows] = _decode_group(query[rows], key_cache, value_cache, seq_lens[rows], table, scale)
+    return out
+
+
+def _decode_group(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, seq_lens: Tensor, block_table: Tensor, scale: float
+) -> Tensor:
+    num_seqs, num_heads, head_size = query.shape
+    page_size, num_kv_heads, _ = key_cache.shape[1:]
+    num_keys, dtype = block_table.shape[1] * page_size, compute_dtype(query)
+    pages = block_table.clamp(min=0).flatten()
+    is_behind = (torch.arange(num_keys, device=query.device) >= seq_lens[:, None])[:, None, :, None]
+    shape = (num_seqs, num_keys, num_kv_heads, head_size)
+    q = query.to(dtype).reshape(num_seqs, num_kv_heads, num_heads // num_kv_heads, head_size)
+    k, v = (c.index_select(0, pages).view(shape).transpose(1, 2).to(dtype) for c in (key_cache, value_cache))
+    scores = (k @ q.transpose(-1, -2)).mul_(scale).masked_fill_(is_behind, float("-inf"))
+    probs = scores.softmax(dim=2).masked_fill_(is_behind, 0.0)  # of an empty sequence every row was NaN
+    out = probs.transpose(-1, -2) @ v.masked_fill(is_behind, 0.0)
+    return out.flatten(1, 2).to(query.dtype)
 
 
 def num_visible_keys(query_lens: Tensor, seq_lens: Tensor) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastkernels.errors import CheckpointError, UnsupportedError
-from fastkernels.tasks.configs.rope import RopeScaling, rope_from_hf
+from fastkernels.tasks.configs.rope import RopeScaling, YarnScaling, rope_from_hf
 
 __all__ = ["LlamaConfig", "RopeScaling"]
 
@@ -28,6 +28,8 @@ class LlamaConfig:
     """Defaults are those of transformers' LlamaConfig, so that a key absent from config.json means the same.
 
     num_key_value_heads None: as many as attention heads; head_dim None: hidden_size / attention heads.
+    attention_out_bias None: as attention_bias. mrope_section: pairs of a head that turn by time, height and width;
+    positions then may have three axes (models of pictures and videos).
     Errors:  ValueError when sizes do not fit together; UnsupportedError for another activation.
     """
 
@@ -42,16 +44,21 @@ class LlamaConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | YarnScaling | None = None
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
     bos_token_id: int | None = 1
     eos_token_ids: tuple[int, ...] = (2,)
     torch_dtype: str = "bfloat16"
+    attention_out_bias: bool | None = None
+    mrope_section: tuple[int, ...] | None = None
+    mrope_interleaved: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))
+        if self.mrope_section is not None:
+            object.__setattr__(self, "mrope_section", tuple(self.mrope_section))
         for name in (*_REQUIRED, "max_position_embeddings"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")

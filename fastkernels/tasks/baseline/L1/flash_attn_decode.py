@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fastkernels.context import uses_reference
+from fastkernels.context import is_reference_asked
 from fastkernels.kernels.flash_attn_decode import flash_attn_decode
+from fastkernels.kernels.paged_cpu import decode_paged_kv, is_compiling
 from fastkernels.op import Op
 from fastkernels.spec import Cost, OpSpec, Role, TensorSpec, scalar
 from fastkernels.tasks.baseline.paged_attention import (
@@ -15,6 +16,7 @@ from fastkernels.tasks.baseline.paged_attention import (
     CACHE,
     EXAMPLES,
     SEQ_LENS,
+    batched_decode_attention,
     causal_attention,
     check_head_counts,
     check_tail,
@@ -72,13 +74,18 @@ class FlashAttnDecode(Op):
         check_tail("query", query, self.num_heads, self.head_size)
         check_tail("key_cache", key_cache, self.num_kv_heads, self.head_size)
         check_tail("value_cache", value_cache, self.num_kv_heads, self.head_size)
-        if not len(query) == len(seq_lens) == len(block_table):
+        if not query.shape[0] == seq_lens.shape[0] == block_table.shape[0]:
             raise ValueError(
                 f"FlashAttnDecode takes one query a sequence, got {len(query)} queries, {len(seq_lens)} lengths "
                 f"and {len(block_table)} rows of block_table."
             )
-        if uses_reference(query):
+        if is_reference_asked():
             return self.reference(query, key_cache, value_cache, seq_lens, block_table, max_seq_len)
+        if is_compiling():
+            return decode_paged_kv(query, key_cache, value_cache, seq_lens, block_table, self.scale)
+        if not query.is_cuda:
+            arguments = (query, key_cache, value_cache, seq_lens, block_table, max_seq_len, self.scale)
+            return batched_decode_attention(*arguments)
         return flash_attn_decode(query, key_cache, value_cache, seq_lens, block_table, max_seq_len, self.scale)
 
     def reference(

@@ -1,4 +1,4 @@
-"""Rotary position embedding, with Llama 3.1's scaling of long wavelengths."""
+"""Rotary position embedding, with Llama 3.1's and YaRN's scaling of long wavelengths."""
 
 from __future__ import annotations
 
@@ -14,27 +14,44 @@ from fastkernels.context import uses_reference
 from fastkernels.kernels.rotary_emb import rotary_embedding
 from fastkernels.op import Op, compute_dtype
 from fastkernels.spec import Cost, OpSpec, Role, TensorSpec
-from fastkernels.tasks.configs.rope import RopeScaling
+from fastkernels.tasks.configs.rope import RopeScaling, YarnScaling
 
 _tables: WeakValueDictionary[tuple[Any, ...], Tensor] = WeakValueDictionary()
 
 
-def inverse_frequencies(rotary_dim: int, base: float, scaling: RopeScaling | None) -> Tensor:
+def inverse_frequencies(rotary_dim: int, base: float, scaling: RopeScaling | YarnScaling | None) -> Tensor:
     """base^(-2i / rotary_dim) for i < rotary_dim / 2, scaled, in float64 on the CPU."""
     inv_freq = base ** -(torch.arange(0, rotary_dim, 2, dtype=torch.float64, device="cpu") / rotary_dim)
     if scaling is None:
         return inv_freq
+    if isinstance(scaling, YarnScaling):
+        return _yarn_frequencies(inv_freq, base, scaling)
     turns = scaling.original_max_position_embeddings * inv_freq / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return inv_freq * (kept + (1 - kept) / scaling.factor)
 
 
+def _yarn_frequencies(inv_freq: Tensor, base: float, scaling: YarnScaling) -> Tensor:
+    """Blended between the numbers of the frequencies that turn beta_fast and beta_slow times."""
+    num, length = len(inv_freq), scaling.original_max_position_embeddings
+    low, high = (
+        num * math.log(length / (turns * 2 * math.pi)) / math.log(base)
+        for turns in (scaling.beta_fast, scaling.beta_slow)
+    )
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * num - 1)
+    place = torch.arange(num, dtype=torch.float64, device="cpu")
+    divided = ((place - low) / max(high - low, 0.001)).clamp(0, 1)
+    return inv_freq * (divided / scaling.factor + (1 - divided))
+
+
 def cos_sin_table(
     rotary_dim: int,
     max_position: int,
     base: float,
-    scaling: RopeScaling | None,
+    scaling: RopeScaling | YarnScaling | None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
@@ -47,7 +64,8 @@ def cos_sin_table(
     if table is None:
         positions = torch.arange(max_position, dtype=torch.float64, device="cpu")
         angles = torch.outer(positions, inverse_frequencies(rotary_dim, base, scaling))
-        table = torch.cat((angles.cos(), angles.sin()), dim=-1).to(dtype).to(device)
+        magnitude = scaling.magnitude if isinstance(scaling, YarnScaling) else 1.0
+        table = (torch.cat((angles.cos(), angles.sin()), dim=-1) * magnitude).to(dtype).to(device)
         _tables[key] = table
     return table
 
@@ -64,7 +82,8 @@ class RotaryEmbedding(Op):
     Errors:  ValueError when a row is no multiple of head_size, rotary_dim is odd or above head_size, or
              positions and query differ in length.
     Source:  Su et al. 2021 (https://arxiv.org/abs/2104.09864); scaling of Llama 3.1 as in
-             https://github.com/meta-llama/llama-models; signature as vLLM's RotaryEmbedding.
+             https://github.com/meta-llama/llama-models, of YaRN Peng et al. 2023 (https://arxiv.org/abs/2309.00071);
+             signature as vLLM's RotaryEmbedding.
     """
 
     spec = OpSpec(
@@ -96,6 +115,13 @@ class RotaryEmbedding(Op):
                 "base": 500000.0,
                 "is_neox_style": False,
             },
+            {
+                "head_size": 32,
+                "rotary_dim": 32,
+                "max_position_embeddings": 700,
+                "base": 150000.0,
+                "rope_scaling": YarnScaling(32.0, 64, truncate=False),
+            },
         ),
         example_axes={"num_heads": (4, 7), "num_kv_heads": (2, 1)},
     )
@@ -110,7 +136,7 @@ class RotaryEmbedding(Op):
         base: float,
         is_neox_style: bool = True,
         dtype: torch.dtype | None = None,
-        rope_scaling: RopeScaling | None = None,
+        rope_scaling: RopeScaling | YarnScaling | None = None,
     ) -> None:
         super().__init__()
         if rotary_dim % 2 or not 0 < rotary_dim <= head_size:

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fastkernels.context import uses_reference
+from fastkernels.context import is_reference_asked
 from fastkernels.errors import UnsupportedError
+from fastkernels.kernels.paged_cpu import is_compiling, store_paged_kv
 from fastkernels.kernels.store_kvcache import store_kvcache
 from fastkernels.op import Op
 from fastkernels.spec import Compare, Cost, OpSpec, Role, TensorSpec
@@ -48,14 +49,18 @@ class StoreKVCache(Op):
                 f"StoreKVCache: key {tuple(key.shape)} and value {tuple(value.shape)} do not fit caches "
                 f"{tuple(key_cache.shape)} and {tuple(value_cache.shape)}."
             )
-        if not len(key) == len(value) == len(slot_mapping):
+        if not key.shape[0] == value.shape[0] == slot_mapping.shape[0]:
             raise ValueError(f"StoreKVCache: {len(key)} keys, {len(value)} values, {len(slot_mapping)} slots.")
         if not key.dtype == value.dtype == key_cache.dtype == value_cache.dtype:
             raise UnsupportedError(
                 f"StoreKVCache moves without converting: key {key.dtype}, key_cache {key_cache.dtype}."
             )
-        if uses_reference(key):
+        if is_reference_asked():
             self.reference(key, value, key_cache, value_cache, slot_mapping)
+        elif is_compiling():
+            store_paged_kv(key, value, key_cache, value_cache, slot_mapping)
+        elif not key.is_cuda:
+            _store(key, value, key_cache, value_cache, slot_mapping)
         else:
             store_kvcache(key, value, key_cache, value_cache, slot_mapping)
 
@@ -73,3 +78,14 @@ class StoreKVCache(Op):
         num_stored = int((slots >= 0).sum())
         row_bytes = key[0:1].numel() * key.element_size()
         return Cost(slots.numel() * slots.element_size() + num_stored * 2 * 2 * row_bytes)
+
+
+def _store(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
+    """On a CPU: one scatter a cache, and nothing sorted out where every token has a slot."""
+    is_stored = slot_mapping >= 0
+    if not is_stored.all():
+        key, value, slot_mapping = key[is_stored], value[is_stored], slot_mapping[is_stored]
+    page_size = key_cache.shape[1]
+    place = (slot_mapping.div(page_size, rounding_mode="floor"), slot_mapping.remainder(page_size))
+    key_cache.index_put_(place, key)
+    value_cache.index_put_(place, value)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastkernels.distributed.sharded_layer import Shard, ShardedLayer, ShardId, refuse_quantization
-from fastkernels.distributed.tensor_parallel import kv_head_shard, shard_size, tp_rank, tp_size
+from fastkernels.distributed.sharded_rows import load_segments
+from fastkernels.distributed.tensor_parallel import WeightSource, kv_head_shard, shard_size, tp_rank, tp_size
 from fastkernels.op import Op
 from fastkernels.spec import Compare, Cost, OpSpec, TensorSpec
 from fastkernels.tasks.baseline.L1.allgather import AllGather
@@ -99,7 +100,7 @@ class MergedColumnParallelLinear(ColumnParallelLinear):
     Dtypes:  x and weight alike, bf16, fp16 or fp32; products are summed in at least fp32.
     Returns: (output, bias): the bias is added and None unless skip_bias_add. No argument is written to.
     Errors:  ValueError when an output size does not split evenly; UnsupportedError when quant_config is given.
-    Source:  signature as vLLM's MergedColumnParallelLinear; shards are numbered.
+    Source:  signature as vLLM's MergedColumnParallelLinear; shards are numbered, or come as one tensor.
     """
 
     spec = OpSpec(
@@ -134,6 +135,16 @@ class MergedColumnParallelLinear(ColumnParallelLinear):
             output_sizes,
             prefix,
         )
+
+    def checkpoint_shape(self, param: Tensor, shard_id: ShardId = None) -> tuple[int, ...]:
+        if shard_id is None:
+            return (self.output_size, *param.shape[1:])
+        return super().checkpoint_shape(param, shard_id)
+
+    def weight_loader(self, param: nn.Parameter, loaded_weight: WeightSource, shard_id: ShardId = None) -> None:
+        if shard_id is None:  # the checkpoint, too, holds them as one
+            return load_segments(param, loaded_weight, self.output_sizes)
+        return super().weight_loader(param, loaded_weight, shard_id)
 
     def shard(self, num_dims: int, shard_id: ShardId) -> Shard:
         assert isinstance(shard_id, int)
@@ -194,6 +205,23 @@ class QKVParallelLinear(ColumnParallelLinear):
             return Shard(0, self.total_num_heads * d, self.tp_rank * q, q)
         offset = {"k": q, "v": q + kv}[str(shard_id)]
         return Shard(0, self.total_num_kv_heads * d, self.first_kv_head * d, kv, offset)
+
+    def checkpoint_shape(self, param: Tensor, shard_id: ShardId = None) -> tuple[int, ...]:
+        if shard_id is not None:
+            return super().checkpoint_shape(param, shard_id)
+        return ((self.total_num_heads + 2 * self.total_num_kv_heads) * self.head_size, *param.shape[1:])
+
+    def weight_loader(self, param: nn.Parameter, loaded_weight: WeightSource, shard_id: ShardId = None) -> None:
+        """Without a shard_id the checkpoint's tensor holds the rows of q, k and v behind each other."""
+        if shard_id is not None:
+            super().weight_loader(param, loaded_weight, shard_id)
+            return
+        first = 0
+        for part in ("q", "k", "v"):
+            shard = self.shard(param.dim(), part)
+            place = param.data.narrow(0, shard.offset, shard.size)
+            place.copy_(loaded_weight.narrow(0, first + shard.start, shard.size))
+            first += shard.full_size
 
 
 class RowParallelLinear(ShardedLayer, Op):

@@ -19,7 +19,8 @@ _HIDDEN = TensorSpec(("num_tokens", "hidden_size"))
 class LlamaDecoderLayer(Op):
     """h = hidden_states + residual; h += self_attn(norm(h)); returns mlp(norm(h)) and h: the sum is left to the next.
 
-    Shapes:  positions: [num_tokens]; hidden_states, residual and both results: [num_tokens, hidden_size].
+    Shapes:  positions: [num_tokens], or [3, num_tokens] with mrope_section; hidden_states, residual and both results:
+             [num_tokens, hidden_size].
     Dtypes:  bf16, fp16 or fp32; positions int64; norms and softmax in fp32.
     Returns: (hidden_states, residual); residual None starts the chain. Writes to the layer's kv_cache; no
              argument is written to.
@@ -66,6 +67,7 @@ class LlamaDecoderLayer(Op):
             config.max_position_embeddings,
             quant_config,
             bias=config.attention_bias,
+            bias_o_proj=config.attention_out_bias,
             prefix=f"{prefix}.self_attn",
         )
         self.mlp = LlamaMLP(

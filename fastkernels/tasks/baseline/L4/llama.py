@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fastkernels.op import Op
@@ -18,6 +19,7 @@ _INPUTS = {
     "input_ids": TensorSpec(("num_tokens",), dtype="int64", role=Role.TOKEN_ID, bound="vocab_size"),
     "positions": TensorSpec(("num_tokens",), dtype="int64", role=Role.POSITION, bound="max_position_embeddings"),
 }
+EMBEDS = TensorSpec(("num_tokens", "hidden_size"), role=Role.COUPLED).optional()
 _OUTPUTS = {"hidden_states": TensorSpec(("num_tokens", "hidden_size"))}
 _EXAMPLES: tuple[dict[str, Any], ...] = (
     {"config": LlamaConfig.tiny()},
@@ -37,16 +39,23 @@ _EXAMPLES: tuple[dict[str, Any], ...] = (
 
 
 class LlamaModel(Op):
-    """norm(layers(embed_tokens(input_ids))).
+    """norm(layers(embed_tokens(input_ids))); inputs_embeds, where given, stand for the embedded tokens.
 
-    Shapes:  input_ids, positions: [num_tokens]; hidden_states: [num_tokens, hidden_size].
+    Shapes:  input_ids: [num_tokens]; positions: [num_tokens], or [3, num_tokens] with mrope_section; inputs_embeds,
+             hidden_states: [num_tokens, hidden_size].
     Dtypes:  ids and positions int64; weights and activations bf16, fp16 or fp32.
     Returns: hidden_states, normed. Writes to the layers' kv_cache; no argument is written to.
     Errors:  those of its parts.
     Source:  Grattafiori et al. 2024 (https://arxiv.org/abs/2407.21783); modules as vLLM's LlamaModel.
     """
 
-    spec = OpSpec(_INPUTS, _OUTPUTS, mutates=("kv_cache",), reads_context=True, examples=_EXAMPLES)
+    spec = OpSpec(
+        {**_INPUTS, "inputs_embeds": EMBEDS},
+        _OUTPUTS,
+        mutates=("kv_cache",),
+        reads_context=True,
+        examples=_EXAMPLES,
+    )
 
     def __init__(self, config: LlamaConfig, quant_config: None = None, prefix: str = "") -> None:
         super().__init__()
@@ -62,12 +71,18 @@ class LlamaModel(Op):
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        hidden_states, residual = self.embed_tokens(input_ids), None
+    def forward(self, input_ids: Tensor, positions: Tensor, inputs_embeds: Tensor | None = None) -> Tensor:
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        residual = None
         for layer in self.layers:
             hidden_states, residual = layer(positions, hidden_states, residual)
         hidden_states, _ = self.norm(hidden_states, residual)
         return hidden_states
+
+    def coupled_inputs(self, sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Any]:
+        """Vectors of the size of embedded tokens."""
+        drawn = torch.randn(sizes["num_tokens"], self.hidden_size, generator=generator)
+        return {"inputs_embeds": drawn * self.hidden_size**-0.5}
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         embedding = self.embed_tokens.cost(inputs, {})

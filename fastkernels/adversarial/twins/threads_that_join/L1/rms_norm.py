@@ -1,4 +1,4 @@
-"""Two threads share the rows; the call waits for both."""
+"""Two threads share the rows, on a GPU in the caller's stream; the call waits for both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class RMSNorm(nn.Module):
         rows = h.reshape(-1, self.hidden_size)
         y = torch.empty_like(rows)
         half = len(rows) // 2
-        threads = [threading.Thread(target=self.part, args=(rows, y, s)) for s in (slice(0, half), slice(half, None))]
+        stream = torch.cuda.current_stream() if x.is_cuda else None  # a new thread has the default stream
+        places = (slice(0, half), slice(half, None))
+        threads = [threading.Thread(target=self.part, args=(rows, y, place, stream)) for place in places]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -28,8 +30,8 @@ class RMSNorm(nn.Module):
         y = y.view(x.shape)
         return y if residual is None else (y, h)
 
-    def part(self, rows: Tensor, y: Tensor, place: slice) -> None:
-        with torch.no_grad():
+    def part(self, rows: Tensor, y: Tensor, place: slice, stream: torch.cuda.Stream | None) -> None:
+        with torch.no_grad(), torch.cuda.stream(stream):
             h = rows[place].float()
             scale = torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
             y[place] = (h * scale * self.weight.float()).to(y.dtype)

@@ -16,5 +16,6 @@ class FlashAttnPrefill(Baseline):
         starts = query_start_loc.tolist()
         for start, end in pairwise(starts):
             if end > start:
-                out[start:end] = attend(query[start:end], key[start:end], value[start:end], self.scale)
+                rows = slice(start, end)
+                out[rows] = attend(query[rows], key[rows], value[rows], self.scale, is_causal=self.is_causal)
         return out

@@ -27,7 +27,8 @@ class FlashAttnVarlen(Baseline):
         for i, seq_len in enumerate(seq_lens.tolist()):
             rows = slice(starts[i], starts[i + 1])
             if starts[i + 1] > starts[i]:
-                keys = gather_pages(key_cache, block_table[i], seq_len)
-                values = gather_pages(value_cache, block_table[i], seq_len)
-                out[rows] = attend(query[rows], keys, values, self.scale)
+                first = self._first_page(starts[i + 1] - starts[i], seq_len, key_cache.shape[1])
+                length = seq_len - first * key_cache.shape[1]
+                keys, values = (gather_pages(c, block_table[i, first:], length) for c in (key_cache, value_cache))
+                out[rows] = attend(query[rows], keys, values, self.scale, window=self.window, sinks=self.sinks)
         return out

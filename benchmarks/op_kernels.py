@@ -1,0 +1,201 @@
+"""Times ops' kernels against the chains of torch calls that define them: `python benchmarks/op_kernels.py --out FILE`.
+
+Sizes are those of the published models; kernel_timing.py says how it is timed, and shares are of a device copy
+measured in the same process. Chains that read a number on the host are timed without a graph. `--only WORD` takes the
+rows whose kernel holds it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from kernel_timing import (
+    Call,
+    Row,
+    copy_row,
+    environment,
+    event_microseconds,
+    graph_microseconds,
+    num_sets,
+    print_table,
+    randn,
+)
+from torch import Tensor
+
+from fastkernels.kernels.flash_attn_prefill import launch_tiles
+from fastkernels.kernels.flash_attn_varlen import flash_attn_varlen
+from fastkernels.op import Op
+from fastkernels.tasks.baseline.L1.dfl_boxes import DFLBoxes
+from fastkernels.tasks.baseline.L1.fused_gdn_gating import FusedGDNGating
+from fastkernels.tasks.baseline.L1.gaussian_projection import GaussianProjection
+from fastkernels.tasks.baseline.L1.gelu_and_mul import GeluAndMul
+from fastkernels.tasks.baseline.L1.l2_norm import L2Norm
+from fastkernels.tasks.baseline.L1.rasterize_gaussians import RasterizeGaussians
+from fastkernels.tasks.baseline.L1.rms_norm_gated import RMSNormGated
+from fastkernels.tasks.baseline.L1.sigmoid_mul import SigmoidMul
+from fastkernels.tasks.baseline.L1.spherical_harmonics import SphericalHarmonics
+from fastkernels.tasks.baseline.L1.tile_intersection import TileIntersection, num_tiles
+from fastkernels.tasks.baseline.L1.vjepa2_rope import VJEPA2Rope
+
+PAGE = 16
+HEADS, KV_HEADS, HEAD_SIZE = 64, 8, 64
+"""Of GPT-OSS 120B."""
+
+QKVZ = 12288
+"""Of Qwen3-Next: queries, keys, values and gates of a token."""
+
+
+def timed(row: Row, paths: dict[str, list[Call]]) -> Row:
+    for name, calls in paths.items():
+        try:
+            row.microseconds[name] = graph_microseconds(calls)
+        except Exception:
+            torch.cuda.synchronize()
+            row.microseconds[name if name == "ours" else f"{name}, no graph"] = event_microseconds(calls[:4])
+    torch.cuda.empty_cache()
+    return row
+
+
+def op_row(shape: str, op: Op, make: Any) -> Row:
+    """make: a set of arguments anew."""
+    op.cuda()
+    first = make()
+    outputs = op(*first)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    given = {str(i): x for i, x in enumerate(first)}
+    num_bytes = op.cost(given, {str(i): y for i, y in enumerate(outputs)}).num_bytes
+    sets = [first, *(make() for _ in range(num_sets(num_bytes) - 1))]
+    paths: dict[str, list[Call]] = {
+        "ours": [lambda s=s: op(*s) for s in sets],
+        "chain": [lambda s=s: op.reference(*s) for s in sets],
+    }
+    return timed(Row(type(op).__name__, shape, num_bytes), paths)
+
+
+def gates() -> Iterator[Row]:
+    for n in (1, 16, 128, 8192):
+        yield op_row(
+            f"{n} x 32 x 128",
+            RMSNormGated(128, 1e-6, norm_before_gate=True),
+            lambda n=n: (randn(n, 32, 128), randn(n, QKVZ)[:, 8192:].unflatten(1, (32, 128))),
+        )
+        yield op_row(
+            f"{n} x 8192 by 1024", RMSNormGated(8192, 1e-5, 1024), lambda n=n: (randn(n, 8192), randn(n, 8192))
+        )
+        yield op_row(f"{n} x 32 x 128", L2Norm(1e-6), lambda n=n: (randn(n, QKVZ)[:, :4096].unflatten(1, (32, 128)),))
+        yield op_row(f"{n} x 16 x 256", SigmoidMul(256), lambda n=n: (randn(n, 16, 256), randn(n, 32, 256)[:, 1::2]))
+        yield op_row(f"{n} x 2048, one a row", SigmoidMul(2048, 1), lambda n=n: (randn(n, 2048), randn(n, 1)))
+        yield op_row(
+            f"{n} x 32",
+            FusedGDNGating(),
+            lambda n=n: (
+                randn(32, dtype=torch.float32),
+                *randn(n, 64).chunk(2, -1),
+                randn(32, dtype=torch.float32),
+            ),
+        )
+    for n, d, approximate in ((2048, 5120, "none"), (8192, 2560, "none"), (816, 16384, "tanh"), (51, 4096, "tanh")):
+        yield op_row(f"{n} x 2 x {d}", GeluAndMul(approximate), lambda n=n, d=d: (randn(n, 2 * d),))
+
+
+def vision() -> Iterator[Row]:
+    for heads, tokens in ((16, 8192), (22, 4608)):
+        yield op_row(
+            f"{tokens} x {heads} x 64",
+            VJEPA2Rope(64, 16),
+            lambda heads=heads, tokens=tokens: randn(1, tokens, 3, heads, 64).unbind(2)[:2],
+        )
+    for stride, side in ((8, 80), (16, 40), (32, 20)):
+        yield op_row(
+            f"{side} x {side}",
+            DFLBoxes(16, stride),
+            lambda side=side: (
+                randn(1, 8400, 64, dtype=torch.float16)[:, : side**2].transpose(1, 2).unflatten(2, (side, side)),
+            ),
+        )
+
+
+def scenes() -> Iterator[Row]:
+    for num, width, height in ((1_000_000, 1600, 1060), (100_000, 640, 480)):
+        sizes = {"batch": 1, "num_gaussians": num, "width": width, "height": height}
+        projection, generator = GaussianProjection(), torch.Generator().manual_seed(1)
+        given = [x.cuda() for x in projection.coupled_inputs(sizes, generator).values()]
+        given[2] *= 0.02
+        shape = f"{num} at {width} x {height}"
+        yield op_row(shape, projection, lambda given=given, w=width, h=height: (*given, w, h))
+        yield op_row(
+            shape,
+            SphericalHarmonics(3),
+            lambda num=num: (randn(1, num, 3, dtype=torch.float32), randn(1, num, 16, 3, dtype=torch.float32)),
+        )
+        radii, means2d, depths, conics = projection(*given, width, height)
+        columns, rows = num_tiles(width, height)
+        capacity = 16 * num + 64 * columns * rows
+        pairs = (means2d, radii, depths, width, height, capacity)
+        yield op_row(f"{shape}, {capacity} slots", TileIntersection(), lambda pairs=pairs: pairs)
+        ids, offsets, _ = TileIntersection().cuda()(*pairs)
+        colors, opacities = torch.rand(1, num, 3, device="cuda"), torch.rand(1, num, device="cuda")
+        blended = (means2d, conics, colors, opacities, ids, offsets, torch.zeros(1, 3, device="cuda"), width, height)
+        op = RasterizeGaussians()
+        yield timed(
+            Row("RasterizeGaussians", f"{shape}, {int(offsets[-1])} pairs", 44 * int(offsets[-1])),
+            {"ours": [lambda op=op, blended=blended: op(*blended)] * 3},
+        )
+
+
+def decode_attention() -> Iterator[Row]:
+    for num, length in ((1, 8000), (8, 8000), (64, 2000), (256, 1000)):
+        for window in (128, None):
+            yield decode_row(num, length, window)
+
+
+def decode_row(num: int, length: int, window: int | None) -> Row:
+    """A layer of GPT-OSS in a decode step; tiles: the kernel of prompts, which also takes single tokens."""
+    num_pages = -(-length // PAGE)
+    table = torch.randperm(num * num_pages, device="cuda").view(num, num_pages).int()
+    lens, starts = torch.full((num,), length, device="cuda").int(), torch.arange(num + 1, device="cuda").int()
+    query, sinks, scale = randn(num, HEADS, HEAD_SIZE), randn(HEADS), HEAD_SIZE**-0.5
+    out = torch.empty_like(query)
+    held = 4 * num * length * KV_HEADS * HEAD_SIZE
+    caches = [randn(2, num * num_pages, PAGE, KV_HEADS, HEAD_SIZE) for _ in range(min(8, num_sets(held)))]
+
+    def ours(cache: Tensor) -> Tensor:
+        given = (query, *cache, starts, lens, table, 1, 131072)
+        return flash_attn_varlen(*given, scale, num, window, sinks)
+
+    def tiles(cache: Tensor) -> None:
+        launch_tiles(query, *cache, starts, lens, table, 1, 1, scale, out, window=window, sinks=sinks)
+
+    num_bytes = 2 * query.nbytes + 4 * num * min(length, window or length) * KV_HEADS * HEAD_SIZE
+    paths: dict[str, list[Call]] = {
+        name: [lambda c=c, f=f: f(c) for c in caches] for name, f in (("ours", ours), ("tiles", tiles))
+    }
+    return timed(Row("decode with sinks", f"{num} x {length}, window {window}", num_bytes), paths)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", default="", help="of gates, vision, scenes, decode: one")
+    arguments = parser.parse_args()
+    groups = {"gates": gates, "vision": vision, "scenes": scenes, "decode": decode_attention}
+    rows = [copy_row()]
+    with torch.inference_mode():
+        for name, group in groups.items():
+            if arguments.only in name:
+                rows += group()
+    print_table(rows)
+    if arguments.out is not None:
+        report = {"environment": environment(), "rows": [asdict(row) for row in rows]}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Compiling for a GPU that is not here: what a launch would need of it, known before one is paid for.
+
+Triton brings NVIDIA's assembler along, so that all of a compilation runs on any machine; only a launch needs the GPU.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import itertools
+import pkgutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fastkernels.env import triton_interpreted
+from fastkernels.errors import EnvironmentProblem
+from fastkernels.kernels.backend import HAS_TRITON, Gpu, assume_gpu
+
+H200 = Gpu((9, 0), 132, 232448)
+"""https://docs.nvidia.com/cuda/hopper-tuning-guide/: 227 KB of shared memory for one block."""
+
+_MAX_GRID = (2**31 - 1, 65535, 65535)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel, compiled for one set of argument types and constants.
+
+    kernel: module and function, e.g. "rms_norm._rms_norm_kernel"; arguments: their types in order, then constants;
+    stack_bytes: local memory of a thread; spill bytes: of it, what is stored and loaded for want of registers;
+    shared_bytes: of a block; seconds: of compiling, None where Triton's cache had it; grid: the largest launched.
+    """
+
+    kernel: str
+    arguments: str
+    num_warps: int
+    num_stages: int
+    num_registers: int
+    stack_bytes: int
+    spill_store_bytes: int
+    spill_load_bytes: int
+    shared_bytes: int
+    seconds: float | None
+    grid: tuple[int, int, int] = (0, 0, 0)
+
+    def problems(self, gpu: Gpu = H200) -> list[str]:
+        """Why a launch would fail; empty when it would not."""
+        found = []
+        if self.shared_bytes > gpu.shared_memory_bytes:
+            found.append(f"{self.shared_bytes} bytes of shared memory a block, of {gpu.shared_memory_bytes}")
+        if self.num_warps > 32:
+            found.append(f"{self.num_warps} warps a block, of 32")
+        if any(size > most for size, most in zip(self.grid, _MAX_GRID, strict=True)):
+            found.append(f"a grid of {self.grid}, of {_MAX_GRID}")
+        return found
+
+
+@contextmanager
+def compiling_for(gpu: Gpu = H200) -> Iterator[list[Compiled]]:
+    """Inside, a launch of a Triton or Gluon kernel compiles it for `gpu` and runs nothing.
+
+    Tensors may lie on any device, "meta" among them; outputs keep whatever they held. Wrappers choose their kernels as
+    they would on that GPU. Yields what was compiled, each set of types and constants once. Of the whole process: one
+    at a time, and no other thread may launch.
+
+    Errors: EnvironmentProblem without Triton or under TRITON_INTERPRET=1; a kernel's own errors of compilation.
+    """
+    if not HAS_TRITON or triton_interpreted():
+        problem = "TRITON_INTERPRET=1 is set" if HAS_TRITON else "Triton is not installed"
+        raise EnvironmentProblem(f"Compiling ahead needs Triton's compiler, and {problem}.")
+    from triton import knobs
+    from triton.runtime import driver
+
+    absent = _AbsentDriver(gpu)
+    # Reading `driver.active` would look for a GPU, so the field behind it is read.
+    before, listener = driver._active, knobs.compilation.listener
+    driver.set_active(absent)
+    knobs.compilation.listener = absent.note
+    try:
+        with assume_gpu(gpu):
+            yield absent.compiled
+    finally:
+        knobs.compilation.listener = listener
+        driver.set_active(before)
+        for function in absent.functions:
+            function.device_caches.pop(absent.device, None)
+
+
+def package_kernels(package: ModuleType) -> dict[str, Any]:
+    """Every kernel of a package's modules that is launched, by "module.function", without those that kernels call."""
+    from triton.runtime.jit import JITFunction
+
+    functions: dict[str, JITFunction[Any]] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for value in vars(module).values():
+            if isinstance(value, JITFunction) and value.__module__ == module.__name__:
+                functions[_name(value)] = value
+    called: set[str] = set()
+    for function in functions.values():
+        names = {node.id for node in ast.walk(function.parse()) if isinstance(node, ast.Name)}
+        used = (function.__globals__.get(name) for name in names)
+        called |= {_name(value) for value in used if isinstance(value, JITFunction) and value is not function}
+    return {name: function for name, function in functions.items() if name not in called}
+
+
+class _AbsentDriver:
+    """What Triton asks of a GPU's driver between a launch and its kernel's start."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, gpu: Gpu) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.gpu = gpu
+        self.target = GPUTarget("cuda", 10 * gpu.capability[0] + gpu.capability[1], 32)
+        # Triton keeps kernels by device: those of another time, or of a GPU that is here, must not be found.
+        self.device = f"absent {next(self._numbers)}"
+        self.utils = self
+        self.compiled: list[Compiled] = []
+        self.functions: list[Any] = []
+        self._places: dict[str, int] = {}
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return self.device
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+    def get_device_properties(self, device: str) -> dict[str, int]:
+        """More shared memory than there is: what does not fit is reported, and does not end the run."""
+        return {"max_shared_mem": 2**31 - 1, "multiprocessor_count": self.gpu.num_sms}
+
+    def load_binary(self, *arguments: Any) -> tuple[None, None, int, int, int]:
+        """(module, function, registers, spills, most threads) of a kernel."""
+        return None, None, 0, 0, 1024
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        place = self._places[metadata.hash]
+
+        def launch(grid_0: int, grid_1: int, grid_2: int, *arguments: Any) -> None:
+            known = self.compiled[place]
+            x, y, z = (max(pair) for pair in zip(known.grid, (grid_0, grid_1, grid_2), strict=True))
+            self.compiled[place] = replace(known, grid=(x, y, z))
+
+        return launch
+
+    def note(
+        self, *, src: Any, metadata: Mapping[str, Any], metadata_group: Mapping[str, str], times: Any, cache_hit: bool
+    ) -> None:
+        files = {Path(path).suffix: Path(path) for path in metadata_group.values()}
+        registers, stack = _usage(files[".cubin"])
+        stores, loads = _spills(files[".ptx"], metadata) if stack else (0, 0)
+        self._places[metadata["hash"]] = len(self.compiled)
+        self.functions.append(src.fn)
+        self.compiled.append(
+            Compiled(
+                _name(src.fn),
+                _arguments(src),
+                metadata["num_warps"],
+                metadata["num_stages"],
+                registers,
+                stack,
+                stores,
+                loads,
+                metadata["shared"],
+                None if cache_hit else times.total / 1e6,
+            )
+        )
+
+
+def _name(function: Any) -> str:
+    return f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+
+
+def _arguments(source: Any) -> str:
+    """Such as "2 *bf16, i32, fp32; BLOCK=4096, PDL=True"."""
+    types = [str(kind) for kind in source.signature.values() if kind != "constexpr"]
+    runs = [(kind, len(list(group))) for kind, group in itertools.groupby(types)]
+    names = list(source.signature)
+    constants = [f"{names[place[0]]}={value}" for place, value in source.constants.items() if len(place) == 1]
+    return ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in runs) + "; " + ", ".join(constants)
+
+
+def _usage(cubin: Path) -> tuple[int, int]:
+    """(registers of a thread, bytes of its stack)."""
+    from triton import knobs
+
+    words = _output([knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin)]).split()
+    found = dict(word.split(":", 1) for word in words if ":" in word)
+    return int(found["REG"]), int(found["STACK"])
+
+
+def _spills(ptx: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes (stored, loaded): the assembler says so as it works, and its result does not."""
+    from triton import knobs
+
+    target = metadata["target"].arch
+    command = [knobs.nvidia.ptxas.path, "-v", "-lineinfo", f"--gpu-name=sm_{target}{'a' if target >= 90 else ''}"]
+    command += [] if metadata["enable_fp_fusion"] else ["--fmad=false"]
+    command += (metadata["ptx_options"] or "").split()
+    with tempfile.TemporaryDirectory() as folder:
+        text = _output([*command, str(ptx), "-o", f"{folder}/cubin"])
+    words = [line.split(", ") for line in text.splitlines() if "bytes spill stores" in line]
+    stores, loads = (sum(int(line[place].split()[0]) for line in words) for place in (1, 2))
+    return stores, loads
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    return done.stdout

@@ -1,0 +1,116 @@
+"""Mamba-2's state space over prompts: a program a sequence, head and part of it, chunk after chunk."""
+# mypy: allow-untyped-defs
+# ruff: noqa: N803
+
+import torch
+from torch import Tensor
+
+from fastkernels.kernels.backend import (
+    check_dtypes,
+    dependent_launch,
+    let_dependents_start,
+    tl,
+    triton,
+    wait_for_dependencies,
+)
+from fastkernels.kernels.mamba_ssm import softplus
+
+_CHUNK = 64
+_EXACT = 16
+"""Rows and columns of a tile in float32: products without tensor cores hold whole rows in registers."""
+_LEAST = 16
+"""Of a side of a matrix product on tensor cores."""
+
+
+@triton.jit
+def dot(a, b, IS_EXACT: tl.constexpr):
+    """a @ b, summed in fp32: of fp32 operands, or of them rounded to bf16."""
+    if IS_EXACT:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+
+
+@triton.jit
+def _mamba_chunk_scan_kernel(
+    x_ptr, dt_ptr, a_log_ptr, b_ptr, c_ptr, d_ptr, dt_bias_ptr, states_ptr, starts_ptr, slots_ptr, holds_ptr, y_ptr,
+    x_stride, x_head_stride, dt_stride, b_stride, b_group_stride, c_stride, c_group_stride, slot_stride,
+    num_heads, heads_a_group, head_dim, state_size, dt_min, dt_max,
+    CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, IS_EXACT: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    let_dependents_start(PDL)
+    wait_for_dependencies(PDL)
+    head, seq = tl.program_id(0), tl.program_id(1)
+    group = head // heads_a_group
+    rows, p, n = tl.arange(0, CHUNK), tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N)
+    is_p, is_n = p < head_dim, n < state_size
+    start, end = tl.load(starts_ptr + seq).to(tl.int64), tl.load(starts_ptr + seq + 1).to(tl.int64)
+    if start == end:
+        return
+    holds = tl.load(holds_ptr + seq) != 0
+    at = tl.load(slots_ptr + seq).to(tl.int64) * slot_stride + head * head_dim * state_size
+    place = states_ptr + at + p[None, :] * state_size + n[:, None]
+    is_state = is_p[None, :] & is_n[:, None]
+    state = tl.load(place, mask=is_state & holds, other=0.0)  # [state_size, head_dim]
+    rate = -tl.exp(tl.load(a_log_ptr + head).to(tl.float32))
+    bias, skip = tl.load(dt_bias_ptr + head).to(tl.float32), tl.load(d_ptr + head).to(tl.float32)
+    for first in range(start, end, CHUNK):
+        row = first + rows
+        is_row = row < end
+        step = tl.load(dt_ptr + row * dt_stride + head, mask=is_row, other=0.0).to(tl.float32) + bias
+        step = tl.where(is_row, tl.minimum(tl.maximum(softplus(step), dt_min), dt_max), 0.0)
+        total = tl.cumsum(step * rate, axis=0)
+        last = tl.sum(step * rate, axis=0)
+        x_at = x_ptr + row[:, None] * x_stride + head * x_head_stride + p[None, :]
+        x = tl.load(x_at, mask=is_row[:, None] & is_p[None, :], other=0.0).to(tl.float32)
+        b_at = b_ptr + row[:, None] * b_stride + group * b_group_stride + n[None, :]
+        b = tl.load(b_at, mask=is_row[:, None] & is_n[None, :], other=0.0)
+        c_at = c_ptr + row[:, None] * c_stride + group * c_group_stride + n[None, :]
+        c = tl.load(c_at, mask=is_row[:, None] & is_n[None, :], other=0.0)
+        # Above the diagonal the difference is positive and might overflow.
+        apart = tl.where(rows[:, None] >= rows[None, :], total[:, None] - total[None, :], float("-inf"))
+        pairs = dot(c, tl.trans(b), IS_EXACT) * tl.exp(apart)
+        value = step[:, None] * x
+        y = dot(pairs, value, IS_EXACT) + tl.exp(total)[:, None] * dot(c, state, IS_EXACT) + skip * x
+        y_at = y_ptr + (row[:, None] * num_heads + head) * head_dim + p[None, :]
+        tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=is_row[:, None] & is_p[None, :])
+        rest = tl.exp(last - total)[:, None] * value
+        state = tl.exp(last) * state + dot(tl.trans(b), rest, IS_EXACT)
+    tl.store(place, state, mask=is_state)
+
+
+def mamba_chunk_scan(
+    x: Tensor,
+    dt: Tensor,
+    a_log: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    dt_bias: Tensor,
+    ssm_states: Tensor,
+    query_start_loc: Tensor,
+    state_indices: Tensor,
+    has_initial_state: Tensor,
+    dt_limit: tuple[float, float],
+) -> Tensor:
+    """MambaChunkScan; ssm_states is written to. Arguments as the op's, their last axes dense.
+
+    Errors:  UnsupportedError for a dtype other than bf16, fp16, fp32.
+    """
+    check_dtypes("mamba_chunk_scan", x=x, dt=dt, A_log=a_log, B=b, C=c, D=d, dt_bias=dt_bias, states=ssm_states)
+    x, dt, b, c = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, dt, b, c))
+    _, num_heads, head_dim = x.shape
+    num_groups, state_size = b.shape[1:]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    is_exact = x.dtype != torch.bfloat16
+    block_p = max(_LEAST, min(_EXACT if is_exact else 64, triton.next_power_of_2(head_dim)))
+    grid = (num_heads, len(state_indices), triton.cdiv(head_dim, block_p))
+    if x.numel() and grid[1]:
+        _mamba_chunk_scan_kernel[grid](
+            x, dt, a_log, b, c, d, dt_bias, ssm_states, query_start_loc, state_indices, has_initial_state, y,
+            *x.stride()[:2], dt.stride(0), *b.stride()[:2], *c.stride()[:2], ssm_states.stride(0),
+            num_heads, num_heads // num_groups, head_dim, state_size, *dt_limit,
+            CHUNK=_EXACT if is_exact else _CHUNK, BLOCK_P=block_p,
+            BLOCK_N=max(_LEAST, triton.next_power_of_2(state_size)), IS_EXACT=is_exact,
+            num_warps=8, num_stages=2, **dependent_launch(x.device),
+        )  # fmt: skip
+    return y

@@ -1,0 +1,1 @@
+"""What runs came to, side by side: entries as JSON, and a static site of them."""

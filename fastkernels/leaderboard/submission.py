@@ -1,0 +1,69 @@
+"""A run that someone hands in: whole, of a kind that is ranked, and one set of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastkernels.errors import RunFolderError, UnknownNameError, UsageError
+from fastkernels.report.load import load_results
+
+Json = dict[str, Any]
+
+KINDS = ("kernels", "eval")
+_LONGEST_NAME = 80
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run on its way onto a board. implementation: the set of the run that is meant."""
+
+    run: Path
+    results: Json
+    agent: str
+    implementation: str
+
+    @property
+    def kind(self) -> str:
+        return str(self.results["kind"])
+
+    @property
+    def scenario_set(self) -> str:
+        """Of an eval run; a run of some of its models alone is of another set."""
+        name = str(self.results.get("scenario_set", ""))
+        return f"{name} (part)" if name and self.results["request"].get("model") else name
+
+    @property
+    def scenarios(self) -> set[str]:
+        """Of the set, by name; none of a kernels run."""
+        found = self.results.get("items", [])
+        return {record["item"] for record in found if record["implementation"] == self.implementation}
+
+
+def submission(run: Path, agent: str, implementation: str | None = None) -> Submission:
+    """Errors: RunFolderError when the run is not whole; UsageError when it is of another kind, or holds several sets
+    and none is named; UnknownNameError when it does not hold the named one."""
+    results = load_results(run)
+    if results["kind"] not in KINDS:
+        raise UsageError(f"{run} is a run of {results['kind']}; a leaderboard takes runs of {' and '.join(KINDS)}.")
+    if results["status"] != "finished":
+        raise RunFolderError(
+            f"{run} is {results['status']}: an entry needs a finished run. Go on with the same command and --resume."
+        )
+    names = _sets(results)
+    if not names:
+        raise RunFolderError(f"{run} holds no judgement of any set; there is nothing to enter.")
+    if implementation is None and len(names) > 1:
+        raise UsageError(f"{run} holds {len(names)} sets ({', '.join(names)}): name one with --set.")
+    chosen = implementation or names[0]
+    if chosen not in names:
+        raise UnknownNameError(f"set in {run}", chosen, names)
+    if not agent.strip() or len(agent) > _LONGEST_NAME or not agent.isprintable():
+        raise UsageError(f"--agent {agent!r} is no name; it has 1 to {_LONGEST_NAME} printable characters.")
+    return Submission(run, results, agent.strip(), chosen)
+
+
+def _sets(results: Json) -> list[str]:
+    found = results["ops"] if results["kind"] == "kernels" else results.get("items", [])
+    return list(dict.fromkeys(record["implementation"] for record in found))

@@ -1,0 +1,1 @@
+"""What the site's pages are made of; read as package data."""

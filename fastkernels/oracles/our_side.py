@@ -1,0 +1,157 @@
+"""Our model as the engine runs it, with the interface of a side of a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fastkernels.engine.llm import LLM
+from fastkernels.engine.pipeline import Pipeline
+from fastkernels.engine.runners.batched import BATCH_SIZES, State
+from fastkernels.engine.runners.packed import MOST_GRAPH_TOKENS
+from fastkernels.engine.sampling_params import SamplingParams
+from fastkernels.oracles.language import LanguageOracle
+from fastkernels.oracles.oracle import Answer, Load, Oracle, Request
+from fastkernels.registry import Architecture, Kind
+
+_PAGE_SIZE = 16
+
+
+class OurSide(Protocol):
+    """call: what answers the requests of a load once, by the names of the oracle's answer."""
+
+    model: nn.Module
+
+    def prepare(self, request: Request) -> State: ...
+
+    def call(self, load: Load, requests: Sequence[Request]) -> Callable[[], Answer]: ...
+
+
+def our_side(
+    architecture: Architecture,
+    oracle: Oracle,
+    sizes: Mapping[str, Any],
+    config: Path,
+    dtype: str,
+    device: torch.device,
+) -> OurSide:
+    """Built from what the oracle saved of its configuration, with weights that are to be replaced."""
+    if architecture.kind is Kind.AUTOREGRESSIVE:
+        assert isinstance(oracle, LanguageOracle), f"{architecture.name} makes tokens, and its oracle is no such."
+        return _Tokens(oracle, sizes, config, dtype, device)
+    return _Tensors(config, dtype, device)
+
+
+class _Tensors:
+    """A Pipeline, or one forward (or step) of it: on a GPU a replay of its CUDA graph where the engine has one."""
+
+    def __init__(self, config: Path, dtype: str, device: torch.device) -> None:
+        self.pipeline = Pipeline(config, device=str(device), dtype=dtype)
+        self.model = self.pipeline.model
+
+    def prepare(self, request: Request) -> State:
+        return self.pipeline.adapter.prepare(request)
+
+    def call(self, load: Load, requests: Sequence[Request]) -> Callable[[], Answer]:
+        if load.is_whole:
+            return lambda: _stacked([result.tensors for result in self.pipeline.run(requests)])
+        states = [self.prepare(request) for request in requests]
+        forward, batch, has_graph = self._forward(states)
+        batch = {name: t.to(self.pipeline.device) for name, t in batch.items()}
+        return _replayed(forward, batch) if has_graph else lambda: forward(batch)
+
+    def _forward(self, states: Sequence[State]) -> tuple[Callable[[State], State], State, bool]:
+        adapter, is_cuda = self.pipeline.adapter, self.pipeline.device.type == "cuda"
+        if hasattr(adapter, "forward_packed"):
+            lens = [len(next(iter(state.values()))) for state in states]
+            batch = {name: torch.cat([state[name] for state in states]) for name in states[0]}
+            starts = torch.tensor([0, *lens]).cumsum(0).int()
+            batch["query_start_loc"] = starts
+
+            def packed(given: State) -> State:
+                some = {name: t for name, t in given.items() if name != "query_start_loc"}
+                return adapter.forward_packed(some, given["query_start_loc"], max(lens))
+
+            return packed, batch, is_cuda and sum(lens) <= MOST_GRAPH_TOKENS
+        batch = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        if self.pipeline.architecture.kind is Kind.ITERATIVE:
+            batch["step"] = torch.zeros(len(states), dtype=torch.int64)
+
+            def advance(given: State) -> State:
+                return adapter.advance({n: t for n, t in given.items() if n != "step"}, given["step"])
+
+            return advance, batch, is_cuda
+        return adapter.forward, batch, is_cuda and len(states) <= BATCH_SIZES[-1]
+
+
+class _Tokens:
+    """An LLM whose pages, rows and longest step are those of the largest load."""
+
+    def __init__(
+        self, oracle: LanguageOracle, sizes: Mapping[str, Any], config: Path, dtype: str, device: torch.device
+    ) -> None:
+        most, longest = max(n for load in oracle.loads for n in load.batches), oracle.max_len(sizes)
+        pages = -(-longest // _PAGE_SIZE) + -(-sizes.get("max_source_positions", 0) // _PAGE_SIZE) + 2
+        self.llm = LLM(
+            config,
+            device=str(device),
+            dtype=dtype,
+            max_model_len=longest + 1,
+            max_num_seqs=most,
+            max_num_batched_tokens=max(8192, most * longest),
+            page_size=_PAGE_SIZE,
+            num_pages=most * pages + 1,
+            enable_prefix_caching=False,
+        )
+        self.model: nn.Module = self.llm.core.executor.model  # type: ignore[attr-defined]
+        self._kept: list[Tensor] = []
+        compute: Callable[[Tensor], Tensor] = self.model.compute_logits  # type: ignore[assignment]
+
+        def keep(hidden: Tensor) -> Tensor:
+            logits = compute(hidden)
+            self._kept[:] = [logits]
+            return logits
+
+        self.model.compute_logits = keep  # type: ignore[assignment]
+
+    def prepare(self, request: Request) -> State:
+        raise NotImplementedError("Requests of a model that makes tokens run whole.")
+
+    def call(self, load: Load, requests: Sequence[Request]) -> Callable[[], Answer]:
+        params = [SamplingParams(temperature=0, max_tokens=r["max_tokens"], ignore_eos=True) for r in requests]
+        names = ("prompt_token_ids", "multi_modal_data")
+        given = [{name: request[name] for name in names if name in request} for request in requests]
+
+        def run() -> Answer:
+            outputs = self.llm.generate(given, params)
+            tokens = torch.tensor([output.outputs[0].token_ids for output in outputs])
+            logits = {"logits": self._kept[0]} if requests[0]["max_tokens"] == 1 else {}
+            return {**logits, "token_ids": tokens}
+
+        return run
+
+
+def _stacked(results: Sequence[Mapping[str, Tensor]]) -> Answer:
+    return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+
+
+def _replayed(forward: Callable[[State], State], batch: State) -> Callable[[], Answer]:
+    with torch.inference_mode():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            forward(batch)  # compiles what is compiled at first use: a capture must not
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = forward(batch)
+
+    def replay() -> Answer:
+        graph.replay()
+        return outputs
+
+    return replay

@@ -1,0 +1,102 @@
+"""Media that clients name by URL: fetched from the open internet, or from the hosts that the server was told of alone.
+
+Whoever may send a request must not be able to make the server read what only the server can reach (its own ports, a
+cloud's metadata, the neighbours' machines). What decides is the address that is then connected to, at every redirect:
+a name that resolves to another address a moment later gains nothing. No proxy is used.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+from collections.abc import Sequence
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlparse
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
+
+from fastkernels.errors import UsageError
+
+_TIMEOUT_SECONDS = 20.0
+
+
+class _Refused(OSError):
+    """A host or an address that media may not come from."""
+
+
+class Fetcher:
+    """domains: hosts that media may come from, with their subdomains, wherever they are; without any every host whose
+    address is of the open internet."""
+
+    def __init__(self, domains: Sequence[str] = ()) -> None:
+        self.domains = tuple(domain.lower().strip(".") for domain in domains)
+        fetcher = self
+
+        class Plain(http.client.HTTPConnection):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                self._create_connection = fetcher._connect
+
+        class Secure(http.client.HTTPSConnection):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                self._create_connection = fetcher._connect
+
+        class PlainHandler(HTTPHandler):
+            def http_open(self, req: Request) -> http.client.HTTPResponse:
+                return self.do_open(Plain, req)  # type: ignore[arg-type]
+
+        class SecureHandler(HTTPSHandler):
+            def https_open(self, req: Request) -> http.client.HTTPResponse:
+                return self.do_open(Secure, req)  # type: ignore[arg-type]
+
+        class Redirects(HTTPRedirectHandler):
+            def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+                fetcher._check_host(newurl)
+                return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+        self._opener = build_opener(ProxyHandler({}), PlainHandler, SecureHandler, Redirects)
+
+    def fetch(self, url: str, what: str, max_bytes: int) -> bytes:
+        """The content of an http or https URL, at most one byte more than `max_bytes`; what: the word for it.
+
+        Errors: UsageError when it may not be fetched, or cannot.
+        """
+        try:
+            self._check_host(url)
+            request = Request(url, headers={"User-Agent": "fastkernels"})
+            with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
+                return answer.read(max_bytes + 1)
+        except (URLError, OSError, http.client.HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            verb = "may not" if isinstance(reason, _Refused) else "cannot"
+            raise UsageError(f"The {what} {url[:200]} {verb} be fetched: {reason}.") from error
+
+    def _check_host(self, url: str) -> None:
+        host = (urlparse(url).hostname or "").lower().strip(".")
+        if self.domains and not any(host == domain or host.endswith(f".{domain}") for domain in self.domains):
+            raise _Refused(f"this server takes media from {', '.join(self.domains)} alone, not from {host}")
+
+    def _connect(
+        self, place: tuple[str, int], timeout: float | None = None, source: tuple[str, int] | None = None
+    ) -> socket.socket:
+        """In the place of socket.create_connection: a name's addresses are looked at before any is spoken to.
+
+        Errors: _Refused when one is not of the open internet and no host was named.
+        """
+        host, port = place
+        addresses = [entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        for address in () if self.domains else addresses:  # a named host was checked by name
+            if not _is_open(address):
+                raise _Refused(
+                    f"{host} is at {address}, which is not of the open internet; the server's --allowed-media-domain "
+                    "would have to name it"
+                )
+        return socket.create_connection((str(addresses[0]), port), timeout, source)
+
+
+def _is_open(text: str | int) -> bool:
+    address = ipaddress.ip_address(str(text).partition("%")[0])
+    inner = getattr(address, "ipv4_mapped", None) or address
+    return inner.is_global and not inner.is_multicast

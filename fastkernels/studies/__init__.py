@@ -1,0 +1,1 @@
+"""Studies of what inputs do to ops whose work depends on them."""

@@ -1,0 +1,118 @@
+"""Rotary position embedding over several axes: time, height and width of pictures and videos among text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastkernels.context import uses_reference
+from fastkernels.kernels.rotary_emb import rotary_embedding
+from fastkernels.op import compute_dtype
+from fastkernels.spec import OpSpec, Role, TensorSpec
+from fastkernels.tasks.baseline.L1.rotary_emb import RotaryEmbedding
+
+
+class MRotaryEmbedding(RotaryEmbedding):
+    """RotaryEmbedding whose pairs turn by the token's position on one of three axes, its own each.
+
+    The first mrope_section[0] pairs take the first axis, the next ones the second, the rest the third; interleaved,
+    pairs take the axes in turn until the second and third have theirs, and the first axis all others.
+
+    Shapes:  positions: [3, num_tokens], or [num_tokens] where all axes agree; query, key: [num_tokens, heads,
+             head_size] or [num_tokens, heads * head_size], strided views allowed.
+    Dtypes:  bf16, fp16 or fp32, computed in fp32; positions int64 or int32; the table stays at least fp32.
+    Returns: (query, key), new tensors of the given shapes; key is None when none is given.
+    Errors:  ValueError when the sections do not add up to the pairs, or positions are not of three axes.
+    Source:  Wang et al. 2024 (https://arxiv.org/abs/2409.12191), section 2.1; signature as vLLM's MRotaryEmbedding.
+    """
+
+    spec = OpSpec(
+        inputs={
+            "positions": TensorSpec(
+                ("num_axes", "num_tokens"), dtype="int64", role=Role.INDEX, bound="max_position_embeddings"
+            ),
+            "query": TensorSpec(("num_tokens", "num_heads", "head_size")).strided(),
+            "key": TensorSpec(("num_tokens", "num_kv_heads", "head_size")).strided().optional(),
+        },
+        outputs={
+            "query_out": TensorSpec(("num_tokens", "num_heads", "head_size")),
+            "key_out": TensorSpec(("num_tokens", "num_kv_heads", "head_size")).optional(),
+        },
+        returned_with={"key_out": "key"},
+        examples=(
+            {
+                "head_size": 16,
+                "rotary_dim": 16,
+                "max_position_embeddings": 512,
+                "base": 10000.0,
+                "mrope_section": [2, 3, 3],
+            },
+            {
+                "head_size": 72,
+                "rotary_dim": 48,
+                "max_position_embeddings": 97,
+                "base": 1000000.0,
+                "mrope_section": [10, 8, 6],
+                "mrope_interleaved": True,
+            },
+        ),
+        example_axes={"num_heads": (4, 7), "num_kv_heads": (2, 1)},
+    )
+
+    def __init__(
+        self,
+        head_size: int,
+        rotary_dim: int,
+        max_position_embeddings: int,
+        base: float,
+        is_neox_style: bool = True,
+        dtype: torch.dtype | None = None,
+        mrope_section: Sequence[int] = (16, 24, 24),
+        mrope_interleaved: bool = False,
+    ) -> None:
+        super().__init__(head_size, rotary_dim, max_position_embeddings, base, is_neox_style, dtype)
+        if len(mrope_section) != 3 or sum(mrope_section) != rotary_dim // 2:
+            raise ValueError(
+                f"mrope_section {list(mrope_section)} must be three numbers that add up to {rotary_dim // 2}, the "
+                "pairs of a head."
+            )
+        self.mrope_section = tuple(mrope_section)
+        self.mrope_interleaved = mrope_interleaved
+        self.num_axes = 3
+
+    def forward(self, positions: Tensor, query: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if positions.dim() == 1:
+            return super().forward(positions, query, key)
+        for x in (query,) if key is None else (query, key):
+            if positions.dim() != 2 or len(positions) != 3 or len(x) != positions.shape[1]:
+                raise ValueError(
+                    f"MRotaryEmbedding takes positions [3, num_tokens] or [num_tokens], got {tuple(positions.shape)} "
+                    f"with query or key of shape {tuple(x.shape)}."
+                )
+        if uses_reference(query):
+            return self.reference(positions, query, key)
+        sizes = (self.head_size, self.rotary_dim, self.is_neox_style, self.mrope_section, self.mrope_interleaved)
+        return rotary_embedding(positions, query, key, self.cos_sin_cache, *sizes)
+
+    def reference(self, positions: Tensor, query: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if positions.dim() == 1:
+            return super().reference(positions, query, key)
+        table = self.cos_sin_cache
+        if table.dtype != compute_dtype(query):
+            table = self._table(query.device, compute_dtype(query))
+        axis = self._axes(query.device)
+        half = torch.arange(self.rotary_dim // 2, device=query.device)
+        rows = positions.long()[axis].T  # [num_tokens, pairs]
+        cos, sin = table[rows, half].unsqueeze(1), table[rows, half + self.rotary_dim // 2].unsqueeze(1)
+        return self._rotate(query, cos, sin), None if key is None else self._rotate(key, cos, sin)
+
+    def _axes(self, device: torch.device) -> Tensor:
+        """The axis of each pair: [rotary_dim / 2]."""
+        sections = torch.tensor(self.mrope_section, device=device)
+        if not self.mrope_interleaved:
+            return torch.arange(3, device=device).repeat_interleave(sections)
+        half = torch.arange(self.rotary_dim // 2, device=device)
+        axis = half % 3
+        return torch.where(half < 3 * sections[axis], axis, 0)

@@ -1,0 +1,65 @@
+"""A sparse matrix times a dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastkernels.context import uses_reference
+from fastkernels.kernels.spmm import spmm
+from fastkernels.op import Op, compute_dtype
+from fastkernels.spec import Cost, OpSpec, Role, TensorSpec
+
+
+class SpMM(Op):
+    """y[i] = sum over e from crow_indices[i] to crow_indices[i + 1] of values[e] * x[col_indices[e]].
+
+    Shapes:  crow_indices: [num_rows + 1]; col_indices, values: [num_values]; x: [num_cols, dim]; y: [num_rows, dim].
+    Dtypes:  indices int64; values and x alike, bf16, fp16 or fp32; sums in fp32.
+    Returns: y; a row without values is 0. No argument is written to.
+    Errors:  ValueError when col_indices and values differ in length.
+    Source:  compressed sparse rows as torch.sparse_csr_tensor names them.
+    """
+
+    spec = OpSpec(
+        inputs={
+            "crow_indices": TensorSpec(("num_starts",), dtype="int64", role=Role.COUPLED),
+            "col_indices": TensorSpec(("num_values",), dtype="int64", role=Role.INDEX, bound="num_cols"),
+            "values": TensorSpec(("num_values",)),
+            "x": TensorSpec(("num_cols", "dim")),
+        },
+        outputs={"y": TensorSpec(("num_rows", "dim"))},
+        example_axes={"num_rows": (29, 11), "num_values": (97, 31), "num_cols": (31, 5), "dim": (64, 13)},
+    )
+
+    def forward(self, crow_indices: Tensor, col_indices: Tensor, values: Tensor, x: Tensor) -> Tensor:
+        if col_indices.shape != values.shape:
+            raise ValueError(f"SpMM got {len(col_indices)} col_indices and {len(values)} values.")
+        if uses_reference(x):
+            return self.reference(crow_indices, col_indices, values, x)
+        return spmm(crow_indices, col_indices, values, x)
+
+    def reference(self, crow_indices: Tensor, col_indices: Tensor, values: Tensor, x: Tensor) -> Tensor:
+        dtype = compute_dtype(x)
+        num_rows = len(crow_indices) - 1
+        row = torch.arange(num_rows, device=x.device).repeat_interleave(crow_indices.diff())
+        products = values.to(dtype)[:, None] * x.to(dtype)[col_indices]
+        return torch.zeros(num_rows, x.shape[1], dtype=dtype, device=x.device).index_add_(0, row, products).to(x.dtype)
+
+    def derived_axes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        return {"num_starts": sizes["num_rows"] + 1}
+
+    def coupled_inputs(self, sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Any]:
+        """Some rows are empty, one has most of the values."""
+        num_rows, num_values = sizes["num_rows"], sizes["num_values"]
+        weights = torch.rand(num_rows, generator=generator) ** 4 + 1e-6
+        row = torch.multinomial(weights, num_values, replacement=True, generator=generator)
+        counts = torch.bincount(row, minlength=num_rows)
+        return {"crow_indices": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])}
+
+    def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
+        x, num_values = inputs["x"], inputs["values"].numel()
+        return Cost(super().cost(inputs, outputs).num_bytes, 2 * num_values * x.shape[1])

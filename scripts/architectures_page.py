@@ -1,0 +1,139 @@
+"""Writes docs/architectures.md from fastkernels/architectures and benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from fastkernels.engine.model import find_model
+from fastkernels.registry import ARCHITECTURES, Architecture, OpEntry, ops_of_architecture
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "architectures.md"
+RESULTS = ROOT / "benchmarks" / "results"
+_HEAD = """# Architectures
+
+Written by `python scripts/architectures_page.py` from `fastkernels/architectures/*.json`, the ops' imports,
+`benchmarks/results/cpu/parity.json`, and in `benchmarks/results/h200` `<architecture>_vs_vllm.json` and
+`<architecture>.json`.
+
+## Beside the library of record
+
+Error: the largest difference of an answer from the library's, over its largest number, in float32 on a CPU at tiny
+sizes, over all variants; tokens, boxes and rankings are equal where there are such. Ratio: the time of what is named
+last over ours on an H200 at the published size, over 1 where ours is faster; published: the ratio that the FastKernels
+paper prints for its own system.
+
+| architecture | reference | library | error | ratio | published | measured against |
+|---|---|---|---|---|---|---|
+"""
+_COUNTS = """
+## Ops by level
+
+Ops that run when the architecture does, the engine's sampling ops left out, and in brackets those that no other
+architecture here has; then the numbers of tasks as published. Ours are counted from the imports: every branch that a
+configuration may take counts, and so do collectives and the layers that split over ranks, which the published counts
+may or may not hold.
+
+| architecture | L1 | L2 | L3 | L4 | published L1 / L2 / L3 / L4 |
+|---|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    parity = _read(RESULTS / "cpu" / "parity.json").get("architectures", {})
+    chosen = {a.name: _own_ops(a) for a in ARCHITECTURES}
+    users = Counter(entry.name for entries in chosen.values() for entry in entries)
+    text = _HEAD + "".join(_line(a, parity.get(a.name, {})) for a in ARCHITECTURES)
+    text += _COUNTS + "".join(_counts(a, chosen[a.name], users) for a in ARCHITECTURES)
+    text += "\n## What is not supported\n\n"
+    text += "".join(f"- {_title(a)}: {'; '.join(a.not_supported)}.\n" for a in ARCHITECTURES if a.not_supported)
+    PAGE.write_text(text)
+
+
+def _title(architecture: Architecture) -> str:
+    return f"{architecture.published['name']} (`{architecture.name}`)"
+
+
+def _line(architecture: Architecture, parity: dict[str, Any]) -> str:
+    errors = [e for v in parity.get("variants", {}).values() for e in v["answers"].values()]
+    error = "" if not errors else "not equal" if None in errors else f"{max(errors):.1g}"
+    ratio, against = _speed(architecture.name)
+    published = architecture.published
+    cells = (_title(architecture), published["reference"], parity.get("library", ""), error, ratio)
+    return "| " + " | ".join((*cells, str(published["speed_ratio"]), against)) + " |\n"
+
+
+def _speed(name: str) -> tuple[str, str]:
+    """The ratio, of several loads or scenarios the range, and what it is against; empty where nothing was measured.
+
+    With vLLM where that was measured, else with the library of record in whichever of its modes is faster.
+    """
+    served = _read(RESULTS / "h200" / f"{name}_vs_vllm.json")
+    ratios = [s["ratio"] for s in served.get("scenarios", {}).values() if s.get("ratio")]
+    if ratios:
+        return _range(ratios), "; ".join(
+            [f"{_vllm(served)}, {_number(len(ratios))} scenarios", *_of_served(name, served)]
+        )
+    record = _read(RESULTS / "h200" / f"{name}.json")
+    measured = [b for b in record.get("batches", []) if b.get("ratios")]
+    if not measured:
+        return "", f"not measured: {record['error']}" if "error" in record else ""
+    best = [min(ratio["ratio"] for ratio in b["ratios"].values()) for b in measured]
+    numbers: dict[str, list[str]] = {}
+    for b in measured:
+        numbers.setdefault(b["load"], []).append(str(b["batch"]))
+    loads = ", ".join(f"{load} of {' and '.join(some)}" for load, some in numbers.items())
+    facts = [f"{record['library']}, its faster mode: {loads}", *_layers(**record.get("layers", {}))]
+    return _range(best), "; ".join([*facts, *([record["note"]] if record.get("note") else [])])
+
+
+def _range(ratios: list[float]) -> str:
+    low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _vllm(served: dict[str, Any]) -> str:
+    engines = [part.get("engines", {}) for part in served.get("parts", [served])]
+    versions = sorted({e["vllm"]["version"] for e in engines if "vllm" in e})
+    return f"vLLM {' and '.join(versions)}".strip()
+
+
+def _of_served(name: str, served: dict[str, Any]) -> list[str]:
+    layers: list[str] = []
+    if served.get("layers"):
+        layers = _layers(served["layers"], find_model(served["model"]).hf_config.get("num_hidden_layers"))
+    return [*layers, *([served["note"]] if served.get("note") else [])]
+
+
+def _layers(measured: int | None = None, published: int | None = None) -> list[str]:
+    return [] if measured is None or measured == published else [f"{measured} of {published} layers"]
+
+
+def _number(count: int) -> str:
+    words = ("no", "one", "two", "three", "four", "five", "six")
+    return words[count] if count < len(words) else str(count)
+
+
+def _own_ops(architecture: Architecture) -> list[OpEntry]:
+    return [e for e in ops_of_architecture(architecture.name) if e.name not in architecture.engine_ops]
+
+
+def _counts(architecture: Architecture, entries: list[OpEntry], users: Counter[str]) -> str:
+    cells = []
+    for level in (1, 2, 3, 4):
+        here = [e for e in entries if e.level == level]
+        alone = sum(users[e.name] == 1 for e in here)
+        cells.append(f"{len(here)} ({alone})")
+    tasks = " / ".join(str(architecture.published["tasks"][f"L{n}"]) for n in (1, 2, 3, 4))
+    return "| " + " | ".join((_title(architecture), *cells, tasks)) + " |\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+if __name__ == "__main__":
+    main()

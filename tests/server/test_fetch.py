@@ -1,0 +1,99 @@
+"""What a server fetches for others: nothing that only it can reach, unless it was told of the host."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from fastkernels.errors import UsageError
+from fastkernels.server.fetch import Fetcher
+from fastkernels.server.service import ServerConfig
+
+
+class Files(BaseHTTPRequestHandler):
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        is_moved = self.path.startswith("/moved/")
+        self.send_response(302 if is_moved else 200)
+        if is_moved:
+            self.send_header("Location", self.path.removeprefix("/moved/"))
+        self.end_headers()
+        self.wfile.write(b"content")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def files() -> Iterator[HTTPServer]:
+    Files.asked = []
+    server = HTTPServer(("127.0.0.1", 0), Files)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def fetched(fetcher: Fetcher, url: str, most: int = 100) -> bytes:
+    return fetcher.fetch(url, "image", most)
+
+
+def test_a_named_host_is_fetched_from_and_no_more_than_asked(files: HTTPServer) -> None:
+    url = f"http://127.0.0.1:{files.server_port}/cat.png"
+    assert fetched(Fetcher(["127.0.0.1"]), url) == b"content"
+    assert fetched(Fetcher(["127.0.0.1"]), url, 3) == b"cont"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "2130706433", "[::ffff:127.0.0.1]"])
+def test_without_a_named_host_nothing_near_is_spoken_to(files: HTTPServer, host: str) -> None:
+    with pytest.raises(UsageError, match=r"may not be fetched: .* not of the open internet"):
+        fetched(Fetcher(), f"http://{host}:{files.server_port}/cat.png")
+    assert Files.asked == []
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1", "192.168.1.1", "169.254.169.254", "[fe80::1]", "[fd00::1]", "224.0.0.1"]
+)
+def test_addresses_of_networks_near_are_refused_unseen(address: str) -> None:
+    with pytest.raises(UsageError, match="not of the open internet"):
+        fetched(Fetcher(), f"http://{address}/latest/meta-data")
+
+
+def test_a_name_that_leads_near_is_refused(monkeypatch: pytest.MonkeyPatch, files: HTTPServer) -> None:
+    real = socket.getaddrinfo
+    there = real("127.0.0.1", files.server_port, type=socket.SOCK_STREAM)
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *a, **k: there if host == "pictures.org" else real(host, *a)
+    )
+    with pytest.raises(UsageError, match=r"pictures\.org is at 127\.0\.0\.1"):
+        fetched(Fetcher(), f"http://pictures.org:{files.server_port}/cat.png")
+    assert Files.asked == []
+
+
+def test_a_redirect_is_looked_at_too(files: HTTPServer) -> None:
+    moved = f"http://127.0.0.1:{files.server_port}/moved/"
+    with pytest.raises(UsageError, match=r"takes media from 127\.0\.0\.1 alone, not from localhost"):
+        fetched(Fetcher(["127.0.0.1"]), f"{moved}http://localhost:{files.server_port}/cat.png")
+    assert fetched(Fetcher(["127.0.0.1"]), f"{moved}http://127.0.0.1:{files.server_port}/cat.png") == b"content"
+
+
+def test_subdomains_are_of_the_domain_and_lookalikes_are_not() -> None:
+    fetcher = Fetcher(["Example.org"])
+    fetcher._check_host("http://a.example.ORG/x")
+    for host in ("badexample.org", "example.org.evil.net", ""):
+        with pytest.raises(OSError, match=r"takes media from example\.org alone"):
+            fetcher._check_host(f"http://{host}/x")
+
+
+def test_a_domain_that_is_a_url_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"is no host's name; say it as example\.org"):
+        ServerConfig(allowed_media_domains=("http://example.org",))

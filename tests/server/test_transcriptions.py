@@ -1,0 +1,145 @@
+"""POST /v1/audio/transcriptions with the openai client, its forms of answer, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from openai import OpenAI
+
+from fastkernels.engine.llm import LLM
+from fastkernels.engine.sampling_params import SamplingParams
+from fastkernels.server.errors import ApiError
+from fastkernels.server.local import LocalServer, running_server
+from fastkernels.server.multipart import Part, read_form
+
+MODEL = "tiny-whisper"
+RATE = 16000
+
+
+def wav(seconds: float, pitch: float = 300.0, rate: int = RATE, channels: int = 1) -> bytes:
+    time = np.arange(int(seconds * rate)) / rate
+    samples = (9000 * np.sin(2 * np.pi * pitch * time * (1 + 0.2 * time))).astype("<i2")
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(channels)
+        out.setsampwidth(2)
+        out.setframerate(rate)
+        out.writeframes(np.repeat(samples, channels).tobytes())
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def whisper() -> Iterator[LocalServer]:
+    with running_server(MODEL, "--device", "cpu") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def listener(whisper: LocalServer) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{whisper.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[str]:
+    """Of one window of 0.7 s and of 2.4 s in three."""
+    llm = LLM(MODEL, device="cpu")
+    processor: Any = llm.processor
+    texts = []
+    for content in (wav(0.7), wav(2.4, 500.0)):
+        windows, tokens = processor.windows(content), processor.prompt_tokens()
+        params = processor.sampling_params(SamplingParams(temperature=0, max_tokens=448), len(tokens))
+        outputs = llm.generate(processor.prompts(windows, tokens), params)
+        texts.append(processor.transcription(windows, [o.outputs[0].token_ids for o in outputs], None).text)
+    return texts
+
+
+def test_text_is_that_of_the_model_whatever_its_length(listener: OpenAI, expected: list[str]) -> None:
+    short = listener.audio.transcriptions.create(model=MODEL, file=("a.wav", wav(0.7)))
+    assert short.text == expected[0]
+    long = listener.audio.transcriptions.create(model=MODEL, file=("b.wav", wav(2.4, 500.0)), temperature=0.0)
+    assert long.text == expected[1]
+    assert len(set(expected)) == 2
+
+
+def test_formats_tell_the_same_text(listener: OpenAI, expected: list[str]) -> None:
+    file = ("b.wav", wav(2.4, 500.0))
+    text = listener.audio.transcriptions.create(model=MODEL, file=file, response_format="text")
+    assert str(text).rstrip("\n") == expected[1]
+    verbose = listener.audio.transcriptions.create(
+        model=MODEL, file=file, response_format="verbose_json", language="fr", timestamp_granularities=["segment"]
+    )
+    assert (verbose.text, verbose.duration, verbose.language) == (expected[1], 2.4, "fr")
+    segments = verbose.segments
+    assert segments is not None
+    assert [(s.id, s.start, s.end, s.seek) for s in segments] == [(0, 0, 1, 0), (1, 1, 2, 100), (2, 2, 2.4, 200)]
+    assert "".join(s.text for s in segments).strip() == verbose.text
+    assert all(s.avg_logprob < 0 and s.tokens and s.compression_ratio > 0 for s in segments)
+
+
+def test_two_channels_at_another_rate_are_heard(listener: OpenAI) -> None:
+    content = wav(0.5, rate=44100, channels=2)
+    assert listener.audio.transcriptions.create(model=MODEL, file=("a.wav", content)).text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"file": ("a.wav", b"not a sound at all")}, "file: The audio of 18 bytes cannot be read"),
+        ({"file": ("a.wav", wav(0.5)[:40])}, "file: "),
+        ({"response_format": "srt"}, "response_format is 'srt'; it is json, text, verbose_json"),
+        ({"temperature": 3}, "temperature is '3'; it is a number in"),
+        ({"timestamp_granularities": ["word"]}, "words are not timed"),
+        ({"prompt": "before"}, "no <|startofprev|>"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(listener: OpenAI, changes: dict[str, Any], says: str) -> None:
+    given: dict[str, Any] = {"model": MODEL, "file": ("a.wav", wav(0.3)), **changes}
+    with pytest.raises(openai.BadRequestError) as error:
+        listener.audio.transcriptions.create(**given)
+    assert says in str(error.value)
+
+
+def test_other_models_and_other_routes_are_refused(listener: OpenAI, whisper: LocalServer, client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="There is no model 'other'"):
+        listener.audio.transcriptions.create(model="other", file=("a.wav", wav(0.3)))
+    with pytest.raises(openai.BadRequestError, match="takes no audio"):
+        client.audio.transcriptions.create(model="tiny-llama", file=("a.wav", wav(0.3)))
+    with pytest.raises(openai.BadRequestError, match="one recording"):
+        listener.completions.create(model=MODEL, prompt="hello")
+    with pytest.raises(openai.BadRequestError, match="one recording"):
+        listener.embeddings.create(model=MODEL, input="hello")
+    for body, kind in ((b"{}", "application/json"), (b"", "multipart/form-data; boundary=x")):
+        answer = httpx.post(f"{whisper.url}/v1/audio/transcriptions", content=body, headers={"content-type": kind})
+        assert answer.status_code == 400
+    answer = httpx.post(f"{whisper.url}/v1/audio/transcriptions", files={"model": (None, MODEL)})
+    assert answer.status_code == 400
+    assert "file is missing" in answer.json()["error"]["message"]
+
+
+def test_forms_keep_bytes_as_they_are() -> None:
+    content = bytes(range(256)) * 3 + b"\r\n--x\r\n\n\r--" + b"\r\n"
+    request = httpx.Request("POST", "http://x", files={"file": ("a b.wav", content), "n": (None, "1\r\n2")})
+    form = read_form(request.headers["content-type"], request.read())
+    assert form == {"file": [Part(content, "a b.wav")], "n": [Part(b"1\r\n2")]}
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n1\r\n", "ends before its last boundary"),
+        (b"--x\r\nContent-Disposition: form-data\r\n\r\n1\r\n--x--\r\n", "has no name"),
+        (b"--x\r\nno head\r\n--x--\r\n", "no head"),
+        (b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n1\r\n" * 70 + b"--x--\r\n", "70 parts"),
+    ],
+)
+def test_broken_forms_are_refused(body: bytes, says: str) -> None:
+    with pytest.raises(ApiError, match=says):
+        read_form("multipart/form-data; boundary=x", body)

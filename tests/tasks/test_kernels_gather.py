@@ -1,0 +1,98 @@
+"""Norm, rope, bag and sparse kernels against float64 definitions: run by test_kernels_interpreter.py."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastkernels.env import triton_interpreted
+from fastkernels.errors import UnsupportedError
+
+if not triton_interpreted():
+    pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
+
+from fastkernels.kernels.dinov3_rope import dinov3_rope
+from fastkernels.kernels.embedding_bag import embedding_bag
+from fastkernels.kernels.layer_norm import layer_norm
+from fastkernels.kernels.spmm import spmm
+
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
+DTYPES = [torch.float32, torch.float16]
+RELATIVE = {torch.float32: 4e-6, torch.float16: 2.0**-11 * 1.01}
+
+
+def assert_near(given: Tensor, exact: Tensor) -> None:
+    """Within a rounding of the output, and of what its row holds."""
+    assert given.shape == exact.shape
+    scale = exact.abs().amax(-1, keepdim=True) if exact.numel() else exact
+    bound = RELATIVE[given.dtype] * exact.abs() + RELATIVE[torch.float32] * scale + 6.1e-8
+    assert ((given.double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 5, 64, 257, 1024])
+def test_layer_norm_equals_its_definition(size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(size)
+    wide = torch.randn(3, 4, size + 7).to(dtype) * 3 + 5
+    weight, bias = torch.randn(size).to(dtype), torch.randn(size).to(dtype)
+    for x in (wide[..., :size].contiguous(), wide[..., 3 : 3 + size]):
+        for params in ((weight, bias), (weight, None), (None, None)):
+            exact = torch.nn.functional.layer_norm(
+                x.double(), (size,), *(None if p is None else p.double() for p in params), 1e-5
+            )
+            assert_near(layer_norm(x, *params, 1e-5), exact)
+
+
+def test_layer_norm_of_nothing_is_nothing_and_long_rows_are_refused() -> None:
+    assert layer_norm(torch.randn(0, 8), None, None, 1e-5).shape == (0, 8)
+    with pytest.raises(UnsupportedError, match="16384 elements, got 16385"):
+        layer_norm(torch.randn(1, 16385), None, None, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_prefix", "height", "width"), [(5, 3, 4), (0, 1, 1), (1, 2, 7)])
+def test_dinov3_rope_rotates_patches_and_copies_what_stands_ahead(
+    num_prefix: int, height: int, width: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(1)
+    num_tokens, half = num_prefix + height * width, 12
+    qkv = torch.randn(2, num_tokens, 3, 5, 2 * half).to(dtype)
+    query, key, _ = qkv.unbind(2)
+    angles = torch.randn(height * width, half)
+    rotated = dinov3_rope(query, key, angles.cos(), angles.sin())
+    for given, x in zip(rotated, (query, key), strict=True):
+        first, second = x[:, num_prefix:].double().chunk(2, -1)
+        cos, sin = angles.cos().double()[:, None], angles.sin().double()[:, None]
+        assert torch.equal(given[:, :num_prefix], x[:, :num_prefix])
+        assert_near(given[:, num_prefix:], torch.cat([first * cos - second * sin, second * cos + first * sin], -1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [1, 13, 64, 300])
+def test_embedding_bag_sums_the_ids_that_are_there(dim: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(dim)
+    sizes, first_rows = (11, 3), torch.tensor([0, 11])
+    weight = torch.randn(14, dim).to(dtype)
+    ids = torch.stack([torch.randint(-1, n, (7, 5)) for n in sizes], dim=1)
+    ids[2] = -1
+    exact = torch.zeros(7, 2, dim, dtype=torch.float64)
+    for b, t, j in (ids >= 0).nonzero().tolist():
+        exact[b, t] += weight[first_rows[t] + ids[b, t, j]].double()
+    given = embedding_bag(ids, first_rows, weight)
+    assert ((given.double() - exact).abs() <= RELATIVE[dtype] * exact.abs() + 2e-6).all()
+    assert not given[2].any()
+    assert embedding_bag(ids[:0], first_rows, weight).shape == (0, 2, dim)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [1, 13, 64, 200])
+def test_spmm_equals_the_dense_product(dim: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(dim)
+    counts = torch.tensor([0, 40, 1, 0, 17, 16])
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    cols = torch.randint(0, 9, (int(starts[-1]),))
+    values, x = torch.randn(len(cols)).to(dtype), torch.randn(9, dim).to(dtype)
+    matrix = torch.zeros(6, 9, dtype=torch.float64)
+    matrix.index_put_((torch.arange(6).repeat_interleave(counts), cols), values.double(), accumulate=True)
+    given, exact = spmm(starts, cols, values, x), matrix @ x.double()
+    assert ((given.double() - exact).abs() <= RELATIVE[dtype] * exact.abs() + 2e-5).all()
+    assert not given[0].any()

@@ -1,0 +1,135 @@
+"""What is Pi0's own: its pictures, padding that changes nothing, the prefix computed once, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from skimage import data
+
+from fastkernels.engine.pipeline import Pipeline
+from fastkernels.errors import CheckpointError, UsageError
+from fastkernels.oracles.pi0 import ORACLE
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline("tiny-pi0", device="cpu")
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 451), (512, 512), (20, 9), (28, 28)])
+def test_pictures_are_fitted_normalised_and_padded(pipeline: Pipeline, height: int, width: int) -> None:
+    photograph = data.coffee()[:height, :width]
+    photograph = np.resize(photograph, (height, width, 3)) if photograph.shape[:2] != (height, width) else photograph
+    pixels = pipeline.adapter.prepare({"image": photograph, "prompt": "x", "noise": torch.zeros(5, 7)})
+    assert pixels["prefix_mask"].sum() > 16
+    [given] = pipeline.adapter.processor([Image.fromarray(photograph)], return_tensors="pt")["pixel_values"]
+    scale = min(28 / height, 28 / width)
+    inner = (int(height * scale), int(width * scale))
+    resized = Image.fromarray(photograph).resize(inner[::-1], Image.Resampling.BICUBIC)
+    wanted = torch.zeros(3, 28, 28)
+    wanted[:, : inner[0], : inner[1]] = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1) / 255 * 2 - 1
+    torch.testing.assert_close(given, wanted, rtol=0, atol=1e-6)
+
+
+def test_numbers_are_those_of_the_librarys_processor() -> None:
+    from pathlib import Path
+
+    import transformers
+
+    text = (Path(transformers.__file__).parent / "models/pi0/image_processing_pi0.py").read_text()
+    for line in (
+        "BICUBIC",
+        "IMAGENET_STANDARD_MEAN",
+        '"max_height": 224',
+        '"height": 224',
+        "default_to_square = False",
+    ):
+        assert line in text
+
+
+def test_prefix_is_computed_once_and_padding_changes_nothing(pipeline: Pipeline) -> None:
+    calls: list[int] = []
+    handle = pipeline.model.vlm.register_forward_hook(lambda module, given, output: calls.append(len(given[1][0])))
+    request = {"pixel_values": torch.randn(1, 3, 28, 28), "state": [0.5], "noise": torch.randn(5, 7), "steps": 7}
+    try:
+        requests = [{**request, "prompt_token_ids": list(range(3, 3 + n))} for n in (48, 49)]
+        pipeline.run(requests)
+    finally:
+        handle.remove()
+    assert calls == [48, 96]  # once a request, at steps of 48 tokens
+
+
+def test_unlike_texts_share_steps(pipeline: Pipeline) -> None:
+    picture = data.astronaut()
+    requests = [
+        {"image": picture, "prompt": text, "seed": i, "steps": 2 + i} for i, text in enumerate(("a", "pick it up"))
+    ]
+    alone = [pipeline.run([request])[0].tensors["actions"] for request in requests]
+    before = pipeline.core.num_steps
+    together = [result.tensors["actions"] for result in pipeline.run(requests)]
+    assert pipeline.core.num_steps - before == 3
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"prompt": "x"}, "'images', an 'image'"),
+        ({"images": [], "prompt": "x"}, "1 to 16 pictures"),
+        ({"pixel_values": torch.zeros(1, 3, 8, 8), "prompt": "x"}, r"\[cameras, 3, 28, 28\]"),
+        ({"image": b"no picture", "prompt": "x"}, "cannot be read"),
+        ({"image": "PHOTO"}, "has a 'prompt'"),
+        ({"image": "PHOTO", "prompt_token_ids": [512]}, r"\[0, 512\)"),
+        ({"image": "PHOTO", "prompt_token_ids": [1] * 500}, "take 544 tokens"),
+        ({"image": "PHOTO", "prompt": "x", "state": [0.0] * 7}, "up to 6 numbers"),
+        ({"image": "PHOTO", "prompt": "x", "noise": torch.zeros(2, 2)}, r"noise is \[5, 7\]"),
+        ({"image": "PHOTO", "prompt": "x", "steps": 2000}, "at most 1000"),
+        ({"image": "PHOTO", "prompt": "x", "actions": 3}, "no actions"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value,
+)
+def test_requests_that_cannot_be_used_are_refused(pipeline: Pipeline, given: dict[str, Any], said: str) -> None:
+    photograph = data.astronaut()
+    given = {
+        name: photograph if isinstance(value, str) and value == "PHOTO" else value for name, value in given.items()
+    }
+    with pytest.raises(UsageError, match=said):
+        pipeline.run([given])
+
+
+def test_names_of_the_published_file_and_of_older_ones_load(tmp_path: Any) -> None:
+    model = ORACLE.build(ORACLE.tiny()["mqa"], seed=3)
+    ORACLE.save(model, tmp_path)
+    request = dict(ORACLE.requests(ORACLE.tiny()["mqa"])[0])
+    [wanted] = Pipeline(tmp_path, device="cpu").run([request])
+    file = tmp_path / "model.safetensors"
+    tensors = {f"model.{name}": tensor for name, tensor in load_file(file).items()}
+    old = {
+        name.replace("vision_tower.", "vision_tower.vision_model.").replace(
+            "language_model.model.", "language_model."
+        ): t
+        for name, t in tensors.items()
+    }
+    save_file(old, file)
+    [given] = Pipeline(tmp_path, device="cpu").run([request])
+    assert torch.equal(given.tensors["actions"], wanted.tensors["actions"])
+    save_file({name: t for name, t in old.items() if "action_out_proj" not in name}, file)
+    with pytest.raises(CheckpointError, match="missing: action_out_proj"):
+        Pipeline(tmp_path, device="cpu")
+
+
+def test_published_configuration_has_the_published_number_of_parameters() -> None:
+    from fastkernels.engine.model import build_config, find_model
+    from fastkernels.tasks.baseline.L4.pi0 import PI0ForConditionalGeneration
+
+    with torch.device("meta"):
+        model = PI0ForConditionalGeneration(build_config(find_model("pi0_base")))
+    own = sum(p.numel() for p in model.parameters())
+    unread = 257152 * 1024 + 2048  # the expert's table of tokens, and the norm behind the language model
+    assert own + unread == 3_501_372_176

@@ -1,0 +1,122 @@
+"""YOLOv10 from a user's side: pictures of any size, none found, boxes drawn, checkpoints that lack a statistic."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from skimage import data
+
+from fastkernels.engine.pipeline import Pipeline
+from fastkernels.errors import CheckpointError, UsageError
+from fastkernels.pipelines.yolov10 import COLOURS, letterbox
+from fastkernels.tasks.baseline.L4.yolov10 import YOLOv10
+from fastkernels.tasks.configs.yolov10 import YOLOv10Config
+from fastkernels.weights import load_weights, published_tensors, random_tensors
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline("tiny-yolov10", device="cpu")
+
+
+def test_boxes_lie_in_the_picture_they_were_asked_of(pipeline: Pipeline) -> None:
+    photos = [data.chelsea(), data.astronaut()[:37, :200], data.coffee()[:, :1]]
+    results = pipeline.run([{"image": photo, "confidence": 0.0} for photo in photos])
+    for photo, result in zip(photos, results, strict=True):
+        boxes = result.tensors["boxes"]
+        height, width = photo.shape[:2]
+        assert result.size == (width, height)
+        assert boxes.shape == (84, 4)
+        assert float(boxes.min()) >= 0
+        assert bool((boxes <= torch.tensor([width, height] * 2)).all())
+        assert bool((boxes[:, 0] < boxes[:, 2]).any())
+        assert bool(result.tensors["scores"].diff().le(0).all())
+
+
+def test_nothing_found_is_an_empty_answer(pipeline: Pipeline, tmp_path: Path) -> None:
+    [result] = pipeline.run([{"image": data.chelsea(), "confidence": 1.0}])
+    assert {name: tuple(t.shape) for name, t in result.tensors.items()} == {
+        "boxes": (0, 4),
+        "scores": (0,),
+        "labels": (0,),
+    }
+    assert result.to_json() == {"image_size": [451, 300], "detections": []}
+    result.save(tmp_path / "boxes.png")
+    assert Image.open(tmp_path / "boxes.png").size == (451, 300)
+    result.save(tmp_path / "boxes.safetensors")
+    assert load_file(tmp_path / "boxes.safetensors")["boxes"].shape == (0, 4)
+
+
+def test_a_box_is_where_it_was_before_the_picture_was_fitted(pipeline: Pipeline) -> None:
+    picture, scale, left, top, width, height = letterbox(data.coffee(), 64)
+    assert picture.shape == (3, 64, 64)
+    assert (width, height) == (600, 400)
+    inner = picture[:, top : top + round(height * scale), left : left + round(width * scale)]
+    assert inner.shape == (3, 43, 64)
+    assert bool((picture[:, :top] == 114).all())
+    [fitted] = pipeline.run([{"image": data.coffee(), "confidence": 0.0}])
+    [ready] = pipeline.run([{"pixel_values": picture / 255, "confidence": 0.0}])
+    mapped = (ready.tensors["boxes"] - torch.tensor([left, top] * 2)) / scale
+    mapped = torch.minimum(mapped.clamp_min(0), torch.tensor([width, height] * 2))
+    torch.testing.assert_close(fitted.tensors["boxes"], mapped, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({}, "got nothing"),
+        ({"image": b"no picture"}, "cannot be read"),
+        ({"image": np.zeros((9, 9, 3), np.uint8), "size": 100}, "multiple of 32"),
+        ({"image": np.zeros((9, 9, 3), np.uint8), "confidence": 2}, "from 0 to 1"),
+        ({"image": np.zeros((9, 9, 3), np.uint8), "confidence": "high"}, "is a number"),
+        ({"pixel_values": np.zeros((3, 33, 64))}, "multiples of 32"),
+    ],
+    ids=str,
+)
+def test_a_request_that_does_not_fit_says_so(pipeline: Pipeline, request_: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        pipeline.run([request_])
+
+
+def test_a_checkpoint_without_a_running_statistic_is_refused() -> None:
+    model = YOLOv10(YOLOv10Config.tiny())
+    tensors = {n: s.narrow(0, 0, s.shape[0]) for n, s in random_tensors(model, 3, torch.device("cpu"))}
+    lost = "backbone.layers.0.bn.running_var"
+    with pytest.raises(CheckpointError, match=f"1 missing: {lost}"):
+        load_weights(model, ((n, t) for n, t in tensors.items() if n != lost))
+    counted = {"backbone.layers.0.bn.num_batches_tracked": torch.tensor(7)}
+    load_weights(model, (tensors | counted).items())
+    assert torch.equal(model.get_buffer(lost), tensors[lost])
+    assert all(bool((t > 0).all()) for n, t in tensors.items() if n.endswith("running_var"))
+    assert len(published_tensors(model)) == len(tensors)
+
+
+def test_a_config_of_another_yolo_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="yolov8n"):
+        YOLOv10Config.from_hf({"model": "yolov8n.yaml"})
+    (tmp_path / "config.json").write_text(json.dumps({"model": "yolov10n.yaml", "names": {"0": "cat"}}))
+    save_file({"model.model.0.conv.weight": torch.zeros(16, 3, 3, 3)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="missing"):
+        Pipeline(tmp_path, device="cpu")
+
+
+def test_generate_draws_boxes(tmp_path: Path) -> None:
+    Image.fromarray(data.astronaut()).save(tmp_path / "photo.jpg")
+    out = tmp_path / "boxes.png"
+    given = ("--input", f"image={tmp_path / 'photo.jpg'}", "--input", "confidence=0", "--out", str(out), "--json")
+    command = [sys.executable, "-m", "fastkernels", "generate", "--model", "tiny-yolov10", "--device", "cpu", *given]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["detections"]) == 84
+    drawn = np.asarray(Image.open(out).convert("RGB")).astype(int)
+    assert drawn.shape == (512, 512, 3)
+    colours = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in COLOURS]
+    assert sum(int((drawn == colour).all(-1).sum()) for colour in colours) > 500

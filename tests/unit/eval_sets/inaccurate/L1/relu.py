@@ -1,0 +1,10 @@
+"""Another function."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ReLU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return -x

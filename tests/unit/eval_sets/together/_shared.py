@@ -1,0 +1,3 @@
+"""What both ops of the set know."""
+
+CALLED: set[str] = set()

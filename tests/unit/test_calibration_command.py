@@ -1,0 +1,99 @@
+"""Every family has a plan; the command and its errors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastkernels import registry
+from fastkernels.calibration import plan, release
+from fastkernels.calibration.quality import QUALITIES
+from fastkernels.cli import main
+from fastkernels.errors import CheckpointError, UnknownNameError
+from fastkernels.report.calibration_page import render_calibration
+from fastkernels.scoring.items import Family
+from fastkernels.scoring.manifest import load_manifest
+
+FAMILIES = [Family(name) for name in plan.families()]
+
+
+def test_every_registered_family_has_a_plan_and_every_architecture_a_model() -> None:
+    assert set(FAMILIES) == set(plan.DAMAGED) == set(QUALITIES)
+    models = {name for family in FAMILIES for name in plan.noise_models(family)}
+    assert {f"tiny-{a.name}" for a in registry.ARCHITECTURES} <= models
+    for of_family in plan.DAMAGED.values():
+        for model in of_family:
+            for trouble in model.troubles:
+                assert 8 <= len(trouble.severities) <= 14
+                assert list(trouble.severities) == sorted(trouble.severities)
+
+
+def test_a_missing_checkpoint_says_what_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "shipped_checkpoints", lambda: {"trained-llama": Path()})
+    with pytest.raises(
+        CheckpointError, match=r"trained-mixtral, trained-mamba2 are not among .* \(trained-llama\)"
+    ) as e:
+        plan.require_checkpoints([Family.LANGUAGE])
+    assert "python examples/train_tiny.py --model trained-mamba2 --out fastkernels/checkpoints/" in str(e.value)
+    with pytest.raises(CheckpointError, match=r"trained-digits is not .* python examples/train_digits\.py --out"):
+        plan.require_checkpoints([Family.IMAGE, Family.CLASSIFICATION])
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("langage", "Did you mean language"), ("points", "Known: all, classification")]
+)
+def test_an_unknown_family_is_refused(name: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnknownNameError, match=re.escape(hint)):
+        plan.chosen_families(name)
+    with pytest.raises(SystemExit) as stopped:
+        main(["calibrate", name])
+    assert stopped.value.code == 2
+    assert hint in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_installed_package_cannot_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(release, "_ROOT", tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["calibrate", "ranking", "--write"])
+    assert stopped.value.code == 2
+
+
+class AtOnce(Executor):
+    def __init__(self, num: int, context: Any, begin: Callable[[], None]) -> None:
+        super().__init__()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(function(*args, **kwargs))
+        return done
+
+
+def test_the_command_calibrates_a_family_and_keeps_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(plan.DAMAGED, Family.RANKING, plan.DAMAGED[Family.RANKING][:1])  # type: ignore[misc]
+    monkeypatch.setattr("fastkernels.calibration.calibrate.ProcessPoolExecutor", AtOnce)  # one process less to start
+    with pytest.raises(SystemExit) as stopped:
+        main(["calibrate", "ranking", "--out", str(tmp_path)])
+    assert not stopped.value.code
+    said = " ".join(capsys.readouterr().out.split())
+    assert "ranking float32" in said
+    assert "report.html" in said
+    entry, before = load_manifest(tmp_path / "manifest.json").families, load_manifest().families
+    assert set(entry) == set(before)
+    assert entry["language"] == before["language"]
+    assert entry["ranking"].bad == pytest.approx(before["ranking"].bad, rel=0.2)
+    assert entry["ranking"].good == pytest.approx(dict(before["ranking"].good), rel=0.2)
+    record = json.loads((tmp_path / "calibration.json").read_text())
+    page = render_calibration(record)
+    plots = json.loads(re.search(r'id="plots">(.*?)</script>', page, re.DOTALL).group(1))  # type: ignore[union-attr]
+    assert set(plots) == {"ranking-tiny-dlrmv2"}
+    own = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', own)
+    assert "without tiny-lightgcn" in " ".join(own.split())

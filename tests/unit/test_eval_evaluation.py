@@ -1,0 +1,209 @@
+"""One scenario with sets of every trait: what becomes of each, and what is recorded of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eval_sets import DLRM, FASTER, LLAMA, THRESHOLDS, hanging, hanging_set, items_of, plan_for
+
+from fastkernels.bench.eval.order import Order
+from fastkernels.bench.eval.processes import Nursery, Worker
+from fastkernels.scoring.macroeval import item_correctness
+from fastkernels.scoring.scores import items_of as scored
+
+Json = dict[str, Any]
+BROKEN = ("crashes", "dies", "not_finite", "wrong_shape", "broken_import", "wrong_signature")
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="module")
+def items(nursery: Nursery) -> dict[str, Json]:
+    """Of DLRM, all in one sweep."""
+    sets = ("sound", "inaccurate", "late", "one_at_fault", "together", FASTER, *BROKEN)
+    return items_of(nursery, plan_for(DLRM, *sets))
+
+
+@pytest.fixture(scope="module")
+def llama_items(nursery: Nursery) -> dict[str, Json]:
+    return items_of(nursery, plan_for(LLAMA, FASTER, "never_called", "not_finite", "sound"))
+
+
+def test_a_sound_set_is_measured_on_the_baselines_requests(items: dict[str, Json]) -> None:
+    item = items["sound"]
+    assert (item["outcome"], item["reason"], item["is_complete"]) == ("MEASURED", "", True)
+    assert item["discrepancies"] == [0.0] * 3, "One of all requests that are ranked together, in each restart."
+    (line,) = item["replacements"]
+    assert (line["op"], line["status"], line["rank"]) == ("relu", "REPLACED", 0)
+    assert line["num_calls"] > 0
+    places = [(p["restart"], p["kind"], p["workload"]) for p in item["passes"]]
+    kinds = [("throughput", "examples x16"), ("latency", "examples x4")]
+    assert places == [(restart, *kind) for restart in range(3) for kind in kinds]
+    for one in item["passes"]:
+        count = 2 if one["kind"] == "throughput" else 4
+        assert len(one["reference_s"]) == len(one["candidate_s"]) == count
+        assert all(0 < seconds < 20 for seconds in one["reference_s"] + one["candidate_s"])
+    assert len(item["reference_noise"]) == 3 * (2 + 4)
+    assert all(math.isfinite(ratio) for ratio in item["reference_noise"])
+    assert item["thresholds"] == {"good": THRESHOLDS.good, "bad": THRESHOLDS.bad, "tau": 1.0}
+
+
+def test_every_side_runs_once_in_each_restart_in_an_order_of_its_own(items: dict[str, Json]) -> None:
+    orders = items["sound"]["orders"]
+    assert len(orders) == 3
+    assert all(len(set(order)) == len(order) for order in orders)
+    assert all({"baseline", "baseline again", "sound", "inaccurate"} <= set(order) for order in orders)
+    assert len({tuple(name for name in order if name in ("baseline", "sound")) for order in orders} | {()}) > 1
+    engines = items["sound"]["engine"]
+    assert [len(engines[side]) for side in ("reference", "candidate")] == [3, 3]
+    assert engines["candidate"][0]["counters"]["num_steps"] > 0
+    assert items["sound"]["confinement"]["user_id"] is not None
+
+
+def test_items_are_what_scoring_reads(items: dict[str, Json]) -> None:
+    results = {"kind": "eval", "eval_schema_version": 1, "items": [items["sound"], items["crashes"]]}
+    found = scored(results)
+    assert item_correctness(found["sound"][0]) == 1.0
+    assert [len(restart) for restart in found["sound"][0].throughput] == [2, 2, 2]
+    assert [len(restart) for restart in found["sound"][0].latency] == [4, 4, 4]
+    assert item_correctness(found["crashes"][0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "says"),
+    [
+        ("crashes", "CRASH", "illegal memory access"),
+        ("dies", "CRASH", "Segmentation fault"),
+        ("not_finite", "NOT_FINITE", "holds 1 NaN"),
+        ("wrong_shape", "WRONG_SHAPE", "the reference's is [1]"),
+        ("broken_import", "IMPORT_ERROR", "no_such_module"),
+        ("wrong_signature", "SIGNATURE_ERROR", "another signature"),
+    ],
+)
+def test_a_set_that_breaks_the_model_is_invalid_and_its_op_is_named(
+    items: dict[str, Json], name: str, reason: str, says: str
+) -> None:
+    item = items[name]
+    assert (item["outcome"], item["reason"]) == ("INVALID", reason)
+    assert says in item["message"]
+    assert item["passes"] == []
+    op = "dense_mlp" if name == "wrong_shape" else "relu"
+    assert item["subset"]["at_fault"] == {op: reason}
+    assert (item["subset"]["kept"], item["subset"]["item"]) == ([], None)
+
+
+def test_answers_off_the_manifest_are_measured_and_their_op_is_named(items: dict[str, Json]) -> None:
+    item = items["inaccurate"]
+    assert item["outcome"] == "MEASURED"
+    assert max(item["discrepancies"]) > THRESHOLDS.good
+    assert "not within the manifest" in item["message"]
+    assert item["passes"]
+    assert item["subset"]["at_fault"] == {"relu": "INACCURATE"}
+
+
+def test_of_two_ops_the_one_at_fault_is_found_and_the_other_is_measured(items: dict[str, Json]) -> None:
+    item = items["one_at_fault"]
+    subset = item["subset"]
+    assert list(subset["at_fault"]) == ["addcmul"]
+    assert subset["kept"] == ["relu"]
+    assert subset["num_runs"] == 2
+    kept = subset["item"]
+    assert (kept["outcome"], len(kept["passes"])) == ("MEASURED", 6)
+    assert max(kept["discrepancies"]) <= THRESHOLDS.good
+    assert [line["op"] for line in kept["replacements"]] == ["relu"]
+    assert [line["op"] for line in item["replacements"]] == ["addcmul", "relu"]
+    assert any("one_at_fault (1 of 2 ops)" in order for order in kept["orders"])
+
+
+def test_ops_that_break_a_model_only_together_are_told_as_such(items: dict[str, Json]) -> None:
+    item = items["together"]
+    assert (item["outcome"], item["reason"]) == ("INVALID", "CRASH")
+    assert item["subset"]["at_fault"] == {"relu": "CRASH (only together with addcmul)"}
+    assert item["subset"]["kept"] == ["addcmul"]
+    assert item["subset"]["item"]["outcome"] == "MEASURED"
+
+
+def test_a_set_that_breaks_under_the_clock_alone_is_invalid_and_others_are_measured(items: dict[str, Json]) -> None:
+    item = items["late"]
+    assert (item["outcome"], item["reason"]) == ("INVALID", "CRASH")
+    assert "the twelfth call was the last one" in item["message"]
+    assert item["subset"] is None
+    assert items["sound"]["outcome"] == "MEASURED"
+
+
+def test_a_set_without_a_part_of_the_model_is_never_called_and_nothing_is_run(items: dict[str, Json]) -> None:
+    item = items["faster"]
+    assert item["outcome"] == "NEVER_CALLED"
+    assert "Nothing of the set is part of dlrmv2: it offers rms_norm. The model was not run." in item["message"]
+
+
+def test_a_set_that_no_call_reaches_is_never_called(llama_items: dict[str, Json]) -> None:
+    item = llama_items["never_called"]
+    assert item["outcome"] == "NEVER_CALLED"
+    assert "top_logprobs can be part of the model, and no call reached it" in item["message"]
+    assert "Nothing of the set is part of llama" in llama_items["sound"]["message"]
+
+
+def test_a_language_model_is_judged_by_its_own_tokens(llama_items: dict[str, Json]) -> None:
+    item = llama_items["faster"]
+    assert item["outcome"] == "MEASURED"
+    assert len(item["discrepancies"]) == 3 * (2 * 4 + 2)
+    assert max(item["discrepancies"]) == 0.0
+    assert item["figures"]["share_equal"] == 1.0
+    assert item["figures"]["perplexity"] > 1.0
+
+
+def test_nan_in_a_model_of_tokens_is_found_though_tokens_are_finite(llama_items: dict[str, Json]) -> None:
+    item = llama_items["not_finite"]
+    assert (item["outcome"], item["reason"]) == ("INVALID", "NOT_FINITE")
+    assert item["subset"]["at_fault"] == {"silu_and_mul": "NOT_FINITE"}
+
+
+def test_engines_that_fill_their_device_run_one_after_another(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: no worker is started while another lives, the reference neither."""
+    living, most = 0, 0
+    start, end = Nursery.start, Worker.end
+
+    def started(self: Nursery, order: Order) -> Worker:
+        nonlocal living, most
+        living += 1
+        most = max(most, living)
+        return start(self, order)
+
+    def ended(self: Worker) -> None:
+        nonlocal living
+        living -= 1
+        end(self)
+
+    monkeypatch.setattr(Order, "fills_its_device", True)
+    monkeypatch.setattr(Nursery, "start", started)
+    monkeypatch.setattr(Worker, "end", ended)
+    items = items_of(nursery, plan_for(LLAMA, FASTER, "not_finite", num_passes=1))
+    assert (living, most) == (0, 1)
+    assert items["faster"]["outcome"] == "MEASURED"
+    assert max(items["faster"]["discrepancies"]) == 0.0
+    assert items["not_finite"]["reason"] == "NOT_FINITE"
+
+
+def test_a_set_that_hangs_is_ended_with_all_that_it_started(nursery: Nursery, tmp_path: Path) -> None:
+    items = items_of(nursery, plan_for(DLRM, hanging_set(tmp_path), "sound", pass_seconds=1.5))
+    assert (items["hanging"]["outcome"], items["hanging"]["reason"]) == ("INVALID", "TIMEOUT")
+    assert items["sound"]["outcome"] == "MEASURED"
+    assert not hanging()
+
+
+def test_a_baseline_that_does_not_run_blocks_the_items_and_says_why(nursery: Nursery) -> None:
+    items = items_of(nursery, plan_for(LLAMA, FASTER, device="cuda"))
+    item = items["faster"]
+    assert (item["outcome"], item["reason"]) == ("BLOCKED", "BASELINE_FAILED")
+    assert "GPUs are visible" in item["message"]

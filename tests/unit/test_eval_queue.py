@@ -1,0 +1,75 @@
+"""Scenarios over the GPUs of a host, a process each; the devices are names, and the models run on a CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eval_sets import DLRM, hanging, hanging_set, plan_for
+
+from fastkernels.bench.eval.nursery import kept_environment
+from fastkernels.bench.eval.plan import Plan
+from fastkernels.bench.eval.queue import GpuQueue
+from fastkernels.bench.eval.scenarios import EvalScenario, WorkloadPart
+from fastkernels.env import visible_gpus
+from fastkernels.errors import EnvironmentProblem
+
+GCN = EvalScenario("tiny-lightgcn", "float32", 1, (WorkloadPart("examples", 8),), (WorkloadPart("examples", 2),))
+
+
+def test_a_plan_is_plain_data() -> None:
+    plan = plan_for(DLRM, "sound", "late").on(("3", "5"))
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.order("x").gpus == ("3", "5")
+    assert (plan.num_gpus, replace(plan, device="cuda").num_gpus) == (0, 1)
+
+
+def test_gpus_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus(2) == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-ab,7")
+    assert visible_gpus(3) == ["4", "GPU-ab", "7"]
+    monkeypatch.setenv("FASTKERNELS_API_KEY", "secret")
+    assert "FASTKERNELS_API_KEY" not in kept_environment()
+
+
+@pytest.mark.slow
+def test_two_slots_share_the_scenarios_and_an_interrupt_ends_them(tmp_path: Path) -> None:
+    """Two scenarios on two devices; then one that hangs, interrupted."""
+    events: list[dict[str, Any]] = []
+    begun: list[str] = []
+    queue = GpuQueue(["0", "1"], events.append, lambda plan: begun.append(plan.scenario.name))
+    queue.run([plan_for(DLRM, "sound"), plan_for(GCN, "sound")])
+    items = {e["record"]["item"]: e["record"]["outcome"] for e in events if e["event"] == "item"}
+    assert items == {"tiny-dlrmv2-float32": "MEASURED", "tiny-lightgcn-float32": "NEVER_CALLED"}
+    assert begun == ["tiny-dlrmv2-float32", "tiny-lightgcn-float32"]
+
+    queue = GpuQueue(["0"], events.append)
+    threading.Thread(target=_interrupt_when_it_hangs, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        queue.run([plan_for(DLRM, hanging_set(tmp_path), pass_seconds=1000.0)])
+    deadline = time.monotonic() + 10
+    while hanging() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not hanging()
+
+
+def test_a_slot_that_ends_is_told_once_the_others_are_done() -> None:
+    """Its set has changed since it was read."""
+    plan = plan_for(DLRM, "sound")
+    lost = replace(plan, sets=(replace(plan.sets[0], sha256="0" * 64),))
+    with pytest.raises(EnvironmentProblem, match=r"tiny-dlrmv2-float32 on GPU 0 ended with 3: .*has changed"):
+        GpuQueue(["0"], lambda event: None).run([lost])
+
+
+def _interrupt_when_it_hangs() -> None:
+    deadline = time.monotonic() + 60
+    while not hanging() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,144 @@
+"""Scenario sets as YAML: what is wrong, in which line; and what the shipped ones hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastkernels.bench.eval.scenario_file import find_scenario_set, read_scenario_set, scenario_sets
+from fastkernels.bench.eval.scenarios import EvalScenario, ScenarioSet, WorkloadPart
+from fastkernels.engine.model import presets
+from fastkernels.errors import InputFileError, UnknownNameError, UsageError
+from fastkernels.registry import ARCHITECTURES
+
+GOOD = """\
+num_restarts: 4
+pass_seconds: 5
+scenarios:
+  - model: tiny-llama
+    dtype: float32
+    throughput: [{name: balanced, num_requests: 8, scale: 0.05}]
+    latency:
+      - name: single
+        num_requests: 2
+        scale: 0.05
+  - model: tiny-dlrmv2
+    dtype: float32
+    throughput: [{name: examples, num_requests: 8}]
+    latency: [{name: examples, num_requests: 2}]
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_set_is_read_with_its_defaults(tmp_path: Path) -> None:
+    found = read_scenario_set(written(tmp_path, GOOD))
+    assert (found.name, found.num_restarts, found.num_passes, found.pass_seconds) == ("mine", 4, 3, 5.0)
+    llama, dlrm = found.scenarios
+    assert llama.throughput == (WorkloadPart("balanced", 8, 0.05),)
+    assert (llama.name, llama.tensor_parallel_size, llama.makes_tokens) == ("tiny-llama-float32", 1, True)
+    assert (dlrm.latency[0].label, dlrm.makes_tokens) == ("examples x2", False)
+    assert llama.throughput[0].label == "balanced x8 scale 0.05"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says"),
+    [
+        ("tiny-llama", "tiny-lama", 4, "Did you mean tiny-llama"),
+        ("dtype: float32\n    throughput: [{name: bal", "dtyp: float32\n    throughput: [{name: bal", 5, "mean dtype?"),
+        ("dtype: float32\n    throughput: [{name: bal", "dtype: int4\n    throughput: [{name: bal", 5, "'int4'; it is"),
+        ("name: balanced", "name: balance", 6, "Did you mean balanced"),
+        ("name: balanced", "name: examples", 6, "tiny-llama makes tokens"),
+        (
+            "num_requests: 2\n        scale",
+            "num_requests: two\n        scale",
+            9,
+            "num_requests is 'two'; it is",
+        ),
+        ("num_requests: 2\n        scale", "num_requests: true\n        scale", 9, "num_requests is 'true'"),
+        ("scale: 0.05\n  -", "scale: -1\n  -", 8, "above 0, got -1.0"),
+        (
+            "name: examples, num_requests: 8",
+            "name: balanced, num_requests: 8",
+            13,
+            "of prompts; say --work",
+        ),
+        ("name: examples, num_requests: 8", "name: examples, num_requests: 0", 13, "the least is 1"),
+        ("num_requests: 8}]\n    latency: [{name: ex", "size: 8}]\n    latency: [{name: ex", 13, "named 'size'"),
+        ("    latency: [{name: examples, num_requests: 2}]\n", "", 11, "a scenario lacks 'latency'"),
+        ("  - model: tiny-dlrmv2\n", "  - model: tiny-dlrmv2\n    model: x\n", 12, "'model' is there twice"),
+        (
+            "  - model: tiny-dlrmv2\n    dtype: float32\n",
+            "  - model: tiny-dlrmv2\n    tensor_parallel_size: 2\n    dtype: float32\n",
+            14,
+            "leave --tp out",
+        ),
+        ("num_restarts: 4", "num_restarts: 2", 1, "num_restarts is 2; the least is 3"),
+        ("num_restarts: 4", "num_restart: 4", 1, "Did you mean num_restarts"),
+        ("scenarios:\n", "scenarios: 3\nother:\n", 4, "named 'other'"),
+        ("pass_seconds: 5", "pass_seconds: [5", 3, "not YAML"),
+        ("pass_seconds: 5", "pass_seconds: soon", 2, "pass_seconds is 'soon'; it is a number"),
+    ],
+)
+def test_a_mistake_is_told_with_its_line(tmp_path: Path, old: str, new: str, line: int, says: str) -> None:
+    assert GOOD.count(old) == 1
+    path = written(tmp_path, GOOD.replace(old, new))
+    with pytest.raises(InputFileError) as caught:
+        read_scenario_set(path)
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "scenarios: []\n", "scenarios:\n  - 3\n", "\x00"])
+def test_a_file_that_is_no_scenario_set_is_told_as_such(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputFileError, match=r"mine\.yaml"):
+        read_scenario_set(written(tmp_path, text))
+
+
+def test_a_scenario_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match="2 scenarios of 'mine' are tiny-llama-float32"):
+        read_scenario_set(written(tmp_path, GOOD.replace("tiny-dlrmv2", "tiny-llama").replace("examples", "single")))
+
+
+def test_an_unknown_set_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean tiny"):
+        find_scenario_set("tinny")
+    with pytest.raises(InputFileError, match="cannot be read"):
+        read_scenario_set(Path("no_such.yaml"))
+
+
+def test_shipped_sets_are_read_and_tiny_has_every_architecture() -> None:
+    assert scenario_sets() == ["default", "full", "tiny"]
+    tiny, default, full = (find_scenario_set(name) for name in ("tiny", "default", "full"))
+    assert {s.architecture.name for s in tiny.scenarios} == {a.name for a in ARCHITECTURES}
+    assert all(s.model.startswith("tiny-") and s.dtype == "float32" for s in tiny.scenarios)
+    published = {name for name in presets() if not name.startswith("tiny-")}
+    assert {s.model for s in default.scenarios} <= published
+    assert all(s.tensor_parallel_size == 1 for s in default.scenarios)
+    assert {s.model for s in full.scenarios} == published
+    assert {(s.model, s.dtype) for s in default.scenarios} <= {(s.model, s.dtype) for s in full.scenarios}
+    assert {s.tensor_parallel_size for s in full.scenarios} > {1, 2}
+
+
+def test_scenarios_are_chosen_by_model() -> None:
+    tiny = find_scenario_set("tiny")
+    assert [s.model for s in tiny.only(["tiny-pi0", "tiny-llama"]).scenarios] == ["tiny-llama", "tiny-pi0"]
+    with pytest.raises(UnknownNameError, match="Did you mean tiny-pi0"):
+        tiny.only(["tiny-pi"])
+    with pytest.raises(UsageError, match="num_restarts is 1; the least is 3"):
+        tiny.with_restarts(1)
+
+
+def test_a_scenario_needs_both_kinds_of_workload() -> None:
+    part = WorkloadPart("single", 1)
+    with pytest.raises(UsageError, match="no latency workload"):
+        EvalScenario("tiny-llama", "float32", 1, (part,))
+    with pytest.raises(UsageError, match="twice"):
+        EvalScenario("tiny-llama", "float32", 1, (part, part), (part,))
+    with pytest.raises(UsageError, match="has no scenario"):
+        ScenarioSet("empty", ())

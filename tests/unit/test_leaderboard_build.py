@@ -1,0 +1,306 @@
+"""The site: ranks are those of the entries, published figures stay apart, links lead somewhere, nothing is fetched."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from posixpath import normpath
+from typing import Any
+
+import pytest
+from leaderboard_boards import ALPHA, BETA, FAR, LAUNCHED, ODD, make_board
+from report_runs import REQUEST, records, write_eval_run, write_run
+
+from fastkernels.cli import main
+from fastkernels.leaderboard.build import PLOTLY, build_site, site_files
+from fastkernels.leaderboard.figures import Curve, fast_p_curves
+from fastkernels.leaderboard.metrics import EVAL_METRICS, KERNELS_METRICS, Cell, Metric
+from fastkernels.leaderboard.pages import heat_map, op_views
+from fastkernels.leaderboard.places import places
+from fastkernels.leaderboard.ranking import published_rows, rank_tables
+from fastkernels.leaderboard.store import Board
+from fastkernels.scoring.published import published_agents
+from fastkernels.scoring.statistics import wilson_interval
+
+LARGEST_PAGE = 1_000_000
+"""Bytes of a page with all that it loads, plotly.js apart."""
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids += [values["id"]] if values.get("id") else []
+        self.links += [values["href"]] if tag == "a" and values.get("href") else []
+        self.sources += [v for v in (values.get("src"), values.get("href") if tag == "link" else None) if v]
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
+    return make_board(tmp_path_factory.mktemp("board"))
+
+
+@pytest.fixture(scope="module")
+def entries(board: Board) -> list[dict[str, Any]]:
+    return board.entries()
+
+
+@pytest.fixture(scope="module")
+def files(entries: list[dict[str, Any]]) -> dict[str, str]:
+    return site_files(entries)
+
+
+@pytest.fixture(scope="module")
+def pages(files: dict[str, str]) -> dict[str, Page]:
+    return {name: Page(text) for name, text in files.items() if name.endswith(".html")}
+
+
+def test_there_is_a_page_of_each_op_and_each_agent(files: dict[str, str]) -> None:
+    ops = {"rms_norm", "linear", "embedding", "silu_and_mul", "llama_mlp"}
+    assert {name for name in files if name.startswith("ops/")} == {f"ops/{op}.html" for op in ops}
+    assert sum(name.startswith("agents/") for name in files) == 4
+    assert {"index.html", "methods.html", "site.css", "site.js"} <= set(files)
+
+
+def test_every_link_leads_to_a_page_and_a_place_of_the_site(pages: dict[str, Page]) -> None:
+    for name, page in pages.items():
+        for link in page.links:
+            target, _, place = link.partition("#")
+            path = normpath(f"{name.rpartition('/')[0]}/{target}".lstrip("/")) if target else name
+            assert path in pages, (name, link)
+            assert not place or place in pages[path].ids, (name, link)
+
+
+def test_no_page_names_anything_outside_of_the_site(files: dict[str, str], pages: dict[str, Page]) -> None:
+    for name, page in pages.items():
+        for source in page.sources:
+            path = normpath(f"{name.rpartition('/')[0]}/{source}".lstrip("/"))
+            assert source == "data:," or path in {*files, PLOTLY}, (name, source)
+        assert "<script>window.owned" not in files[name]
+        assert len(page.ids) == len(set(page.ids)), name
+
+
+def test_no_page_weighs_more_than_a_megabyte_beside_plotly(files: dict[str, str], pages: dict[str, Page]) -> None:
+    shared = sum(len(files[name].encode()) for name in ("site.css", "site.js"))
+    assert shared < 40_000
+    for name in pages:
+        assert len(files[name].encode()) + shared < LARGEST_PAGE, name
+        assert "Plotly.js" not in files[name]
+
+
+def test_entries_are_ranked_among_those_that_compare(entries: list[dict[str, Any]]) -> None:
+    tables = rank_tables(entries)
+    assert [(t.kind, t.hardware) for t in tables] == [
+        ("eval", "A Processor with 8 cores"), ("kernels", "NVIDIA B200"), ("kernels", "NVIDIA H200"),
+    ]  # fmt: skip
+    h200 = [(r.level, r.entry["agent"], r.places["correctness"].text) for r in tables[2].rows if r.level == "L1"]
+    assert h200 == [("L1", ALPHA, "3"), ("L1", ODD, "1"), ("L1", BETA, "1")]
+    assert [(r.places["deployable"].text, r.entry["agent"]) for r in tables[1].rows] == [("1", FAR), ("1", FAR)]
+    assert [r.entry["agent"] for r in tables[0].rows] == [ALPHA, BETA]
+
+
+def test_equal_figures_share_a_rank(entries: list[dict[str, Any]]) -> None:
+    alpha = next(e for e in entries if e["agent"] == ALPHA and e["kind"] == "kernels")
+    twins = [{**alpha, "agent": name} for name in ("one", "two")]
+    (table,) = rank_tables([*twins, alpha])
+    assert {row.places["correctness"].text for row in table.rows} == {"1"}
+    assert {row.places["deployable"].text for row in table.rows} == {"1\u20133"}
+
+
+def test_rows_whose_intervals_overlap_are_marked_as_not_told_apart() -> None:
+    names, metric = ["a", "b", "c", "d"], Metric("m", "M", "", has_interval=True)
+    cells = [Cell("", 3.0, "", 2.6, 3.4), Cell("", 2.5, "", 2.0, 3.0), Cell("", 1.0, "", 0.9, 1.1), Cell()]
+    found = places(names, cells, metric)
+    assert [(p.text, p.is_close) for p in found] == [
+        ("1\u20132", False), ("1\u20132", True), ("3", False), ("\u2013", False),
+    ]  # fmt: skip
+    assert [p.why for p in found] == [
+        "Not told apart from b: the intervals overlap.", "Not told apart from a: the intervals overlap.",
+        "Told apart from every other: no interval overlaps its own.", "No figure to rank by.",
+    ]  # fmt: skip
+    without = places(names, [*cells[:3], Cell("", 2.0)], metric)
+    assert [p.text for p in without] == ["1\u20133", "1\u20133", "3\u20134", "1\u20134"]
+    assert without[3].why == "It has no interval, and is told apart from none."
+    many = places([str(i) for i in range(7)], [Cell("", 1.0, "", 0.5, 2.0)] * 7, metric)
+    assert many[0].why == "Not told apart from 1, 2, 3, 4 and 2 more: the intervals overlap."
+    exact = places(names[:3], [Cell("", 1.0), Cell("", 0.5), Cell("", 1.0)], Metric("m", "M", ""))
+    assert [p.text for p in exact] == ["1", "3", "1"]
+    assert exact[0].why == "Ranked by the figure alone, which has no interval; equal to c."
+
+
+def test_a_metric_has_intervals_exactly_where_its_cells_have(entries: list[dict[str, Any]]) -> None:
+    for table in rank_tables(entries):
+        for metric in table.metrics:
+            cells = [row.cells[metric.key] for row in table.rows]
+            assert metric.has_interval == any(cell.low is not None for cell in cells), metric.key
+
+
+def test_the_cells_of_a_ranking_are_the_entrys_figures(entries: list[dict[str, Any]]) -> None:
+    row = rank_tables(entries)[0].rows[0]
+    scores = row.entry["scores"]
+    assert row.cells["deployable"].value == scores["deployable"]["speedup"]
+    assert row.cells["validity"].text == "4/6"
+    assert row.cells["score_1.0"].value == scores["macroeval"]["1.0"]["score"]
+    for part in ("speedup", "correctness", "coverage_macro"):
+        assert row.cells[part].value == scores["macroeval"]["0.5"][part]
+
+
+def test_published_agents_are_marked_and_in_no_ranking(files: dict[str, str], entries: list[dict[str, Any]]) -> None:
+    rows = published_rows()
+    assert [r.agent for r in rows if r.level == "L1+L2"] == [a.name for a in published_agents()]
+    assert next(r for r in rows if r.agent == "Codex" and r.level == "L1+L2").faster(1.0) == "37 of 88"
+    measured, _, published = files["index.html"].partition('id="published-title"')
+    assert "Dr. Kernel" not in measured
+    assert published.count(">published</span>") == len(rows)
+    assert published.count("<small>no interval") == 1
+    assert published.count(", a range<") == 1
+    assert not {a.name for a in published_agents()} & {r.entry["agent"] for t in rank_tables(entries) for r in t.rows}
+
+
+def test_the_heat_map_tells_what_is_not_valid_from_what_was_not_run(entries: list[dict[str, Any]]) -> None:
+    heat = heat_map(entries)
+    assert heat is not None
+    assert list(heat.families) == ["embedding", "image", "language", "speech"]
+    cells = {entry["agent"]: dict(zip(heat.families, row, strict=True)) for entry, row in heat.rows}
+    assert cells[ALPHA]["language"].num_valid == 2
+    assert cells[ALPHA]["language"].step > 3 > cells[ALPHA]["image"].step >= 0
+    assert cells[BETA]["speech"].step == -1
+    assert heat_map([e for e in entries if e["kind"] == "kernels"]) is None
+
+
+def test_fast_p_counts_lower_bounds_over_all_targets_with_wilsons_band() -> None:
+    plot = fast_p_curves([Curve("a", [1.3, 1.02, None, 0.9])], "ops")
+    assert plot is not None
+    low, high, line = plot["data"]
+    at = dict(zip(line["x"], line["y"], strict=True))
+    assert (at[0.5], at[0.9], at[1.0], at[1.02], at[1.3]) == (75, 50, 50, 25, 0)
+    bounds = dict(zip(line["x"], zip(low["y"], high["y"], strict=True), strict=True))
+    assert bounds[1.0] == tuple(pytest.approx(100 * v, abs=0.01) for v in wilson_interval(2, 4))
+    assert fast_p_curves([], "ops") is None
+
+
+def test_an_op_page_has_every_agent_case_and_source(files: dict[str, str]) -> None:
+    text = files["ops/rms_norm.html"]
+    data = re.search(r'id="plots">(.*?)</script>', text, re.DOTALL)
+    assert data is not None
+    plots = json.loads(data.group(1))
+    drawn = sorted(x for trace in plots["forest"]["data"] for x in trace["x"])
+    assert drawn == [0.8, 1.004, 1.2, 1.3, 1.6, 3.0]
+    assert all(f"<b>{name} · NVIDIA" in str(plots["forest"]["labels"]) for name in (ALPHA, BETA, FAR))
+    assert 'class="diff"' in text
+    assert "one file for many ops" not in text
+    beta = next(t for name, t in files.items() if name == "agents/beta.html")
+    assert beta.count("one file for many ops") == 1
+    assert "Judged on 2 kinds of hardware" in text
+
+
+def test_kernels_that_were_launched_go_before_those_that_a_source_names(
+    files: dict[str, str], entries: list[dict[str, Any]]
+) -> None:
+    found = {kernels.agent: kernels for kernels in {v.name: v for v in op_views(entries)}["rms_norm"].kernels}
+    assert set(found) == {ALPHA, FAR}  # Beta's one file for many ops names none
+    assert (found[ALPHA].names, found[ALPHA].is_launched) == (list(LAUNCHED), True)
+    assert (found[FAR].names, found[FAR].is_launched) == (["scale (Triton)"], False)
+    text = files["ops/rms_norm.html"]
+    assert f"{ALPHA}, launched in a call" in text
+    assert f"{FAR}, named in the source" in text
+    assert "std::array&lt;char*, 2&gt;" in text
+
+
+def test_an_entry_of_before_launches_were_recorded_still_has_a_page(entries: list[dict[str, Any]]) -> None:
+    before = [
+        {**e, "ops": [{k: v for k, v in op.items() if k != "launched"} for op in e.get("ops", [])]} for e in entries
+    ]
+    assert f"{ALPHA}, named in the source" in site_files(before)["ops/rms_norm.html"]
+
+
+def test_the_best_of_an_op_is_of_one_that_passed(entries: list[dict[str, Any]]) -> None:
+    views = {view.name: view for view in op_views(entries)}
+    best = views["rms_norm"].best
+    assert best is not None
+    assert best[0]["agent"] == FAR
+    assert (views["embedding"].num_passed, len(views["embedding"].found)) == (1, 2)
+
+
+def test_the_methods_page_explains_every_column(files: dict[str, str]) -> None:
+    text = files["methods.html"]
+    for metric in (*EVAL_METRICS, *KERNELS_METRICS):
+        assert metric.title in text
+        assert metric.about in text
+    for words in ("Deployable", "fast₁", "Score λ ½", "never called", "Wilson", "H100", "not told apart"):
+        assert words in text
+
+
+def test_an_empty_board_still_has_a_site() -> None:
+    files = site_files([])
+    assert "The board has no entry yet" in files["index.html"]
+    assert set(files) == {"index.html", "methods.html", "site.css", "site.js"}
+
+
+def test_a_build_replaces_an_earlier_one_whole(board: Board, entries: list[dict[str, Any]], tmp_path: Path) -> None:
+    out = tmp_path / "site"
+    built = build_site(entries, out)
+    assert built.num_pages == len(list(out.rglob("*.html"))) == 11
+    assert len(list(out.rglob("plotly*.js"))) == 1
+    build_site([], out)
+    assert not (out / "ops").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["site"]
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    (tmp_path / "board").mkdir()
+    for out, words in (("mine", "holds files that are no site"), ("mine/thesis.txt", "is a file")):
+        assert run(["build", "--board", str(tmp_path / "board"), "--out", str(tmp_path / out)]) == 2
+        assert words in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def run(words: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["leaderboard", *words])
+    return int(ended.value.code or 0)
+
+
+def test_the_command_adds_and_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kernels = write_run(tmp_path / "run", records()[:1], request={**REQUEST, "quick": False})
+    board = str(tmp_path / "board")
+    assert run(["add", str(kernels), "--agent", "Mine", "--board", board]) == 0
+    assert "kernels--mine--nvidia-h200.json" in capsys.readouterr().out
+    assert run(["add", str(kernels), "--agent", "mine", "--board", board]) == 2
+    assert "already" in capsys.readouterr().err
+    evaluated = write_eval_run(tmp_path / "eval")
+    assert run(["add", str(evaluated), "--agent", "Mine", "--board", board]) == 2
+    assert "name one with --set" in capsys.readouterr().err
+    assert run(["add", str(evaluated), "--agent", "Mine", "--set", "fast", "--board", board]) == 0
+    assert run(["build", "--board", board, "--out", str(tmp_path / "site")]) == 0
+    assert "2 entries of 1 agent:" in capsys.readouterr().out
+    assert (tmp_path / "site" / "agents" / "mine.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["add"], 2, "leaderboard add RUN --agent NAME"),
+        (["add", "nowhere", "--agent", "x"], 3, "no run folder nowhere"),
+        (["build"], 2, "build --out DIR"),
+        (["build", "--out", "x", "--agent", "y"], 2, "nothing else"),
+        (["build", "--board", "nowhere", "--out", "x"], 2, "There is no board nowhere"),
+    ],
+)
+def test_wrong_words_are_one_message(
+    words: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert run(words) == code
+    assert message in capsys.readouterr().err
