@@ -40,7 +40,7 @@ def load_side(name: str, seed: int) -> Side:
     side = Side(name, (HOSTILE,) if name != "baseline" else (), 21.5, {"url": "http://127.0.0.1:1", "model": HOSTILE})
     counters = {"num_steps": 900.0, "num_graph_steps": 850.0, "num_prompt_tokens": 9e4, "num_cached_tokens": 4e4}
     after = {**counters, "num_preemptions": 3.0, "peak_memory_bytes": 9e10}
-    side.repeats.append(_repeat(side, 0, load_records(random.Random(seed)), {}, after, 0.93))
+    side.repeats.append(_repeat(side, 0, load_records(random.Random(seed)), {}, after, 0.93, makes_tokens=True))
     side.is_complete = True
     if name != "baseline":
         line = {"op": "rms_norm", "set": HOSTILE, "num_calls": 10, "error": None}
