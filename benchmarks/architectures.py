@@ -17,14 +17,17 @@ error; a file is whole after every number of requests, and says in "status" whet
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,8 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--out-dir", type=Path, help="the folder of --all's files and logs")
     add("--only", nargs="+", help="of --all: these, in this order")
     add("--skip-done", action="store_true", help="leave out whose file is finished")
+    add("--together", type=int, default=1, help="of --all: so many build and compile at once; each measures alone")
+    add("--turns", type=Path, help="a file by which processes on one device take turns to measure")
     add("--deadline", type=float, help="seconds from the start after which nothing begins that would not end")
     add("--most-seconds", type=float, default=420.0, help="of --all: for one architecture")
     add("--layers", type=int, help="fewer than published; left out: as many as fit beside the library's copy")
@@ -110,7 +115,15 @@ def measure(entry: Architecture, given: argparse.Namespace) -> Json:
         sizes = next(iter(oracle.tiny().values())) if given.tiny else oracle.published(layers)
         save(**_facts(oracle, sizes))
         compile_mode = None if given.compile == "none" else given.compile
-        settings = Settings(given.device, dtype, compile_mode, given.compile_seconds, given.rounds, given.round_seconds)
+        settings = Settings(
+            given.device,
+            dtype,
+            compile_mode,
+            given.compile_seconds,
+            given.rounds,
+            given.round_seconds,
+            turns=given.turns,
+        )
         built = Measurement(entry, oracle, sizes, settings)
         num = sum(p.numel() for p in built.theirs.parameters())
         save(num_parameters=num, note=oracle.measured_against(built.theirs))
@@ -126,6 +139,10 @@ def measure(entry: Architecture, given: argparse.Namespace) -> Json:
             save()
             _say(started, _line(record["batches"][-1]))
         save(status=FINISHED)
+        if built.device.type == "cuda":
+            for one, (load, batch) in zip(record["batches"], _plan(oracle, given), strict=True):
+                one["costs"] = built.costs(load, batch)
+                save()
     except Exception as error:
         save(status=FAILED, error=first_line(error))
     return record
@@ -167,20 +184,36 @@ def _line(one: Json) -> str:
 
 
 def run_all(given: argparse.Namespace) -> None:
-    """Each architecture in a process of its own, with the time that is left."""
+    """Each architecture in a process of its own, --together of them at once, with the time that is left."""
     started = time.monotonic()
     given.out_dir.mkdir(parents=True, exist_ok=True)
-    for name in given.only or order():
+    processes: set[subprocess.Popen[bytes]] = set()
+
+    def one(name: str) -> None:
         out = given.out_dir / f"{name}.json"
         if given.skip_done and read(out).get("status") == FINISHED:
-            _say(started, f"{name}: done before")
-            continue
+            return _say(started, f"{name}: done before")
         left = float("inf") if given.deadline is None else given.deadline - (time.monotonic() - started) - _GRACE
         seconds = min(given.most_seconds, left)
         if seconds < _LEAST_SECONDS:
-            _say(started, f"{name}: {left:.0f} s are left, which is too little to begin")
-            break
-        _say(started, f"{name}: {_child(name, out, seconds, given)}")
+            return _say(started, f"{name}: {left:.0f} s are left, which is too little to begin")
+        return _say(started, f"{name}: {_child(name, out, seconds, given, processes)}")
+
+    with tempfile.NamedTemporaryFile() as turns, ThreadPoolExecutor(given.together) as pool:
+        given.turns = Path(turns.name) if given.together > 1 else None
+        try:
+            list(pool.map(one, given.only or order()))
+        except BaseException:  # an interrupt: threads that wait for processes do not hear of it
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(processes):
+                _end(process)
+            raise
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # with what compiles for it
+    process.wait()
 
 
 def order() -> list[str]:
@@ -189,10 +222,12 @@ def order() -> list[str]:
     return [*FIRST, *rest, *LAST]
 
 
-def _child(name: str, out: Path, seconds: float, given: argparse.Namespace) -> str:
+def _child(
+    name: str, out: Path, seconds: float, given: argparse.Namespace, processes: set[subprocess.Popen[bytes]]
+) -> str:
     """What became of it."""
     command = [sys.executable, str(Path(__file__).resolve()), name, "--out", str(out), "--deadline", str(seconds)]
-    for option in ("device", "dtype", "compile", "compile_seconds", "rounds", "round_seconds", "layers"):
+    for option in ("device", "dtype", "compile", "compile_seconds", "rounds", "round_seconds", "layers", "turns"):
         value = getattr(given, option)
         command += [] if value is None else [f"--{option.replace('_', '-')}", str(value)]
     command += ["--batch", *map(str, given.batch)] if given.batch else []
@@ -200,14 +235,15 @@ def _child(name: str, out: Path, seconds: float, given: argparse.Namespace) -> s
     out.unlink(missing_ok=True)
     with out.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        processes.add(process)
         try:
             code: int | None = process.wait(seconds + _GRACE)
         except subprocess.TimeoutExpired:
             code = None
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # with what compiles for it
-                process.wait()
+                _end(process)
+            processes.discard(process)
     record = read(out)
     if record.get("status") not in (FINISHED, CUT_SHORT, FAILED):
         ended = f"ended after {seconds:.0f} s" if code is None else f"its process ended with {code}"

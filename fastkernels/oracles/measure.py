@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import math
 import signal
@@ -37,7 +38,8 @@ OURS, LIBRARY = "ours", "library"
 class Settings:
     """rounds take turns; in each, calls are repeated to last round_seconds. compile_mode: torch.compile's, or None.
 
-    compile_seconds: a way of the library that is not ready by then is left out, of the loads behind too.
+    compile_seconds: a way of the library that is not ready by then is left out, of the loads behind too. turns: a file
+    by which processes on one device agree that only one of them measures, while no other builds or compiles.
     """
 
     device: str = "cuda"
@@ -47,6 +49,8 @@ class Settings:
     rounds: int = 10
     round_seconds: float = 0.3
     seed: int = 1
+    enforce_eager: bool = False
+    turns: Path | None = None
 
 
 class Measurement:
@@ -58,12 +62,15 @@ class Measurement:
     def __init__(self, entry: Architecture, oracle: Oracle, sizes: Mapping[str, Any], settings: Settings) -> None:
         self.entry, self.oracle, self.sizes, self.settings = entry, oracle, sizes, settings
         self.device = torch.device(settings.device)
+        self._turns = None if settings.turns is None else Turns(settings.turns)
         dtype = find_dtype(settings.dtype)
         with default_dtype(dtype), self.device:
             self.theirs = oracle.build(sizes, seed=settings.seed).requires_grad_(False)
         with tempfile.TemporaryDirectory() as folder:
             config = oracle.save_config(self.theirs, Path(folder))
-            self.ours: OurSide = our_side(entry, oracle, sizes, config, settings.dtype, self.device)
+            self.ours: OurSide = our_side(
+                entry, oracle, sizes, config, settings.dtype, self.device, settings.enforce_eager
+            )
         load_weights(self.ours.model, oracle.tensors(self.theirs))
         self._ways = dict(oracle.modes(self.theirs, settings.compile_mode))
         self._built: dict[str, Any] = {}
@@ -82,6 +89,18 @@ class Measurement:
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def costs(self, load: Load, num: int) -> dict[str, Any]:
+        """What the GPU does in a call of ours. After everything is measured: a profiler may leave the host slower."""
+        with torch.inference_mode():
+            call = self.ours.call(load, self.oracle.load(self.sizes, num, load.name))
+            for _ in range(2):
+                call()
+            with self._alone():
+                return gpu_costs(call)
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._turns is None else self._turns.alone()
 
     def _measured(self, load: Load, requests: Sequence[Request]) -> dict[str, Any]:
         calls = {OURS: self.ours.call(load, requests)}
@@ -109,7 +128,8 @@ class Measurement:
             calls[name] = call
             modes[name] = {"first_calls_s": round(time.monotonic() - started, 1)}
         parity = self._parity(load, requests, outputs)
-        samples = self._samples(calls)
+        with self._alone():
+            samples = self._samples(calls)
         return {
             "parity": parity,
             "modes": modes,
@@ -177,6 +197,48 @@ class Measurement:
             for name in list(calls) if number % 2 == 0 else list(calls)[::-1]:
                 samples[name].append(ms_a_call(calls[name], counts[name], self.device))
         return samples
+
+
+class Turns:
+    """Of processes that share a device: each has a part in the lock of a file until it ends, but while it is alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a")
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Waits until every other process waits for its turn, too, or has ended."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+
+
+def gpu_costs(call: Callable[[], Any], most: int = 12) -> dict[str, Any]:
+    """Of one call, in microseconds: kernels and copies of the GPU by the time of all their launches, the longest first.
+
+    busy_us: of all; a call that takes longer waits for the host. Errors of the profiler are the record.
+    """
+    try:
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        found: dict[str, list[float]] = {}
+        for event in profile.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                found.setdefault(event.name, []).append(event.time_range.elapsed_us())
+    except Exception as error:
+        return {"error": first_line(error)}
+    costs = sorted(((sum(times), len(times), name) for name, times in found.items()), reverse=True)
+    kernels = [{"name": n[:120], "us": round(us, 1), "launches": num} for us, num, n in costs[:most]]
+    return {
+        "busy_us": round(sum(us for us, _, _ in costs), 1),
+        "launches": sum(n for _, n, _ in costs),
+        "kernels": kernels,
+    }
 
 
 def stop_compiling() -> None:

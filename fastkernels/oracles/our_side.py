@@ -38,19 +38,20 @@ def our_side(
     config: Path,
     dtype: str,
     device: torch.device,
+    enforce_eager: bool = False,
 ) -> OurSide:
     """Built from what the oracle saved of its configuration, with weights that are to be replaced."""
     if architecture.kind is Kind.AUTOREGRESSIVE:
         assert isinstance(oracle, LanguageOracle), f"{architecture.name} makes tokens, and its oracle is no such."
-        return _Tokens(oracle, sizes, config, dtype, device)
-    return _Tensors(config, dtype, device)
+        return _Tokens(oracle, sizes, config, dtype, device, enforce_eager)
+    return _Tensors(config, dtype, device, enforce_eager)
 
 
 class _Tensors:
     """A Pipeline, or one forward (or step) of it: on a GPU a replay of its CUDA graph where the engine has one."""
 
-    def __init__(self, config: Path, dtype: str, device: torch.device) -> None:
-        self.pipeline = Pipeline(config, device=str(device), dtype=dtype)
+    def __init__(self, config: Path, dtype: str, device: torch.device, enforce_eager: bool) -> None:
+        self.pipeline = Pipeline(config, device=str(device), dtype=dtype, enforce_eager=enforce_eager)
         self.model = self.pipeline.model
 
     def prepare(self, request: Request) -> State:
@@ -92,7 +93,13 @@ class _Tokens:
     """An LLM whose pages, rows and longest step are those of the largest load."""
 
     def __init__(
-        self, oracle: LanguageOracle, sizes: Mapping[str, Any], config: Path, dtype: str, device: torch.device
+        self,
+        oracle: LanguageOracle,
+        sizes: Mapping[str, Any],
+        config: Path,
+        dtype: str,
+        device: torch.device,
+        enforce_eager: bool,
     ) -> None:
         most, longest = max(n for load in oracle.loads for n in load.batches), oracle.max_len(sizes)
         pages = -(-longest // _PAGE_SIZE) + -(-sizes.get("max_source_positions", 0) // _PAGE_SIZE) + 2
@@ -106,6 +113,7 @@ class _Tokens:
             page_size=_PAGE_SIZE,
             num_pages=most * pages + 1,
             enable_prefix_caching=False,
+            enforce_eager=enforce_eager,
         )
         self.model: nn.Module = self.llm.core.executor.model  # type: ignore[attr-defined]
         self._kept: list[Tensor] = []
