@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from paged_batches import PAGE_SIZE, scattered_pages
@@ -10,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from fastkernels.context import ForwardContext, Phase, set_forward_context
+from fastkernels.context import ForwardContext, Phase, reference_mode, set_forward_context
 from fastkernels.errors import UnsupportedError
 from fastkernels.tasks.baseline.L1.embedding import Embedding
 from fastkernels.tasks.baseline.L1.flash_attn_decode import FlashAttnDecode
@@ -21,6 +24,7 @@ from fastkernels.tasks.baseline.L1.linear import Linear
 from fastkernels.tasks.baseline.L1.rms_norm import RMSNorm
 from fastkernels.tasks.baseline.L1.rotary_emb import RotaryEmbedding, inverse_frequencies
 from fastkernels.tasks.baseline.L1.silu_and_mul import SiluAndMul
+from fastkernels.tasks.baseline.L1.spmm import SpMM
 from fastkernels.tasks.baseline.L1.store_kvcache import StoreKVCache
 from fastkernels.tasks.baseline.L1.top_k_top_p_sample import TopKTopPSample
 from fastkernels.tasks.baseline.L2.attention import Attention
@@ -240,3 +244,28 @@ def test_bad_inputs_are_refused_with_value_and_limit() -> None:
         attention(ones(1, 32), ones(1, 16), ones(1, 16))
     with set_forward_context(context_of(Phase.DECODE)), pytest.raises(UnsupportedError, match="no kv_cache bound"):
         attention(ones(1, 32), ones(1, 16), ones(1, 16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("counts", [[0, 3000, 1, 0, 17], [40], [0, 0]])
+@pytest.mark.parametrize("dim", [13, 0])
+def test_spmm_on_a_cpu_is_its_definition(counts: list[int], dim: int, dtype: torch.dtype) -> None:
+    """Columns in any order, some of them twice in a row."""
+    starts = torch.tensor([0, *counts]).cumsum(0)
+    cols = torch.randint(7, (sum(counts),), generator=torch.Generator().manual_seed(1))
+    values, x = randn(len(cols)).to(dtype), randn(7, dim, seed=1).to(dtype)
+    with reference_mode():
+        defined = SpMM()(starts, cols, values, x)
+    given = SpMM()(starts, cols, values, x)
+    atol = {torch.float64: 1e-12, torch.float32: 2e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}[dtype]
+    torch.testing.assert_close(given, defined, atol=atol, rtol=torch.finfo(dtype).eps)
+
+
+def test_spmm_on_a_cpu_warns_nobody() -> None:
+    program = """
+import torch
+from fastkernels.tasks.baseline.L1.spmm import SpMM
+print(SpMM()(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), torch.ones(1, 2)).tolist())
+"""
+    run = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, timeout=120)
+    assert (run.stdout, run.stderr) == ("[[1.0, 1.0]]\n", "")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastkernels.context import uses_reference
+from fastkernels.context import is_reference_asked
 from fastkernels.kernels.spmm import spmm
 from fastkernels.op import Op, compute_dtype
 from fastkernels.spec import Cost, OpSpec, Role, TensorSpec
@@ -38,8 +40,10 @@ class SpMM(Op):
     def forward(self, crow_indices: Tensor, col_indices: Tensor, values: Tensor, x: Tensor) -> Tensor:
         if col_indices.shape != values.shape:
             raise ValueError(f"SpMM got {len(col_indices)} col_indices and {len(values)} values.")
-        if uses_reference(x):
+        if is_reference_asked():
             return self.reference(crow_indices, col_indices, values, x)
+        if not x.is_cuda:
+            return _multiply(crow_indices, col_indices, values, x)
         return spmm(crow_indices, col_indices, values, x)
 
     def reference(self, crow_indices: Tensor, col_indices: Tensor, values: Tensor, x: Tensor) -> Tensor:
@@ -63,3 +67,20 @@ class SpMM(Op):
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         x, num_values = inputs["x"], inputs["values"].numel()
         return Cost(super().cost(inputs, outputs).num_bytes, 2 * num_values * x.shape[1])
+
+
+def _multiply(crow_indices: Tensor, col_indices: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    """On a CPU: the library's product, which takes float32 and float64."""
+    _let_sparse_warn_once()
+    dtype, shape = compute_dtype(x), (len(crow_indices) - 1, len(x))
+    matrix = torch.sparse_csr_tensor(crow_indices, col_indices, values.to(dtype), shape, check_invariants=False)
+    return (matrix @ x.to(dtype)).to(x.dtype)
+
+
+@cache
+def _let_sparse_warn_once() -> None:
+    """torch says of the first sparse rows of a process that they are in beta state: here, and to nobody."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
+        none = torch.zeros(1, dtype=torch.int64)
+        torch.sparse_csr_tensor(none, none[:0], torch.zeros(0), (0, 0), check_invariants=False)
