@@ -57,7 +57,7 @@ def _throughput(results: Json, sides: list[Json]) -> Table:
     )  # fmt: skip
     for side in sides:
         table.add_row(
-            escape(side["name"]), number(side["summary"]["duration_s"], 3),
+            escape(side["name"]), number(side["summary"]["duration_s"] or None, 3),
             *(_cell(column, side["summary"]) for column in speeds),
             number(side["startup_seconds"]), *(_cell(column, side["engine_summary"]) for column in engine),
         )  # fmt: skip

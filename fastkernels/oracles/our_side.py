@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,7 +148,20 @@ def _stacked(results: Sequence[Mapping[str, Tensor]]) -> Answer:
     return {name: torch.stack([result[name] for result in results]) for name in results[0]}
 
 
-def _replayed(forward: Callable[[State], State], batch: State) -> Callable[[], Answer]:
+@dataclass(frozen=True)
+class _Replay:
+    """inputs: the graph reads them where they are, so that they must live as long as it does."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: State
+    outputs: State
+
+    def __call__(self) -> Answer:
+        self.graph.replay()
+        return self.outputs
+
+
+def _replayed(forward: Callable[[State], State], batch: State) -> _Replay:
     with torch.inference_mode():
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -157,9 +171,4 @@ def _replayed(forward: Callable[[State], State], batch: State) -> Callable[[], A
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             outputs = forward(batch)
-
-    def replay() -> Answer:
-        graph.replay()
-        return outputs
-
-    return replay
+    return _Replay(graph, batch, outputs)

@@ -43,6 +43,7 @@ def render_e2e(results: Json) -> str:
         results=results,
         workload=results.get("workload"),
         sides=sides,
+        answered=[side for side in sides if side["summary"]["num_completed"]],
         is_load=is_load(results),
         makes_tokens=makes_tokens(results),
         work=work,

@@ -48,6 +48,14 @@ def load_side(name: str, seed: int) -> Side:
     return side
 
 
+def failed_side(name: str, makes_tokens: bool) -> Side:
+    side = Side(name, (), 21.5, {"url": "http://127.0.0.1:1", "model": HOSTILE})
+    records = [RequestRecord(i, 9, 4, 0.1 * i, error=HOSTILE) for i in range(8)]
+    side.repeats.append(_repeat(side, 0, records, {}, {}, None, makes_tokens))
+    side.is_complete = True
+    return side
+
+
 def offline_side(name: str, speed: float) -> Side:
     side = Side(name, (), 4.0, {"model": "tiny-llama", "cache_bytes": 1 << 30, "startup_seconds": 3.25})
     for number in range(3):
@@ -115,19 +123,21 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "load": ([load_side("baseline", 1), load_side("mine", 2)], LoadPlan(goodput_ms={"ttft": 100.0})),
         "offline": ([offline_side("baseline", 1.0), offline_side("mine", 1.3)], None),
         "pipeline": ([pipeline_side("baseline", 1.0), pipeline_side("mine", 1.3)], None),
+        "failed": ([failed_side("baseline", True), failed_side("mine", True)], LoadPlan()),
+        "failed_pipeline": ([failed_side("baseline", False)], LoadPlan()),
         "empty": (None, None),
     }
     found = {}
     for name, (sides, plan) in runs.items():
         found[name] = root / f"{name}.html"
-        model = "tiny-sdxl" if name == "pipeline" else "tiny-llama"
+        model = "tiny-sdxl" if name.endswith("pipeline") else "tiny-llama"
         write_page(found[name], render_run(load_results(write_run(root / name, sides, plan, model))))
     return found
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
-@pytest.mark.parametrize("name", ["load", "offline", "pipeline", "empty"])
+@pytest.mark.parametrize("name", ["load", "offline", "pipeline", "failed", "failed_pipeline", "empty"])
 def test_a_page_fits_logs_no_error_and_fetches_nothing(
     opener: Opener, pages: dict[str, Path], tmp_path: Path, name: str, width: int, theme: str
 ) -> None:
@@ -166,7 +176,7 @@ def test_tables_tell_what_was_measured(opener: Opener, pages: dict[str, Path]) -
     assert opened.count("#replacement-table .chip.bad") == 1
     text = opened.page.locator("header").text_content()
     assert "rms_norm is NEVER_CALLED on rank 1" in text
-    assert "1 requests failed" in text
+    assert "1 requests failed, most often with" in text
     assert "94.4 %" in opened.page.locator("#engine-table").text_content()
     heading = opened.page.locator("#latency-table th", has_text="p99")
     heading.locator("button").click()
@@ -189,3 +199,19 @@ def test_a_page_of_a_model_without_tokens_has_its_outputs_and_no_figure_of_token
     assert [word for word in ("token", "ttft", "prefix", "preempt") if word in body] == []
     assert "steps/s" in opened.page.locator("#throughput-table").text_content().lower()
     assert "83.3 %" in opened.page.locator("#engine-table").text_content()
+
+
+@pytest.mark.parametrize(("name", "num_sides"), [("failed", 2), ("failed_pipeline", 1)])
+def test_a_page_of_which_nothing_came_back_says_so_and_has_no_figure(
+    opener: Opener, pages: dict[str, Path], name: str, num_sides: int
+) -> None:
+    opened = opener(pages[name], DESKTOP, "light")
+    notices = opened.page.locator("header .notice").all_text_contents()
+    assert notices == [
+        f"{side}: nothing came back: all 8 requests failed, most often with: {HOSTILE}"
+        for side in ("baseline", "mine")[:num_sides]
+    ]
+    assert opened.count(".tile") == opened.count(".plot") == opened.count("#latency-table") == 0
+    cells = opened.page.locator("#throughput-table tbody td").all_text_contents()
+    assert cells
+    assert set(cells) == {"\u2013"}

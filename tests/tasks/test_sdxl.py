@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fastkernels.dtypes import default_dtype
 from fastkernels.engine.pipeline import Pipeline
 from fastkernels.engine.runners.iterative import IterativeRunner
 from fastkernels.engine.task_core import TaskCore, TaskRequest
@@ -180,3 +181,22 @@ def test_published_configuration_has_the_published_number_of_parameters() -> Non
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     assert counts["unet"] == 2_567_463_684
     assert (counts["text_encoder"], counts["text_encoder_2"]) == (123_060_480, 694_659_840)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the library
+def test_what_is_measured_in_float16_decodes_as_the_pipeline_does_without_its_casts() -> None:
+    sizes = ORACLE.tiny()["base"]
+    with default_dtype(torch.float16):
+        model: Any = ORACLE.build(sizes, seed=3)
+    [request] = ORACLE.load(sizes, 1, "one step")
+    given = {"num_inference_steps": request["steps"], "guidance_scale": request["guidance_scale"]}
+    ORACLE.modes(model, None)
+    kept = model.vae.decoder.conv_in.weight
+    assert kept.dtype is torch.float32
+    with torch.inference_mode():
+        found = ORACLE.run(model, [request])["image"]
+        assert model.vae.decoder.conv_in.weight is kept
+        model.vae.half()
+        latents = request["latents"][None].half()
+        wanted = model.pipe([request["prompt"]], latents=latents, output_type="pt", **given).images
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +21,7 @@ import torch
 
 from fastkernels.engine.model import find_model
 from fastkernels.errors import EnvironmentProblem
-from fastkernels.oracles import measure
+from fastkernels.oracles import measure, our_side
 from fastkernels.oracles.oracle import Oracle, oracle_of
 from fastkernels.registry import ARCHITECTURES, Architecture, architecture
 
@@ -159,6 +163,22 @@ def test_the_deadline_leaves_a_whole_record(script: Any, tmp_path: Path) -> None
     script.measure(architecture("dinov3"), arguments(script, out, "--deadline", "0"))
     record = json.loads(out.read_text())
     assert (record["status"], record["batches"]) == (script.CUT_SHORT, [])
+
+
+def test_a_replayed_graph_keeps_the_inputs_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else their memory is given to others: token ids became out of range."""
+    nothing = SimpleNamespace(wait_stream=lambda other: None, replay=lambda: None)
+    for name in ("Stream", "current_stream", "CUDAGraph", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda: nothing)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda given: nullcontext())
+    batch = {"x": torch.ones(3)}
+    kept = weakref.ref(batch["x"])
+    replay = our_side._replayed(lambda given: {"y": given["x"] * 2}, batch)
+    del batch
+    gc.collect()
+    assert kept() is not None
+    assert replay()["y"].tolist() == [2, 2, 2]
 
 
 CHILD = """

@@ -157,6 +157,14 @@ def test_median_summary_is_a_real_repeat() -> None:
     assert chosen["batch_latency"]["p50"] == pytest.approx(2500)
 
 
+def test_median_summary_is_of_a_repeat_of_which_something_came_back_where_one_is() -> None:
+    nothing = load_summary(RECORDS[3:])
+    chosen = median_summary([nothing, load_summary(RECORDS), nothing])
+    assert chosen["num_completed"] == 3
+    assert chosen["durations_s"] == [0.0, 2.5, 0.0]
+    assert median_summary([nothing])["num_completed"] == 0
+
+
 METRICS = """# HELP x y
 fastkernels_steps_total 40.0
 fastkernels_graph_step_ratio 0.75

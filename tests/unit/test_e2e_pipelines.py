@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from fastkernels.bench.e2e.metrics import pipeline_summary
 from fastkernels.bench.e2e.offline import Side
 from fastkernels.bench.e2e.outputs import KeptOutputs, OutputAgreement, compare_outputs, result_digest
 from fastkernels.bench.e2e.routes import Embeddings, Images
+from fastkernels.bench.e2e.run import comparisons, side_json
 from fastkernels.bench.e2e.scenario import Scenario
-from fastkernels.bench.e2e.serving import _repeat
+from fastkernels.bench.e2e.serving import LoadPlan, _repeat
+from fastkernels.bench.environment import environment
 from fastkernels.cli import main
+from fastkernels.cli.e2e_table import e2e_tables
 from fastkernels.engine.pipeline import Pipeline
 from fastkernels.errors import UsageError
 from fastkernels.report.e2e_page import render_e2e
@@ -288,6 +292,43 @@ def test_a_load_of_which_every_request_failed_is_still_of_its_kind(model: str, t
     repeat = _repeat(side, 0, records, {}, {}, None, scenario.makes_tokens)
     assert repeat[times] == []
     assert (0 in side.tokens) == scenario.makes_tokens
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-bge_m3"])
+@pytest.mark.parametrize("num_answered", [0, 1])
+def test_the_page_of_a_load_of_which_nothing_came_back_says_so(model: str, num_answered: int) -> None:
+    """num_answered: of the baseline's two repeats; of the candidate's none."""
+    scenario = Scenario(model, "examples" if model == "tiny-bge_m3" else "demo", 3)
+    errors = [RequestRecord(i, 3, 4, 0.0, error=f"HttpError: HTTP {code}") for i, code in enumerate((500, 503, 503))]
+    ttft_s, token_ids = (0.1, [1, 2]) if scenario.makes_tokens else (None, None)
+    done = [RequestRecord(i, 3, 4, 0.0, ttft_s, 0.25, output_len=2, token_ids=token_ids) for i in range(3)]
+    sides = [Side("baseline"), Side("mine")]
+    for side in sides:
+        for number in range(2):
+            is_answered = side is sides[0] and number < num_answered
+            records = done if is_answered else errors
+            side.repeats.append(_repeat(side, number, records, {}, {}, 0.5, scenario.makes_tokens))
+    results: Any = {
+        **{"kind": "e2e", "run_id": "x", "created": "2026-01-01T00:00:00+00:00"},
+        **{"status": "finished", "mode": "serving"},
+        **{"environment": environment("cpu"), "request": {"model": model}, "comparisons": comparisons(sides)},
+        "workload": scenario.describe(scenario.requests() if scenario.makes_tokens else ()),
+        "sides": [side_json(side, LoadPlan(goodput_ms={"e2e": 1000.0})) for side in sides],
+    }
+    assert results["comparisons"] == []
+    assert results["sides"][0]["summary"]["num_completed"] == 3 * num_answered
+    page = render_e2e(results)
+    body = page[page.index("<body") : page.index("<script", page.index("<body"))]
+    assert "mine: nothing came back: all 6 requests failed, most often with: HttpError: HTTP 503" in body
+    assert ("baseline: nothing came back" in body) == (num_answered == 0)
+    assert ('<div class="tiles">' in body) == (num_answered == 1)
+    assert ('id="latency-table"' in body) == (num_answered == 1)
+    row = r"<td class=\"number\" data-value=\"(.*?)\">(.*?)</td>"
+    [shown] = re.findall(r'<tr><th scope="row">mine</th>\s*' + row, body[: body.index("engine-table")])
+    assert shown == ("", "\u2013")
+    assert "0.000" not in body
+    tables = e2e_tables(results)
+    assert list(tables[0].columns[1].cells)[1] == "-"
 
 
 def test_quick_takes_few_of_the_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,20 +169,21 @@ def side_json(side: Side, plan: LoadPlan | None) -> Json:
 
 
 def comparisons(sides: Sequence[Side]) -> list[Json]:
-    """Each other side with the baseline: speed, and the tokens or outputs of every repeat that both have."""
+    """Each other side with the baseline: speed, and the tokens or outputs of every repeat that both have. A side of
+    which nothing came back is compared with none."""
     if len(sides) < 2:
         return []
-    baseline = sides[0]
-    found = []
+    baseline, found = sides[0], []
+    seconds = {side.name: [r["seconds"] for r in side.repeats if r["seconds"]] for side in sides}
     for side in sides[1:]:
-        if not side.repeats or not baseline.repeats:
+        if not seconds[side.name] or not seconds[baseline.name]:
             continue
         shared = sorted(set(baseline.tokens) & set(side.tokens))
         found.append(
             {
                 "side": side.name,
                 "latency": latency_ratios(*(_all_latencies(s) for s in (baseline, side))),
-                "speed": ratio([r["seconds"] for r in baseline.repeats], [r["seconds"] for r in side.repeats]),
+                "speed": ratio(seconds[baseline.name], seconds[side.name]),
                 "outputs": side.outputs,
                 "tokens": [agreement(baseline.tokens[n], side.tokens[n]).to_json() for n in shared],
                 "has_equal_digests": [
@@ -215,6 +217,8 @@ def failures(results: Json) -> list[str]:
             found.append(f"{side['name']}: {side['error']['message']}")
         num_failed = sum(r["summary"]["num_failed"] for r in side["repeats"])
         if num_failed:
-            errors = [q["error"] for r in side["repeats"] for q in r["requests"] if q.get("error")]
-            found.append(f"{side['name']}: {num_failed} requests failed; the first: {errors[0] if errors else '?'}")
+            errors = [q["error"] for r in side["repeats"] for q in r["requests"] if q.get("error")] or ["?"]
+            [(error, _)] = Counter(errors).most_common(1)
+            all_of = "" if any(r["summary"]["num_completed"] for r in side["repeats"]) else "nothing came back: all "
+            found.append(f"{side['name']}: {all_of}{num_failed} requests failed, most often with: {error}")
     return found
