@@ -9,9 +9,11 @@ Both models have the same random weights and are in one process, in the publishe
 requests: ours as the engine runs it (on a GPU by CUDA graphs), the library's as it is and compiled by torch (mode of
 --compile); rounds take turns, medians and the ratios' 95 % intervals over rounds. A ratio over 1 says that ours is
 faster. Parity: both against the library in float32 when it fits beside them, else ours against it in the same dtype.
+On a GPU the kernels that our time goes to are in the file, too.
 
 --all: one after another in order of value, each in a process of its own, so that one that fails is a record of its
-error; a file is whole after every number of requests, and says in "status" whether it is finished.
+error; a file is whole after every number of requests, and says in "status" whether it is finished. --together: so many
+are built and compiled at once, in one GPU's memory; whoever measures waits until nobody else uses the device.
 """
 
 from __future__ import annotations
@@ -141,7 +143,7 @@ def measure(entry: Architecture, given: argparse.Namespace) -> Json:
         save(status=FINISHED)
         if built.device.type == "cuda":
             for one, (load, batch) in zip(record["batches"], _plan(oracle, given), strict=True):
-                one["costs"] = built.costs(load, batch)
+                one["costs"] = _costs(built, load, batch)
                 save()
     except Exception as error:
         save(status=FAILED, error=first_line(error))
@@ -174,6 +176,13 @@ def _one(built: Measurement, load: Load, batch: int) -> Json:
         return {"load": load.name, "batch": batch, "is_whole": load.is_whole, "error": first_line(error)}
 
 
+def _costs(built: Measurement, load: Load, batch: int) -> Json:
+    try:
+        return built.costs(load, batch)
+    except Exception as error:
+        return {"error": first_line(error)}
+
+
 def _line(one: Json) -> str:
     head = f"  {one['load']}, {one['batch']}: "
     if "error" in one:
@@ -200,7 +209,7 @@ def run_all(given: argparse.Namespace) -> None:
         return _say(started, f"{name}: {_child(name, out, seconds, given, processes)}")
 
     with tempfile.NamedTemporaryFile() as turns, ThreadPoolExecutor(given.together) as pool:
-        given.turns = Path(turns.name) if given.together > 1 else None
+        given.turns = given.turns or (Path(turns.name) if given.together > 1 else None)
         try:
             list(pool.map(one, given.only or order()))
         except BaseException:  # an interrupt: threads that wait for processes do not hear of it

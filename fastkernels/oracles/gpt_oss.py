@@ -47,7 +47,7 @@ _MARK = "is_published_in_mxfp4"
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Blocks and scales of the last axis: the largest of 32 values gets the largest exponent, the rest the nearest."""
     values = weight.unflatten(-1, (-1, 32)).float()
-    exponents = values.abs().amax(-1).clamp(min=2.0**-100).log2().floor() - 2
+    exponents = torch.frexp(values.abs().amax(-1).clamp(min=2.0**-100)).exponent - 3  # log2 errs at powers of 2
     table = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], device=weight.device)
     scaled = torch.ldexp(values, -exponents[..., None])
     codes = (scaled.abs()[..., None] - table).abs().argmin(-1) + 8 * (scaled < 0)
@@ -95,9 +95,10 @@ class GptOssOracle(LanguageOracle):
         model = randomize(transformers.GptOssForCausalLM(config), seed)
         for layer in model.model.layers:  # type: ignore[union-attr]
             layer.self_attn.sinks.data.sub_(1.0).mul_(10.0)  # about 0, as large as scores
-            for name in ("gate_up_proj", "down_proj"):
+            # Gates as large as their limit; what experts add stays below what is there, or each layer doubles errors.
+            for name, scale in (("gate_up_proj", 2.0), ("down_proj", 0.25)):
                 weight = getattr(layer.mlp.experts, name)
-                weight.data.copy_(torch.randn_like(weight) * weight.shape[1] ** -0.5 * 2)
+                weight.data.copy_(torch.randn_like(weight) * weight.shape[1] ** -0.5 * scale)
                 for expert in weight.data if sizes.get(_MARK) else ():  # one at a time: rounding takes room
                     packed = quantize(expert.transpose(0, 1)[None])
                     expert.copy_(convert_moe_packed_tensors(*packed, dtype=weight.dtype)[0])
