@@ -186,6 +186,7 @@ def test_a_direction_of_no_length_has_the_bases_of_zero() -> None:
         (1, 300, 640, 333, 800),  # fewer slots than pairs
         (2, 50, 17, 1, 0),
         (2, 9, 5, 3, 257),
+        (2, 1500, 400, 330, 30_000),  # of several blocks of Gaussians, of pairs, and digits of tiles
     ],
 )
 def test_intersection_equals_its_definition(batch: int, num: int, width: int, height: int, capacity: int) -> None:
