@@ -81,7 +81,8 @@ def _starts_kernel(
 ):  # fmt: skip
     """One program: where each block's pairs begin, behind the last their number; that of each image; totals of 0."""
     lane = tl.arange(0, BLOCK)
-    tl.store(totals_ptr + lane, tl.zeros([BLOCK], tl.int32), mask=lane < num_totals)
+    for start in range(0, num_totals, BLOCK):
+        tl.store(totals_ptr + start + lane, tl.zeros([BLOCK], tl.int32), mask=start + lane < num_totals)
     before = tl.zeros([1], tl.int64)
     for image in range(num_images):
         first = before
