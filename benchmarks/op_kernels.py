@@ -31,6 +31,8 @@ from torch import Tensor
 from fastkernels.kernels.flash_attn_prefill import launch_tiles
 from fastkernels.kernels.flash_attn_varlen import flash_attn_varlen
 from fastkernels.op import Op
+from fastkernels.pipelines.gaussian_splatting import look_at
+from fastkernels.pipelines.splat_scene import generate_scene
 from fastkernels.tasks.baseline.L1.dfl_boxes import DFLBoxes
 from fastkernels.tasks.baseline.L1.fused_gdn_gating import FusedGDNGating
 from fastkernels.tasks.baseline.L1.gaussian_projection import GaussianProjection
@@ -42,6 +44,8 @@ from fastkernels.tasks.baseline.L1.sigmoid_mul import SigmoidMul
 from fastkernels.tasks.baseline.L1.spherical_harmonics import SphericalHarmonics
 from fastkernels.tasks.baseline.L1.tile_intersection import TileIntersection, num_tiles
 from fastkernels.tasks.baseline.L1.vjepa2_rope import VJEPA2Rope
+from fastkernels.tasks.baseline.L2.gaussian_renderer import GaussianRenderer
+from fastkernels.tasks.configs.gaussian_splatting import GaussianSplattingConfig
 
 PAGE = 16
 HEADS, KV_HEADS, HEAD_SIZE = 64, 8, 64
@@ -124,29 +128,50 @@ def vision() -> Iterator[Row]:
 def scenes() -> Iterator[Row]:
     for num, width, height in ((1_000_000, 1600, 1060), (100_000, 640, 480)):
         sizes = {"batch": 1, "num_gaussians": num, "width": width, "height": height}
-        projection, generator = GaussianProjection(), torch.Generator().manual_seed(1)
-        given = [x.cuda() for x in projection.coupled_inputs(sizes, generator).values()]
-        given[2] *= 0.02
-        shape = f"{num} at {width} x {height}"
-        yield op_row(shape, projection, lambda given=given, w=width, h=height: (*given, w, h))
-        yield op_row(
-            shape,
-            SphericalHarmonics(3),
-            lambda num=num: (randn(1, num, 3, dtype=torch.float32), randn(1, num, 16, 3, dtype=torch.float32)),
-        )
-        radii, means2d, depths, conics = projection(*given, width, height)
-        columns, rows = num_tiles(width, height)
-        capacity = 16 * num + 64 * columns * rows
-        pairs = (means2d, radii, depths, width, height, capacity)
-        yield op_row(f"{shape}, {capacity} slots", TileIntersection(), lambda pairs=pairs: pairs)
-        ids, offsets, _ = TileIntersection().cuda()(*pairs)
-        colors, opacities = torch.rand(1, num, 3, device="cuda"), torch.rand(1, num, device="cuda")
-        blended = (means2d, conics, colors, opacities, ids, offsets, torch.zeros(1, 3, device="cuda"), width, height)
-        op = RasterizeGaussians()
-        yield timed(
-            Row("RasterizeGaussians", f"{shape}, {int(offsets[-1])} pairs", 44 * int(offsets[-1])),
-            {"ours": [lambda op=op, blended=blended: op(*blended)] * 3},
-        )
+        given = GaussianProjection().coupled_inputs(sizes, torch.Generator().manual_seed(1))
+        given["scales"] *= 0.02
+        scene = {"opacities": torch.rand(1, num), "coeffs": torch.randn(1, num, 16, 3), **given}
+        yield from scene_rows({name: x.cuda() for name, x in scene.items()}, width, height)
+    for batch in (1, 8):
+        yield from scene_rows(orbit(batch), 1024, 1024)
+
+
+def orbit(batch: int) -> dict[str, Tensor]:
+    """The published load: a generated scene of 100,000 Gaussians from `batch` places about it."""
+    scene = {name: x.expand(batch, *x.shape) for name, x in generate_scene(100_000, 3, 0).items()}
+    angles = torch.arange(batch) * 2 * torch.pi / batch
+    eyes = torch.stack([3 * angles.sin(), 0 * angles, -3 * angles.cos()], dim=1)
+    scene["viewmats"] = torch.stack([look_at(eye, torch.zeros(3), torch.tensor([0.0, -1.0, 0.0])) for eye in eyes])
+    focal = 512 * 3**0.5  # 60 degrees across
+    scene["Ks"] = torch.tensor([[focal, 0, 512], [0, focal, 512], [0, 0, 1]]).expand(batch, 3, 3)
+    return {name: x.cuda().contiguous() for name, x in scene.items()}
+
+
+def scene_rows(scene: dict[str, Tensor], width: int, height: int) -> Iterator[Row]:
+    """Each op of a rendering, then all of it."""
+    batch, num, _ = scene["means"].shape
+    shape = f"{batch} x {num} at {width} x {height}"
+    given = [scene[name] for name in ("means", "quats", "scales", "viewmats", "Ks")]
+    projection, harmonics = GaussianProjection(), SphericalHarmonics(3)
+    yield op_row(shape, projection, lambda: (*given, width, height))
+    yield op_row(shape, harmonics, lambda: (randn(batch, num, 3, dtype=torch.float32), scene["coeffs"].clone()))
+    radii, means2d, depths, conics = projection(*given, width, height)
+    columns, rows = num_tiles(width, height)
+    config = GaussianSplattingConfig()
+    pairs = (means2d, radii, depths, width, height, config.capacity(batch, num, columns * rows))
+    yield op_row(f"{shape}, {pairs[-1]} slots", TileIntersection(), lambda: pairs)
+    ids, offsets, _ = TileIntersection().cuda()(*pairs)
+    colors, opacities = torch.rand(batch, num, 3, device="cuda"), scene["opacities"]
+    background = torch.zeros(batch, 3, device="cuda")
+    blended = (means2d, conics, colors, opacities, ids, offsets, background, width, height)
+    rasterizer, renderer = RasterizeGaussians(), GaussianRenderer(config)
+    yield timed(
+        Row("RasterizeGaussians", f"{shape}, {int(offsets[-1])} pairs", 44 * int(offsets[-1])),
+        {"ours": [lambda: rasterizer(*blended)] * 3},
+    )
+    whole = (*given[:3], opacities, scene["coeffs"], *given[3:], background, width, height)
+    num_bytes = sum(x.nbytes for x in scene.values()) + 16 * batch * width * height
+    yield timed(Row("GaussianRenderer", shape, num_bytes), {"ours": [lambda: renderer(*whole)] * 3})
 
 
 def decode_attention() -> Iterator[Row]:

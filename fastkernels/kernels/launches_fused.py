@@ -74,7 +74,7 @@ def _scenes() -> Iterator[Launch]:
             dfl_boxes(meta(1, 64, side, side, dtype=dtype), 16, stride)
 
     yield Launch("YOLOv10-N", "dfl_boxes", boxes, is_tested=True)
-    for num, width, height in ((1_000_000, 1600, 1060), (100_000, 640, 480)):
+    for num, width, height in ((1_000_000, 1600, 1060), (100_000, 1024, 1024)):
 
         def draw(dtype: torch.dtype, num: int = num, width: int = width, height: int = height) -> None:
             points, quats = meta(1, num, 3, dtype=dtype), meta(1, num, 4, dtype=dtype)

@@ -11,6 +11,7 @@ from fastkernels.errors import UnsupportedError
 if not triton_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
 
+from fastkernels.kernels import tile_intersection as kernel_of_tiles
 from fastkernels.kernels.batch_norm2d import batch_norm2d
 from fastkernels.kernels.dfl_boxes import dfl_boxes
 from fastkernels.kernels.gaussian_projection import gaussian_projection
@@ -186,6 +187,7 @@ def test_a_direction_of_no_length_has_the_bases_of_zero() -> None:
         (1, 300, 640, 333, 800),  # fewer slots than pairs
         (2, 50, 17, 1, 0),
         (2, 9, 5, 3, 257),
+        (2, 1500, 400, 330, 30_000),  # of several blocks of Gaussians, of pairs, and digits of tiles
     ],
 )
 def test_intersection_equals_its_definition(batch: int, num: int, width: int, height: int, capacity: int) -> None:
@@ -201,6 +203,18 @@ def test_intersection_equals_its_definition(batch: int, num: int, width: int, he
     for one, other in zip(got, wanted, strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)
+
+
+def test_intersection_of_more_blocks_than_are_summed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_of_tiles, "_BLOCK", 16)
+    monkeypatch.setattr(kernel_of_tiles, "_BLOCK_BITS", 4)
+    op, sizes = TileIntersection(), {"batch": 2, "num_gaussians": 300, "width": 300, "height": 200}
+    given = op.coupled_inputs(sizes, torch.Generator().manual_seed(6))
+    for capacity in (1500, 300):
+        got = tile_intersection(**given, width=300, height=200, capacity=capacity)
+        wanted = op.reference(**given, width=300, height=200, capacity=capacity)
+        assert 300 < int(wanted[2].sum()) < 1500
+        assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
 
 
 def test_intersection_of_no_gaussians_has_no_pairs() -> None:

@@ -14,7 +14,6 @@ from fastkernels.op import Op
 from fastkernels.spec import Compare, OpSpec, Role, TensorSpec, scalar
 
 TILE_SIZE = 16
-_DEPTH_BITS = 32
 
 
 def num_tiles(width: int, height: int) -> tuple[int, int]:
@@ -32,8 +31,8 @@ class TileIntersection(Op):
              for; flatten_ids: [capacity], image * num_gaussians + Gaussian, -1 behind the last pair; offsets: [batch *
              tiles + 1]; num_isects: [batch], the pairs of each image, which may be more than there is room for.
     Dtypes:  means2d and depths float32; radii, offsets int32; flatten_ids, num_isects int64.
-    Returns: (flatten_ids, offsets, num_isects); with more pairs than capacity the furthest images lack some: ask
-             num_isects. No argument is written to.
+    Returns: (flatten_ids, offsets, num_isects); with more pairs than capacity the last images lack those of their
+             furthest Gaussians: ask num_isects. No argument is written to.
     Source:  Kerbl et al. 2023 (https://arxiv.org/abs/2308.04079), section 6; as isect_tiles and isect_offset_encode of
              gsplat.
     """
@@ -76,22 +75,23 @@ class TileIntersection(Op):
         size = torch.tensor([columns, rows], device=depths.device)
         first = ((means2d - radii) / TILE_SIZE).floor().long().clamp_min(0).minimum(size)
         last = ((means2d + radii) / TILE_SIZE).ceil().long().clamp_min(0).minimum(size)
-        spans = torch.where((radii > 0).all(-1, keepdim=True), last - first, 0).flatten(0, 1)
-        first, counts = first.flatten(0, 1), spans.prod(-1)
+        images = torch.arange(batch, device=depths.device)[:, None]
+        order = (depths.float().sort(dim=1, stable=True).indices + images * num_gaussians).flatten()
+        first, spans = first.flatten(0, 1)[order], (last - first).flatten(0, 1)[order]
+        spans = torch.where((radii.flatten(0, 1)[order] > 0).all(-1, keepdim=True), spans, 0)
+        counts = spans.prod(-1)
         ends = counts.cumsum(0)
         slots = torch.arange(capacity, device=depths.device)
-        owner = torch.searchsorted(ends, slots, right=True)
-        is_pair = owner < batch * num_gaussians
-        owner = owner.clamp_max(batch * num_gaussians - 1)
-        within, span = slots - (ends - counts)[owner], spans[owner, 0].clamp_min(1)
-        column, row = first[owner, 0] + within % span, first[owner, 1] + within // span
-        tile = (owner // num_gaussians) * (columns * rows) + row * columns + column
-        bits = depths.flatten()[owner].float().view(torch.int32).long()  # of positive floats: in their order
-        keys = torch.where(is_pair, (tile << _DEPTH_BITS) + bits, batch * columns * rows << _DEPTH_BITS)
-        keys, order = keys.sort(stable=True)
-        bounds = torch.arange(batch * columns * rows + 1, device=depths.device) << _DEPTH_BITS
+        place = torch.searchsorted(ends, slots, right=True)
+        is_pair = place < batch * num_gaussians
+        place = place.clamp_max(batch * num_gaussians - 1)
+        within, span = slots - (ends - counts)[place], spans[place, 0].clamp_min(1)
+        column, row = first[place, 0] + within % span, first[place, 1] + within // span
+        tile = (place // num_gaussians) * (columns * rows) + row * columns + column
+        keys, by_tile = torch.where(is_pair, tile, batch * columns * rows).sort(stable=True)
+        bounds = torch.arange(batch * columns * rows + 1, device=depths.device)
         offsets = torch.searchsorted(keys, bounds).to(torch.int32)
-        ids = torch.where(is_pair, owner, -1)[order]
+        ids = torch.where(is_pair, order[place], -1)[by_tile]
         return ids, offsets, counts.unflatten(0, (batch, num_gaussians)).sum(1)
 
     def derived_axes(self, sizes: Mapping[str, int]) -> dict[str, int]:

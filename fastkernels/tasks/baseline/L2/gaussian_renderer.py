@@ -89,7 +89,7 @@ class GaussianRenderer(Op):
         height: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         radii, means2d, depths, conics = self.projection(means, quats, scales, viewmats, Ks, width, height)
-        eyes = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
+        eyes = -(viewmats[:, :3, :3] * viewmats[:, :3, 3:]).sum(1)
         degree = round(coeffs.shape[2] ** 0.5) - 1
         colors = self.harmonics[degree](means - eyes[:, None], coeffs)
         columns, rows = num_tiles(width, height)

@@ -1,0 +1,50 @@
+"""How far apart the answers of two models are said to be."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fastkernels.oracles.measure import distance
+
+
+def test_equal_answers_are_at_no_distance() -> None:
+    x = torch.randn(4, 5, 3)
+    assert distance(x, x) == {"least_cosine": 1.0, "relative_rms": 0.0, "relative_max": 0.0}
+    assert distance(x.long(), x.long()) == {"share_equal": 1.0}
+
+
+def test_a_row_that_points_elsewhere_is_the_least_cosine() -> None:
+    wanted = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
+    given = torch.tensor([[1.0, 0.0], [2.0, 2.0], [3.0, 0.0]])
+    assert distance(given, wanted)["least_cosine"] == pytest.approx(math.sqrt(0.5), abs=1e-6)
+
+
+@pytest.mark.parametrize("black", [0.0, 1 / 255, -1 / 255])
+def test_a_nearly_black_pixel_beside_a_black_one_has_no_direction(black: float) -> None:
+    """alphas have one number a pixel, of which any sign but the other's is a cosine of 0 or -1."""
+    wanted, given = torch.ones(2, 8, 8, 1), torch.ones(2, 8, 8, 1)
+    wanted[1, 3, 4], given[1, 3, 4] = black, 0.0
+    found = distance(given, wanted)
+    assert found["least_cosine"] == 1.0
+    assert found["relative_max"] == pytest.approx(abs(black), rel=1e-2)
+
+
+def test_a_pixel_that_one_side_alone_leaves_black_is_no_near_one() -> None:
+    wanted, given = torch.ones(1, 8, 8, 3), torch.ones(1, 8, 8, 3)
+    given[0, 3, 4] = 0.0
+    assert distance(given, wanted)["least_cosine"] == 0.0
+    assert distance(wanted, given)["least_cosine"] == 0.0
+
+
+def test_an_answer_that_is_no_number_is_no_near_one() -> None:
+    wanted, given = torch.ones(3, 2), torch.ones(3, 2)
+    given[1] = math.nan
+    assert not distance(given, wanted)["least_cosine"] <= 1.0
+
+
+def test_what_is_nothing_everywhere_equals_itself_alone() -> None:
+    assert distance(torch.zeros(3, 2), torch.zeros(3, 2))["least_cosine"] == 1.0
+    assert distance(torch.ones(3, 2), torch.zeros(3, 2))["least_cosine"] == 0.0
