@@ -141,8 +141,14 @@ def main() -> None:
         "shapes": arguments.shapes,
         "seed": arguments.seed,
     }
+    failed = []
     for entry in (e for e in ops().values() if not arguments.ops or e.name in arguments.ops):
-        found = measure_op(entry, torch.device(arguments.device), arguments.shapes, arguments.seed)
+        try:
+            found = measure_op(entry, torch.device(arguments.device), arguments.shapes, arguments.seed)
+        except Exception as error:  # the others can still be measured
+            failed.append(entry.name)
+            print(f"{entry.name}: {type(error).__name__}: {error}", flush=True)
+            continue
         path = arguments.out / f"{entry.name}.json"
         record = read_record(Path() if arguments.fresh else path)
         merge(record["errors"], found)
@@ -150,6 +156,8 @@ def main() -> None:
         write_record(path, record)
         worst = {d: max((e.row for f in fs.values() for e in f.values()), default=0.0) for d, fs in found.items()}
         print(entry.name, {d: f"{row:.2g}" for d, row in worst.items()}, flush=True)
+    if failed:
+        raise SystemExit(f"Not measured: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":
