@@ -162,8 +162,10 @@ class Measurement:
             with contextlib.suppress(torch.OutOfMemoryError):
                 exact, against = copied(self._their_call(load, requests, self._wide())()), "library in float32"
         found: dict[str, Any] = {"against": against}
-        for name, wanted in exact.items():
-            found[name] = {side: distance(given[name], wanted) for side, given in outputs.items()}
+        for side, answer in outputs.items():
+            given, paired = self.oracle.paired(answer, exact)
+            for name, wanted in paired.items():
+                found.setdefault(name, {})[side] = distance(given[name], wanted)
         if load.is_whole:
             found |= self.oracle.further(self.theirs, requests, outputs[OURS])
         by_family = self._by_family(outputs[OURS], exact, len(requests))

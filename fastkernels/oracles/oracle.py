@@ -153,6 +153,10 @@ class Oracle(ABC):
         """The library's answer to a batch, by the names of what our pipeline's forward (or advance) returns."""
         raise UnsupportedError(f"{type(self).__name__} has no batched forward to measure.")
 
+    def paired(self, given: Answer, wanted: Answer) -> tuple[Answer, Answer]:
+        """What of two answers to a load is compared, row by row; all of it unless its order tells nothing."""
+        return given, wanted
+
     def run(self, model: Any, requests: Sequence[Request]) -> Answer:
         """The library's answer to whole requests, together: tensors [num_requests, ...] by our result's names."""
         raise UnsupportedError(f"{type(self).__name__} runs no whole requests.")

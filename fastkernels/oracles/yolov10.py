@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,11 +18,14 @@ from unittest.mock import patch
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from fastkernels.oracles.oracle import Answer, Level, Load, Oracle, Request, randomize
+from fastkernels.scoring.boxes import pairs
 
 _TORCHVISION = "0.28.0"
+_SCALES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def _ultralytics() -> Any:
@@ -55,6 +59,35 @@ def _of_head(name: str) -> Any:
     return lambda output: output[1]["one2one"][name].transpose(1, 2)
 
 
+def _pictures(num: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """[num, 3, height, width] in [0, 1]: noise of several scales, so that places and pictures differ as photographs'
+    do."""
+    noise = [torch.randn(num, 3, -(-height // n), -(-width // n), generator=generator, device="cpu") for n in _SCALES]
+    layers = [interpolate(some.float(), (height, width), mode="bilinear") for some in noise]
+    return torch.stack(layers).sum(0).mul(1.5 * len(layers) ** -0.5).sigmoid()
+
+
+def _set_norm(generator: torch.Generator, norm: Any, given: tuple[Tensor]) -> None:
+    """Statistics of what comes, the variance a little off."""
+    var, mean = torch.var_mean(given[0].float(), (0, 2, 3), correction=0)
+    factor = 0.8 + 0.4 * torch.rand(len(var), generator=generator, device="cpu").to(var)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_((var * factor).clamp_min(0.3 * float(var.mean())))
+
+
+def _set_logits(least: float, most: float, generator: torch.Generator, conv: Any, given: tuple[Tensor]) -> None:
+    """The layer's weights and biases such that each channel has about the mean `least`, and one in 2000 of all is over
+    `most`: of the largest alone it would be a picture's outlier that decides."""
+    y = conv.forward(given[0]).float()
+    var, mean = torch.var_mean(y, (0, 2, 3), correction=0)
+    factor = var.clamp_min(1e-6).rsqrt()
+    unit = (y - mean[:, None, None]) * factor[:, None, None]
+    factor *= (most - least) / float(unit.quantile(1 - 1 / 2000))
+    conv.weight.mul_(factor[:, None, None, None])
+    wanted = least + 0.1 * torch.randn(len(var), generator=generator, device="cpu").to(var)
+    conv.bias.copy_((conv.bias - mean) * factor + wanted)
+
+
 class YOLOv10Oracle(Oracle):
     library = "ultralytics"
     preset = "yolov10n"
@@ -81,7 +114,8 @@ class YOLOv10Oracle(Oracle):
         }
 
     def build(self, sizes: Mapping[str, Any], seed: int) -> nn.Module:
-        """Running statistics are those of noise, and a little off: activations keep their size through the layers."""
+        """Weights by seed, of which statistics and heads are set by pictures, each layer by what comes to it: values
+        keep their size through the layers, and scores lie well apart, as a trained model's."""
         config = tasks.yaml_model_load(f"yolov10{sizes['scale']}.yaml")
         rows = [*config["backbone"], *config["head"]]
         if "width" in sizes:
@@ -90,24 +124,20 @@ class YOLOv10Oracle(Oracle):
                 rows[i][2:] = ["C2fCIB", [rows[i][3][0], True, i in sizes["large_kernel_layers"]]]
         config["nc"] = sizes["num_classes"]
         model = randomize(tasks.DetectionModel(config, verbose=False), seed)
-        model.model[-1].end2end = True  # type: ignore[index,union-attr]
-        bins = torch.arange(16.0)[None, :, None, None]
-        model.model[-1].dfl.conv.weight.data.copy_(bins)  # type: ignore[index,union-attr]
-        for level in model.model[-1].one2one_cv3:  # type: ignore[index,union-attr]
-            level[-1].weight.data.mul_(0.2)  # no two scores are 1 in float32
-        generator, some = torch.Generator().manual_seed(seed), next(model.parameters())
-        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.momentum = None
-            norm.reset_running_stats()
+        head: Any = model.model[-1]  # type: ignore[index,union-attr]
+        head.end2end = True
+        head.dfl.conv.weight.data.copy_(torch.arange(16.0)[None, :, None, None])
+        some, generator = next(model.parameters()), torch.Generator().manual_seed(seed)
+        layers: list[Any] = [(module, _set_norm) for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        layers += [(level[-1], partial(_set_logits, 0.0, 4.0)) for level in head.one2one_cv2]
+        layers += [(level[-1], partial(_set_logits, -6.0, -2.0)) for level in head.one2one_cv3]
+        hooks = [layer.register_forward_pre_hook(partial(setter, generator)) for layer, setter in layers]
+        side = sizes.get("image_size", 64)
         with torch.no_grad():
-            model.train()(torch.rand(4, 3, 128, 128, generator=generator, device="cpu").to(some))
-            for norm in norms:
-                factor = 0.8 + 0.4 * torch.rand(norm.num_features, generator=generator, device="cpu").to(some)
-                var = norm.running_var
-                assert var is not None
-                var.copy_((var * factor).clamp_min(0.3 * float(var.mean())))
-        return model.eval()
+            model(_pictures(min(64, 8 * (640 // side) ** 2), side, side, generator).to(some))
+        for hook in hooks:
+            hook.remove()
+        return model
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """As the hub's safetensors, or by the names of ultralytics' own state_dict."""
@@ -141,7 +171,7 @@ class YOLOv10Oracle(Oracle):
         """A square, a wide and a tall picture, and the least one."""
         generator = torch.Generator().manual_seed(3)
         shapes = ((64, 64), (64, 96), (96, 32), (32, 32))
-        return [{"pixel_values": torch.rand(3, *s, generator=generator), "confidence": 0.0} for s in shapes]
+        return [{"pixel_values": _pictures(1, *shape, generator)[0], "confidence": 0.0} for shape in shapes]
 
     def answer(self, model: nn.Module, request: Request) -> Answer:
         pixels = torch.as_tensor(request["pixel_values"])
@@ -158,12 +188,30 @@ class YOLOv10Oracle(Oracle):
         return {"scale": "n", "num_classes": 80, "image_size": 640}
 
     def load(self, sizes: Mapping[str, Any], num: int, name: str) -> list[Request]:
-        generator, side = torch.Generator().manual_seed(num), sizes["image_size"]
-        return [{"pixel_values": torch.rand(3, side, side, generator=generator)} for _ in range(num)]
+        side = sizes["image_size"]
+        pictures = _pictures(num, side, side, torch.Generator().manual_seed(num))
+        return [{"pixel_values": picture} for picture in pictures]
 
     def forward(self, model: Any, batch: Mapping[str, Any]) -> Answer:
         found = model(batch["pixel_values"])[0]
         return {"boxes": found[..., :4], "scores": found[..., 4], "labels": found[..., 5].long()}
+
+    def paired(self, given: Answer, wanted: Answer) -> tuple[Answer, Answer]:
+        """Boxes of one label that overlap by half, one to one: near scores change places in half precision. found:
+        which of those wanted have a partner."""
+        rows: list[tuple[int, int]] = []
+        num = wanted["scores"].shape[1]
+        for i in range(len(wanted["scores"])):
+            sides = [[answer[n][i].float().cpu().numpy() for n in ("boxes", "labels")] for answer in (wanted, given)]
+            rows += [(i * num + a, i * num + b) for a, b, overlap in pairs(*sides[0], *sides[1]) if overlap >= 0.5]
+        found = torch.zeros(wanted["scores"].numel(), dtype=torch.int64)
+        found[[a for a, _ in rows]] = 1
+        names = ("boxes", "scores") if rows else ()
+        mine, theirs = (
+            {n: answer[n].flatten(0, 1)[[row[side] for row in rows]] for n in names}
+            for side, answer in ((1, given), (0, wanted))
+        )
+        return {**mine, "found": found}, {**theirs, "found": torch.ones_like(found)}
 
 
 ORACLE = YOLOv10Oracle()

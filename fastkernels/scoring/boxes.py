@@ -54,15 +54,24 @@ def _found(number: int, side: int, reference: Answer, candidate: Answer) -> Foun
 
 def _matched(first: Found, second: Found, differences: list[float]) -> list[float]:
     """The overlap of each pair that meets; what their scores differ by is added to `differences`."""
-    overlaps = []
-    for label in np.intersect1d(first[2], second[2]):
-        mine, theirs = (np.flatnonzero(side[2] == label) for side in (first, second))
-        table = intersection_over_union(first[0][mine], second[0][theirs])
+    found = pairs(first[0], first[2], second[0], second[2])
+    differences += [float(abs(first[1][mine] - second[1][theirs])) for mine, theirs, _ in found]
+    return [overlap for _, _, overlap in found]
+
+
+def pairs(
+    first: Floats, first_labels: np.ndarray, second: Floats, second_labels: np.ndarray
+) -> list[tuple[int, int, float]]:
+    """Rows of boxes [n, 4] and [m, 4] that are partners, and their intersection over union, above 0: of one label, in
+    the one-to-one matching in which the sum is largest."""
+    found = []
+    for label in np.intersect1d(first_labels, second_labels):
+        mine, theirs = np.flatnonzero(first_labels == label), np.flatnonzero(second_labels == label)
+        table = intersection_over_union(first[mine], second[theirs])
         for row, column in enumerate(best_partners(table)):
             if column >= 0 and table[row, column] > 0:
-                overlaps.append(float(table[row, column]))
-                differences.append(float(abs(first[1][mine[row]] - second[1][theirs[column]])))
-    return overlaps
+                found.append((int(mine[row]), int(theirs[column]), float(table[row, column])))
+    return found
 
 
 def intersection_over_union(first: Floats, second: Floats) -> Floats:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from skimage import data
 
+from fastkernels.dtypes import default_dtype
 from fastkernels.engine.pipeline import Pipeline
 from fastkernels.errors import CheckpointError, UsageError
+from fastkernels.oracles.measure import distance
+from fastkernels.oracles.oracle import oracle_of
 from fastkernels.pipelines.yolov10 import COLOURS, letterbox
+from fastkernels.registry import architecture
 from fastkernels.tasks.baseline.L4.yolov10 import YOLOv10
 from fastkernels.tasks.configs.yolov10 import YOLOv10Config
 from fastkernels.weights import load_weights, published_tensors, random_tensors
@@ -120,3 +125,38 @@ def test_generate_draws_boxes(tmp_path: Path) -> None:
     assert drawn.shape == (512, 512, 3)
     colours = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in COLOURS]
     assert sum(int((drawn == colour).all(-1).sum()) for colour in colours) > 500
+
+
+def test_the_librarys_boxes_in_float16_are_mostly_those_in_float32() -> None:
+    """Else what half precision costs ours could not be told: of equal scores anything may be the best."""
+    oracle: Any = oracle_of(architecture("yolov10"))
+    sizes = {**oracle.published(None), "image_size": 160}
+    with default_dtype(torch.float16):
+        half = oracle.build(sizes, seed=1)
+    wide = oracle.build(sizes, seed=1)
+    wide.load_state_dict(half.state_dict())
+    pictures = torch.stack([request["pixel_values"] for request in oracle.load(sizes, 2, "published")])
+    with torch.inference_mode():
+        wanted = oracle.forward(wide, {"pixel_values": pictures})
+        given = oracle.forward(half, {"pixel_values": pictures.half()})
+    assert bool((wanted["scores"] < 1).all())
+    assert bool((wanted["scores"][:, 0] > 2 * wanted["scores"][:, -1]).all())
+    mine, theirs = oracle.paired(given, wanted)
+    assert float(mine["found"].float().mean()) >= 0.9
+    assert distance(mine["scores"], theirs["scores"])["relative_rms"] < 0.1
+
+
+def test_boxes_are_compared_in_any_order_and_those_without_a_partner_are_told() -> None:
+    oracle = oracle_of(architecture("yolov10"))
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 0, 40, 10], [0, 0, 10, 10]])
+    wanted = {"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.tensor([1, 1, 2])}
+    given = {name: t[[2, 0, 1]] for name, t in wanted.items()}
+    given["boxes"] = given["boxes"] + torch.tensor([0.0, 0, 0, 1])
+    given["labels"] = torch.tensor([2, 1, 3])
+    mine, theirs = (dict(a) for a in oracle.paired(*({n: t[None] for n, t in a.items()} for a in (given, wanted))))
+    assert mine["found"].tolist() == [1, 0, 1]
+    assert theirs["found"].tolist() == [1, 1, 1]
+    assert mine["scores"].tolist() == theirs["scores"].tolist()
+    assert (mine["boxes"] - theirs["boxes"]).tolist() == [[0, 0, 0, 1]] * 2
+    nothing, _ = oracle.paired(*({n: t[None] + add for n, t in wanted.items()} for add in (100, 0)))
+    assert set(nothing) == {"found"}
