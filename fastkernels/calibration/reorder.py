@@ -35,7 +35,8 @@ class OtherOrder(TorchFunctionMode):
 
 
 def _is_halved(x: Tensor, axis: int) -> bool:
-    return x.is_floating_point() and x.dim() > 1 and x.shape[axis] > 1
+    is_dense = x.layout is torch.strided
+    return is_dense and x.is_floating_point() and x.dim() > 1 and x.shape[axis] > 1
 
 
 def _halves(product: Callable[..., Tensor], a: Tensor, i: int, b: Tensor, j: int) -> Tensor:
