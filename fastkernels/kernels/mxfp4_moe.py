@@ -114,7 +114,7 @@ def _unpacked(packed, exponents, dtype: tl.constexpr, BLOCK_N: tl.constexpr, BLO
     return (values * scale[:, :, None]).to(dtype).reshape(BLOCK_N, BLOCK_K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots", "num_row_tiles"])
 def _mxfp4_moe_kernel(
     x_ptr, blocks_ptr, scales_ptr, bias_ptr, y_ptr, sorted_ptr, expert_ids_ptr, padded_ptr,
     x_stride, num_slots, num_outputs, num_bytes, num_scales, num_row_tiles, num_col_tiles, block_size,
