@@ -39,7 +39,7 @@ from fastkernels.kernels.min_p import min_p
 from fastkernels.kernels.moe_align import moe_align
 from fastkernels.kernels.moe_grouped_gemm import moe_grouped_gemm
 from fastkernels.kernels.moe_sum import moe_sum
-from fastkernels.kernels.mxfp4_moe import mxfp4_moe
+from fastkernels.kernels.mxfp4_moe import mxfp4_moe, unpack_mxfp4
 from fastkernels.kernels.quickgelu import quickgelu
 from fastkernels.kernels.rasterize_gaussians import rasterize_gaussians
 from fastkernels.kernels.rms_norm import add_rms_norm, rms_norm
@@ -410,6 +410,15 @@ def _experts() -> Iterator[Launch]:
             yield Launch(
                 one.model, f"experts in blocks of {block_size}", _products(one, block_size), is_tested=is_tested
             )
+        if one.is_mxfp4:
+            yield Launch(one.model, "experts in fp32", _products(one, 64), (FP32,), is_tested=True)
+
+            def unpack(dtype: torch.dtype, one: _Experts = one) -> None:
+                shape = (one.num_experts, 2 * one.intermediate_size, one.hidden_size // 32, 16)
+                codes = meta(*shape, dtype=torch.uint8)
+                unpack_mxfp4(codes, codes[..., 0], dtype)
+
+            yield Launch(one.model, "experts' weights unpacked", unpack, (BF16, FP16), is_tested=True)
 
         def choose(dtype: torch.dtype, one: _Experts = one) -> None:
             for tokens in (8, 2048):

@@ -11,9 +11,10 @@ if not triton_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
 
 from fastkernels.kernels import moe_grouped_gemm as gemm
+from fastkernels.kernels import mxfp4_moe as mxfp4
 from fastkernels.kernels.moe_align import moe_align
 from fastkernels.kernels.moe_sum import moe_sum
-from fastkernels.kernels.mxfp4_moe import mxfp4_moe
+from fastkernels.kernels.mxfp4_moe import PackedTile, mxfp4_moe, unpack_mxfp4
 from fastkernels.kernels.swiglu_oai_and_mul import swiglu_oai_and_mul
 from fastkernels.kernels.topk_softmax import topk_softmax
 from fastkernels.tasks.baseline.expert_gemm import align, padded_capacity
@@ -153,6 +154,42 @@ def test_mxfp4_moe_unpacks_every_code_under_extreme_scales() -> None:
     alignment = align(torch.zeros(512, 1, dtype=torch.int32), 1, 64)
     y = mxfp4_moe(torch.eye(512), blocks, scales.reshape(1, 1, 16), None, *alignment, 1)
     assert torch.equal(y.flatten(), weight.flatten())
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_unpack_mxfp4_equals_the_definition_for_every_byte_and_scale() -> None:
+    blocks = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(1, 255, 1, 1)
+    scales = torch.arange(255).byte()[None, :, None].repeat(1, 1, 16)
+    wanted = dequantize_mxfp4(blocks, scales, torch.float64).half()
+    assert torch.equal(unpack_mxfp4(blocks, scales, torch.float16), wanted)
+
+
+@pytest.mark.parametrize("is_turned", [False, True])
+@pytest.mark.parametrize("block_size", [16, 128])
+def test_mxfp4_moe_by_tiles_of_either_side_that_do_not_divide_the_inputs(block_size: int, is_turned: bool) -> None:
+    op = MXFP4MoE(4, 352, 70, True, 2).half()
+    x, alignment = torch.randn(150, 352).half(), align(drawn_ids(150, 4, 2, 3), 4, block_size)
+    assert op.bias is not None
+    y = mxfp4_moe(
+        *(x, op.weight_blocks.data, op.weight_scales.data, op.bias.data, *alignment, 2),
+        tile=PackedTile(64, 128, 4, 3, is_turned),
+    )
+    wanted = op.double().reference(x.double(), *alignment)
+    assert ((y.double() - wanted).abs() <= ROUNDING[torch.float16] * (wanted.abs() + 2.0)).all()
+
+
+def test_mxfp4_moe_of_many_rows_an_expert_unpacks_and_asks_for_a_grouped_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    op = MXFP4MoE(3, 64, 48, True, 2).half()
+    x, alignment = torch.randn(40, 64).half(), align(drawn_ids(40, 3, 2, 3), 3, 16)
+    assert op.bias is not None
+    arguments = (x, op.weight_blocks.data, op.weight_scales.data, op.bias.data, *alignment, 2)
+    tiled = mxfp4_moe(*arguments)
+    monkeypatch.setattr(mxfp4, "GROUPED_MM_ROWS", 26)
+    monkeypatch.setattr(mxfp4, "supports_grouped_mm", lambda x, weight: True)
+    monkeypatch.setattr(mxfp4, "tile_rows", None)
+    torch.testing.assert_close(mxfp4_moe(*arguments), tiled, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
