@@ -6,7 +6,8 @@
 The second is a rehearsal at tiny sizes in fp16, whose times mean nothing. kernel_timing.py says how it is timed; calls
 take turns with routings and rows, so that experts are read from memory. Sorting is not in the times. "before" is the
 kernel that fp32 takes, "grouped" unpacks all weights to memory before torch._grouped_mm. Kernels are compiled by
-as many processes as there are cores first. What fails is in the file with its error, and so is what --seconds left no time for.
+as many processes as there are cores first. What fails is in the file with its error, and so is what --seconds left
+no time for.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _variants(block_size: int, *tiles: tuple[int, int, int, int, bool]) -> list[
 
 _FEW = [
     *_variants(16, (64, 128, 4, 4, True), (64, 256, 4, 3, True), (128, 128, 8, 4, True)),
-    *_variants(16, (64, 128, 4, 4, False), (32, 128, 2, 4, False)),
+    *_variants(16, (64, 128, 4, 4, False), (64, 256, 4, 3, False), (32, 128, 2, 4, False), (32, 256, 4, 3, False)),
     Variant(16, ExpertTile(64, 128, 4, 3)),
 ]
 VARIANTS: dict[int, list[Variant]] = {
@@ -94,7 +95,7 @@ VARIANTS: dict[int, list[Variant]] = {
     ],
     4096: [
         *_variants(64, (128, 64, 4, 4, False), (128, 64, 4, 3, False), (256, 64, 8, 4, False), (128, 64, 8, 4, True)),
-        *_variants(128, (128, 64, 8, 4, False), (256, 64, 8, 3, False)),
+        *_variants(128, (128, 64, 8, 4, False), (128, 64, 8, 4, True), (256, 64, 8, 3, False)),
         Variant(64, None),
         Variant(64, ExpertTile(64, 128, 4, 3)),
     ],
@@ -198,7 +199,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tokens", type=int, nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--seconds", type=float, default=55.0, help="after which no further variant is begun")
+    parser.add_argument("--seconds", type=float, default=45.0, help="after which no further variant is begun")
     arguments = parser.parse_args()
     started = time.monotonic()
     is_rehearsal, device = arguments.device == "cpu", torch.device(arguments.device)

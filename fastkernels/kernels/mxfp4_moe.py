@@ -100,14 +100,13 @@ def _unpacked(packed, exponents, dtype: tl.constexpr, BLOCK_N: tl.constexpr, BLO
     exponent of the product may not fit, and ptxas then multiplies bf16 one by one.
     """
     pairs = packed.to(tl.int32)
+    unit: tl.constexpr = 2.0**126 if dtype == tl.bfloat16 else 2.0**14
     if dtype == tl.bfloat16:
         sizes = (pairs * ((1 << 6) + (1 << 18))) & ((7 << 6) + (7 << 22))
         scale = (exponents.to(tl.int16) << 7).to(tl.bfloat16, bitcast=True)  # 2^(exponent - 127)
-        unit: tl.constexpr = 2.0**126
     else:
         sizes = (pairs * ((1 << 9) + (1 << 21))) & ((7 << 9) + (7 << 25))
         scale = (exponents.to(tl.int32) << 23).to(tl.float32, bitcast=True)
-        unit: tl.constexpr = 2.0**14
     bits = sizes | ((pairs * ((1 << 12) + (1 << 24))) & -0x7FFF8000)
     low, high = bits.to(tl.int16).to(dtype, bitcast=True), (bits >> 16).to(tl.int16).to(dtype, bitcast=True)
     values = tl.join(low, high).reshape(BLOCK_N, BLOCK_K // 32, 32).to(scale.dtype) * unit
