@@ -111,9 +111,10 @@ class _ExpertShards(ShardedLayer):
 
 
 def align_block_size(num_slots: int, num_experts: int) -> int:
-    """Rows of a tile: about as many as an expert gets, for what is filled up is computed too."""
+    """Rows of a tile: about as many as an expert gets, for what is filled up is computed too; some more, for a second
+    tile reads the weights again."""
     share = num_slots // num_experts
-    return 16 if share <= 16 else 32 if share <= 48 else 64 if share <= 128 else 128
+    return 16 if share <= 12 else 32 if share <= 48 else 64 if share <= 128 else 128
 
 
 class FusedExperts(Op):
