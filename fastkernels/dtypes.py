@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
 
 from fastkernels.errors import UnknownNameError
 
@@ -30,3 +31,15 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def whole_float32(x: Tensor) -> AbstractContextManager[None]:
+    """Inside, cuDNN convolves float32 as it is; unless told, torch lets it round both operands to TF32 (errors of 1e-3).
+
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices
+    """
+    if x.dtype is not torch.float32 or not x.is_cuda:
+        return nullcontext()
+    now = torch.backends.cudnn
+    kept = {name: getattr(now, name) for name in ("enabled", "benchmark", "benchmark_limit", "deterministic")}
+    return now.flags(**kept, allow_tf32=False)

@@ -16,6 +16,9 @@ from fastkernels.kernels.backend import (
 from fastkernels.kernels.mamba_ssm import softplus
 
 _CHUNK = 64
+_SMALL_CHUNK = 32
+"""Of heads and states below 64. With 64 rows Triton 3.6 chooses warp group products; on an H200 some rows of y were wrong
+then where heads had 16 columns, and only there. 32 rows stay with the products of a warp."""
 _EXACT = 16
 """Rows and columns of a tile in float32: products without tensor cores hold whole rows in registers."""
 _LEAST = 16
@@ -103,14 +106,15 @@ def mamba_chunk_scan(
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     is_exact = x.dtype != torch.bfloat16
     block_p = max(_LEAST, min(_EXACT if is_exact else 64, triton.next_power_of_2(head_dim)))
+    block_n = max(_LEAST, triton.next_power_of_2(state_size))
+    chunk = _EXACT if is_exact else _CHUNK if min(block_p, block_n) >= _CHUNK else _SMALL_CHUNK
     grid = (num_heads, len(state_indices), triton.cdiv(head_dim, block_p))
     if x.numel() and grid[1]:
         _mamba_chunk_scan_kernel[grid](
             x, dt, a_log, b, c, d, dt_bias, ssm_states, query_start_loc, state_indices, has_initial_state, y,
             *x.stride()[:2], dt.stride(0), *b.stride()[:2], *c.stride()[:2], ssm_states.stride(0),
             num_heads, num_heads // num_groups, head_dim, state_size, *dt_limit,
-            CHUNK=_EXACT if is_exact else _CHUNK, BLOCK_P=block_p,
-            BLOCK_N=max(_LEAST, triton.next_power_of_2(state_size)), IS_EXACT=is_exact,
-            num_warps=8, num_stages=2, **dependent_launch(x.device),
+            CHUNK=chunk, BLOCK_P=block_p, BLOCK_N=block_n, IS_EXACT=is_exact,
+            num_warps=4 if chunk == _SMALL_CHUNK else 8, num_stages=2, **dependent_launch(x.device),
         )  # fmt: skip
     return y

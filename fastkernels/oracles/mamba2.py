@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from fastkernels.oracles.language import LanguageOracle
 from fastkernels.oracles.oracle import Answer, Level, Request, greedy_answer, prompts, randomize
@@ -58,6 +59,9 @@ class Mamba2Oracle(LanguageOracle):
     def build(self, sizes: Mapping[str, Any], seed: int) -> nn.Module:
         model = randomize(transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**sizes)), seed)
         spread_decays(model, seed)
+        for layer in model.backbone.layers:  # type: ignore[union-attr]
+            if not hasattr(layer.mixer.norm, "group_size"):
+                layer.mixer.norm = GroupedNorm(layer.mixer.norm, sizes["n_groups"])
         return model
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -70,6 +74,19 @@ class Mamba2Oracle(LanguageOracle):
 
     def answer(self, model: nn.Module, request: Request) -> Answer:
         return greedy_answer(model, request)
+
+
+class GroupedNorm(nn.Module):
+    """The gated norm over each group of a row, as mamba_ssm and transformers 5.23 have it; 5.17 takes whole rows."""
+
+    def __init__(self, norm: Any, num_groups: int) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon, self.num_groups = norm.weight, norm.variance_epsilon, num_groups
+
+    def forward(self, hidden_states: Tensor, gate: Tensor) -> Tensor:
+        gated = (hidden_states.float() * silu(gate.float())).unflatten(-1, (self.num_groups, -1))
+        normed = gated * torch.rsqrt(gated.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * normed.flatten(-2).to(hidden_states.dtype)
 
 
 def spread_decays(model: nn.Module, seed: int) -> None:

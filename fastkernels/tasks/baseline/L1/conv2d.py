@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from fastkernels.context import uses_reference
+from fastkernels.dtypes import whole_float32
 from fastkernels.op import Op, compute_dtype
 from fastkernels.spec import Cost, OpSpec, TensorSpec
 
@@ -72,7 +73,8 @@ class Conv2d(Op):
         return self._convolve(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        with whole_float32(x):
+            return conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def derived_axes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         reach = self.dilation * (self.kernel_size - 1) + 1 - 2 * self.padding

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv3d, linear
 
 from fastkernels.context import uses_reference
+from fastkernels.dtypes import whole_float32
 from fastkernels.op import Op, compute_dtype
 from fastkernels.spec import Cost, OpSpec, TensorSpec
 
@@ -77,12 +78,15 @@ class Conv3d(Op):
             return self.reference(x)
         if self.stride == self.kernel_size and not any(self.padding):
             return self._patches(x)
-        return conv3d(x, self.weight, self.bias, self.stride, self.padding)
+        with whole_float32(x):
+            return conv3d(x, self.weight, self.bias, self.stride, self.padding)
 
     def reference(self, x: Tensor) -> Tensor:
         dtype = compute_dtype(x)
         bias = None if self.bias is None else self.bias.to(dtype)
-        return conv3d(x.to(dtype), self.weight.to(dtype), bias, self.stride, self.padding).to(x.dtype)
+        x_wide = x.to(dtype)
+        with whole_float32(x_wide):
+            return conv3d(x_wide, self.weight.to(dtype), bias, self.stride, self.padding).to(x.dtype)
 
     def _patches(self, x: Tensor) -> Tensor:
         """Kernels that do not overlap: one matrix multiplication."""
