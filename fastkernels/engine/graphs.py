@@ -15,6 +15,7 @@ from fastkernels.cache import CacheKind
 from fastkernels.context import Phase, set_forward_context
 from fastkernels.engine.batch import Array, StepInputs
 from fastkernels.engine.cache import table_width
+from fastkernels.engine.runners.replay import unowned
 from fastkernels.engine.staging import ALIGNMENT, packed_bytes, views
 from fastkernels.kernels.backend import step_graph
 
@@ -140,7 +141,7 @@ class GraphPool:
                 logits, likeliest = forward()
             finally:
                 graph.capture_end()
-        return _Captured(graph, _unowned(logits), _unowned(likeliest), rows, drawn)
+        return _Captured(graph, unowned(logits), unowned(likeliest), rows, drawn)
 
 
 _Field = tuple[Array | None, int | None, type]
@@ -170,11 +171,3 @@ def _padded(fields: Sequence[_Field], size: int, pad_row: int) -> list[Array]:
             array[: len(values)] = values
         arrays.append(array)
     return arrays
-
-
-def _unowned(tensor: Tensor) -> Tensor:
-    """The same memory, not kept alive: each replay's results are read before another graph may write there."""
-    storage = tensor.untyped_storage()
-    raw = torch._C._construct_storage_from_data_pointer(storage.data_ptr(), tensor.device, storage.nbytes())
-    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return alias.set_(raw, tensor.storage_offset(), tensor.shape, tensor.stride())

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastkernels.engine.outputs import FinishReason
-from fastkernels.engine.runners.batched import State, shape_key
+from fastkernels.engine.runners.batched import shape_key
+from fastkernels.engine.runners.replay import State
 from fastkernels.engine.task_output import TaskOutput, TaskRequest
 from fastkernels.errors import UnsupportedError, UsageError
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fastkernels.engine.llm import LLM
 from fastkernels.engine.pipeline import Pipeline
-from fastkernels.engine.runners.batched import BATCH_SIZES, State
-from fastkernels.engine.runners.packed import MOST_GRAPH_TOKENS
+from fastkernels.engine.runners.batched import BATCH_SIZES
+from fastkernels.engine.runners.packed import MOST_GRAPH_TOKENS, PackedRunner
+from fastkernels.engine.runners.replay import State
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.oracles.language import LanguageOracle
 from fastkernels.oracles.oracle import Answer, Load, Oracle, Request
@@ -68,17 +69,14 @@ class _Tensors:
 
     def _forward(self, states: Sequence[State]) -> tuple[Callable[[State], State], State, bool]:
         adapter, is_cuda = self.pipeline.adapter, self.pipeline.device.type == "cuda"
-        if hasattr(adapter, "forward_packed"):
-            lens = [len(next(iter(state.values()))) for state in states]
-            batch = {name: torch.cat([state[name] for state in states]) for name in states[0]}
-            starts = torch.tensor([0, *lens]).cumsum(0).int()
-            batch["query_start_loc"] = starts
+        if isinstance(runner := self.pipeline.core.runner, PackedRunner):
+            batch, longest, ends = runner.packed(states)
 
             def packed(given: State) -> State:
-                some = {name: t for name, t in given.items() if name != "query_start_loc"}
-                return adapter.forward_packed(some, given["query_start_loc"], max(lens))
+                own, result = adapter.per_request, runner.forward(longest, given)
+                return {name: t[: len(states) if name in own else ends[-1]] for name, t in result.items()}
 
-            return packed, batch, is_cuda and sum(lens) <= MOST_GRAPH_TOKENS
+            return packed, batch, is_cuda and ends[-1] <= MOST_GRAPH_TOKENS
         batch = {name: torch.stack([state[name] for state in states]) for name in states[0]}
         if self.pipeline.architecture.kind is Kind.ITERATIVE:
             batch["step"] = torch.zeros(len(states), dtype=torch.int64)

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 from fastkernels.cli.generate import generate
 from fastkernels.engine.pipeline import Pipeline
-from fastkernels.engine.runners.packed import PackedRunner, padded_size
+from fastkernels.engine.runners.packed import PackedRunner
 from fastkernels.errors import CheckpointError, UnsupportedError, UsageError
 from fastkernels.oracles.bge_m3 import ORACLE
+from fastkernels.oracles.our_side import our_side
 from fastkernels.pipelines.bge_m3 import Embedding, multi_vector_score, sparse_score
+from fastkernels.registry import architecture
 from fastkernels.workloads import prompts
 
 CPU = torch.device("cpu")
@@ -115,8 +117,33 @@ def test_padded_steps_answer_as_others(pipeline: Pipeline) -> None:
             assert torch.allclose(padded.tensors[name], tensor, rtol=1e-4, atol=1e-6), name
 
 
-def test_padded_sizes_are_few() -> None:
-    assert [padded_size(n, 64) for n in (1, 64, 65, 1024, 1025, 8192)] == [64, 64, 128, 1024, 1536, 8192]
+@pytest.mark.gpu
+def test_graphs_answer_bit_for_bit_as_eager_padded_steps() -> None:
+    steps = [[900, 300, 40], [870, 330, 60], [1000, 150, 7], [30], [64], [5], [910, 320, 1]]
+    answers = []
+    for enforce_eager in (False, True):
+        given = Pipeline("tiny-bge_m3", device="cuda", seed=1, enforce_eager=enforce_eager)
+        found = [given.run([{"input_ids": [5 + i % 400 for i in range(n)]} for n in lens]) for lens in steps]
+        assert given.core.runner.num_graph_steps == (0 if enforce_eager else 5)  # type: ignore[attr-defined]
+        answers.append([one for results in found for one in results])
+    for graph, eager in zip(*answers, strict=True):
+        assert all(torch.equal(graph.tensors[name], eager.tensors[name]) for name in eager.tensors)
+
+
+def test_the_measured_forward_is_the_engines_padded_step(tmp_path: Path) -> None:
+    model = ORACLE.build(ORACLE.tiny()["published files"], seed=3)
+    config, load = ORACLE.save_config(model, tmp_path), ORACLE.loads[0]
+    side = our_side(architecture("bge_m3"), ORACLE, {}, config, "float32", CPU)
+    requests = [{"input_ids": list(range(5, 5 + n))} for n in (1, 40, 30)]
+    plain = side.call(load, requests)()
+    seen: list[int] = []
+    side.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    side.pipeline.core.runner.pads = True  # type: ignore[attr-defined]
+    padded = side.call(load, requests)()
+    assert seen == [128]
+    assert (len(padded["dense_vecs"]), len(padded["colbert_vecs"])) == (3, 71)
+    for name, tensor in plain.items():
+        assert torch.allclose(padded[name], tensor, rtol=1e-4, atol=1e-6), name
 
 
 def test_a_text_of_8192_tokens_and_one_of_a_single_token(tmp_path: Path) -> None:

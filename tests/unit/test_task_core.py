@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fastkernels.engine.outputs import FinishReason
-from fastkernels.engine.runners.batched import State
 from fastkernels.engine.runners.iterative import IterativeRunner
+from fastkernels.engine.runners.replay import State
 from fastkernels.engine.runners.single_pass import SinglePassRunner
 from fastkernels.engine.task_core import TaskCore, TaskOutput, TaskRequest
 from fastkernels.errors import UnsupportedError, UsageError

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
-"""Tensors by name, without a batch axis for one request, with it in front for a batch."""
+from fastkernels.engine.runners.replay import Captured, State, capture
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -25,7 +24,7 @@ class BatchedForward:
     def __init__(self, forward: Callable[[State], State], device: torch.device, uses_graphs: bool) -> None:
         self._forward, self._device = forward, device
         self._uses_graphs = uses_graphs and device.type == "cuda"
-        self._graphs: dict[object, tuple[torch.cuda.CUDAGraph, State, State]] = {}
+        self._graphs: dict[object, Captured] = {}
         self.num_graph_steps = 0
 
     @torch.inference_mode()
@@ -45,22 +44,11 @@ class BatchedForward:
     def _replay(self, batch: State, num: int, key: object) -> State:
         size = BATCH_SIZES[bisect_left(BATCH_SIZES, num)]
         if (key, size) not in self._graphs:
-            self._graphs[key, size] = self._capture(batch, size)
-        graph, inputs, outputs = self._graphs[key, size]
+            inputs = {name: t[:1].expand(size, *t.shape[1:]).clone() for name, t in batch.items()}
+            self._graphs[key, size] = capture(self._forward, inputs, self._device)
+        captured = self._graphs[key, size]
         for name, t in batch.items():
-            inputs[name][:num].copy_(t)
-        graph.replay()
+            captured.inputs[name][:num].copy_(t)
+        captured.graph.replay()
         self.num_graph_steps += 1
-        return {name: t[:num].clone() for name, t in outputs.items()}
-
-    def _capture(self, batch: State, size: int) -> tuple[torch.cuda.CUDAGraph, State, State]:
-        inputs = {name: t[:1].expand(size, *t.shape[1:]).clone() for name, t in batch.items()}
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            self._forward(inputs)  # compiles what is compiled at first use: a capture must not
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
-                outputs = self._forward(inputs)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        return graph, inputs, outputs
+        return {name: t[:num].clone() for name, t in captured.outputs.items()}

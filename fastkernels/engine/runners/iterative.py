@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastkernels.engine.runners.batched import BatchedForward, State
+from fastkernels.engine.runners.batched import BatchedForward
+from fastkernels.engine.runners.replay import State
 from fastkernels.errors import UnsupportedError
 
 STEP = "step"

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
-from fastkernels.engine.runners.batched import BatchedForward, State
+from fastkernels.engine.runners.batched import BatchedForward
+from fastkernels.engine.runners.replay import State
 
 
 class SinglePassModel(Protocol):

@@ -1,0 +1,185 @@
+"""Packed steps as CUDA graphs, on a CPU that records operations and repeats them where they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastkernels.engine.runners.packed import MOST_GRAPH_TOKENS, PackedRunner, padded_size
+from fastkernels.engine.runners.replay import GraphCache, State
+
+CPU = torch.device("cpu")
+
+
+class Mixer:
+    """Each row and its request's mean; a mean a request. calls: rows, requests and longest length of each."""
+
+    per_request = frozenset({"mean"})
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int, int]] = []
+
+    def prepare(self, inputs: Mapping[str, Any]) -> State:
+        generator = torch.Generator().manual_seed(inputs["num"])
+        return {"x": torch.randn(inputs["num"], generator=generator)}
+
+    def forward_packed(self, batch: State, query_start_loc: Tensor, max_query_len: int) -> State:
+        x, num_seqs = batch["x"], len(query_start_loc) - 1
+        self.calls.append((len(x), num_seqs, max_query_len))
+        owner = torch.searchsorted(query_start_loc[1:].long(), torch.arange(len(x)), right=True)
+        total = torch.zeros(num_seqs + 1).index_add(0, owner, x)
+        mean = total[:num_seqs] / query_start_loc.diff().clamp(min=1)
+        return {"mixed": x + torch.cat((mean, mean.new_zeros(1)))[owner], "mean": mean, "x": x}
+
+    def finish(self, result: State) -> State:
+        return result
+
+
+class Recording(TorchDispatchMode):
+    """What torch.cuda.CUDAGraph is to kernels: the operations of a capture, on the same memory at each replay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.operations:
+            for old, new in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, Tensor):
+                    old.copy_(new)
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A pool for each capture; each enlarges what torch holds by 100 bytes."""
+    used: list[int] = []
+    handles, reserved = iter(range(1000)), iter(range(0, 10**6, 100))
+    nothing = SimpleNamespace(wait_stream=lambda other: None)
+
+    def graph(recording: Recording, pool: int, stream: Any) -> Recording:
+        used.append(pool)
+        return recording
+
+    stubs: dict[str, Callable[..., Any]] = {
+        "Stream": lambda device: nothing,
+        "current_stream": lambda device: nothing,
+        "stream": lambda given: nullcontext(),
+        "synchronize": lambda device: None,
+        "graph_pool_handle": lambda: next(handles),
+        "memory_reserved": lambda device: next(reserved),
+        "CUDAGraph": Recording,
+        "graph": graph,
+    }
+    for name, stub in stubs.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    return used
+
+
+def runner_with_graphs(**limits: int) -> PackedRunner:
+    runner = PackedRunner(Mixer(), CPU, pads=True)
+    runner.graphs = GraphCache(CPU, **limits)
+    return runner
+
+
+def step(runner: PackedRunner, lens: Sequence[int]) -> list[State]:
+    states = [runner.start({"num": n})[0] for n in lens]
+    return [runner.finish(state) for state in runner.advance(states, [0] * len(states))]
+
+
+def equal(given: Sequence[State], wanted: Sequence[State]) -> bool:
+    return all(torch.equal(a[name], b[name]) for a, b in zip(given, wanted, strict=True) for name in b)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [[1030], [1030], [1152], [1025]],
+        [[700, 9, 1400], [2, 800, 1390], [1300, 1, 900], [1, 1, 1408], [1400, 5, 700]],
+        [[64], [1], [33]],
+        [[8192], [7900], [MOST_GRAPH_TOKENS], [15800], [8000]],
+    ],
+)
+def test_replayed_steps_answer_bit_for_bit_as_eager_ones(steps: list[list[int]], pools: list[int]) -> None:
+    """Those of a padded step's rows and requests, and those without any padding."""
+    runner, eager, plain = runner_with_graphs(), PackedRunner(Mixer(), CPU, pads=True), PackedRunner(Mixer(), CPU)
+    answers = [step(runner, lens) for lens in steps]
+    for lens, answer in zip(steps, answers, strict=True):
+        assert equal(answer, step(eager, lens))
+        assert equal(answer, step(plain, lens)), "Padding is no part of an answer, nor a later step of an earlier one."
+    assert runner.num_graph_steps > 0
+    assert eager.num_graph_steps == plain.num_graph_steps == 0
+
+
+def test_the_second_step_of_a_size_is_captured_and_the_third_calls_no_model(pools: list[int]) -> None:
+    runner = runner_with_graphs()
+    calls = runner.model.calls  # type: ignore[attr-defined]
+    found = []
+    for lens in ([1100], [1152], [1030], [2000], [600, 500]):
+        before = len(calls)
+        step(runner, lens)
+        found.append((len(calls) - before, runner.num_graph_steps))
+    assert found == [(1, 0), (2, 1), (0, 2), (1, 2), (1, 2)]
+    assert calls[0] == (1152, 1, 1152)
+    assert calls[-1] == (1152, 2, 1024)
+    assert len(pools) == 1
+
+
+def test_what_a_graph_would_not_make_faster_is_neither_captured_nor_padded(pools: list[int]) -> None:
+    runner = runner_with_graphs()
+    for _ in range(3):
+        step(runner, [MOST_GRAPH_TOKENS, 1, 4])
+    assert runner.model.calls == [(MOST_GRAPH_TOKENS + 5, 3, MOST_GRAPH_TOKENS)] * 3  # type: ignore[attr-defined]
+    assert not pools
+
+
+def test_the_least_recently_used_graph_goes_first(pools: list[int]) -> None:
+    runner = runner_with_graphs(most_graphs=2)
+    calls = runner.model.calls  # type: ignore[attr-defined]
+    for lens in ([64], [64], [128], [128], [64], [256], [256]):
+        step(runner, lens)
+    before = len(calls)
+    step(runner, [64])
+    step(runner, [256])
+    assert len(calls) == before
+    for num_calls in (1, 2, 0):
+        step(runner, [128])
+        assert len(calls) == before + num_calls, "A size that was forgotten comes twice again before it is captured."
+        before = len(calls)
+    assert len(pools) == 4
+    assert set(pools) == {0}
+
+
+def test_a_pool_that_has_grown_too_large_goes_with_its_graphs(pools: list[int]) -> None:
+    runner = runner_with_graphs(most_bytes=200)
+    assert runner.graphs is not None
+    sizes = []
+    for num in (64, 64, 128, 128, 256, 256, 64, 64, 256):
+        answer = step(runner, [num])
+        assert equal(answer, step(PackedRunner(Mixer(), CPU), [num]))
+        sizes.append(runner.graphs.num_bytes)
+    assert sizes == [0, 100, 100, 200, 200, 100, 100, 200, 200]
+    assert pools == [0, 0, 1, 1]
+
+
+def test_padding_is_less_than_an_eighth_of_a_step_that_fills_a_gpu() -> None:
+    sizes = [padded_size(num, 64) for num in range(1, MOST_GRAPH_TOKENS + 1)]
+    assert sizes == sorted(sizes)
+    for num, size in enumerate(sizes, 1):
+        assert num <= size == padded_size(size, 64)
+        assert size < 1.125 * num if num > 1024 else size < max(2 * num, 65)
+    assert len(set(sizes)) == 37
+    assert sizes[-1] == MOST_GRAPH_TOKENS
+    assert [padded_size(n, 64) for n in (1, 65, 1024, 1025, 2048, 8100)] == [64, 128, 1024, 1152, 2048, 8192]
