@@ -34,7 +34,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def whole_float32(x: Tensor) -> AbstractContextManager[None]:
-    """Inside, cuDNN convolves float32 as it is; unless told, torch lets it round both operands to TF32 (errors of 1e-3).
+    """Inside, cuDNN convolves float32 as it is; unless told, torch lets it round operands to TF32 (errors of 1e-3).
 
     https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices
     """

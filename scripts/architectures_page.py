@@ -29,6 +29,15 @@ paper prints for its own system.
 | architecture | reference | library | error | ratio | published | measured against |
 |---|---|---|---|---|---|---|
 """
+_FIRST_LOOK = """
+## First look on an H200
+
+Of `benchmarks/results/h200/first_look`, whose files say in "note" how each was measured and what to hold against it.
+The library runs as it is, not compiled; the ratio is its time over ours, with the 95 % interval over a few rounds.
+
+| architecture | load | at once | ours, ms | library, ms | ratio |
+|---|---|---|---|---|---|
+"""
 _COUNTS = """
 ## Ops by level
 
@@ -47,6 +56,8 @@ def main() -> None:
     chosen = {a.name: _own_ops(a) for a in ARCHITECTURES}
     users = Counter(entry.name for entries in chosen.values() for entry in entries)
     text = _HEAD + "".join(_line(a, parity.get(a.name, {})) for a in ARCHITECTURES)
+    looks = "".join(_first_look(a) for a in ARCHITECTURES)
+    text += (_FIRST_LOOK + looks) * bool(looks)
     text += _COUNTS + "".join(_counts(a, chosen[a.name], users) for a in ARCHITECTURES)
     text += "\n## What is not supported\n\n"
     text += "".join(f"- {_title(a)}: {'; '.join(a.not_supported)}.\n" for a in ARCHITECTURES if a.not_supported)
@@ -88,6 +99,23 @@ def _speed(name: str) -> tuple[str, str]:
     loads = ", ".join(f"{load} of {' and '.join(some)}" for load, some in numbers.items())
     facts = [f"{record['library']}, its faster mode: {loads}", *_layers(**record.get("layers", {}))]
     return _range(best), "; ".join([*facts, *([record["note"]] if record.get("note") else [])])
+
+
+def _first_look(architecture: Architecture) -> str:
+    """A line a load; none where the architecture's own file holds a whole measurement."""
+    folder = RESULTS / "h200"
+    if any((folder / f"{architecture.name}{end}.json").is_file() for end in ("", "_vs_vllm")):
+        return ""
+    lines = []
+    for b in _read(folder / "first_look" / f"{architecture.name}.json").get("batches", []):
+        if not b.get("ratios"):
+            continue
+        best = min(b["ratios"], key=lambda mode: b["ratios"][mode]["ratio"])
+        ratio = b["ratios"][best]
+        times = (f"{b['ms'][side]:.2f}" for side in ("ours", best))
+        interval = f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        lines.append(" | ".join((_title(architecture), b["load"], str(b["batch"]), *times, interval)))
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 def _range(ratios: list[float]) -> str:

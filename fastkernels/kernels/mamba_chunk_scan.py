@@ -17,8 +17,8 @@ from fastkernels.kernels.mamba_ssm import softplus
 
 _CHUNK = 64
 _SMALL_CHUNK = 32
-"""Of heads and states below 64. With 64 rows Triton 3.6 chooses warp group products; on an H200 some rows of y were wrong
-then where heads had 16 columns, and only there. 32 rows stay with the products of a warp."""
+"""Of heads and states below 64. With 64 rows Triton 3.6 chooses warp group products; on an H200 some rows of y were
+wrong then where heads had 16 columns, and only there. 32 rows stay with the products of a warp."""
 _EXACT = 16
 """Rows and columns of a tile in float32: products without tensor cores hold whole rows in registers."""
 _LEAST = 16

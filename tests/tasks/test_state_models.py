@@ -19,6 +19,7 @@ from fastkernels.engine.llm import LLM
 from fastkernels.engine.model import build_config, find_model
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import CheckpointError, UnsupportedError
+from fastkernels.oracles.mamba2 import ORACLE, GroupedNorm
 from fastkernels.oracles.oracle import prompts
 from fastkernels.tasks.baseline.L4.mamba2 import Mamba2ForCausalLM
 from fastkernels.tasks.baseline.L4.qwen3_next import Qwen3NextForCausalLM
@@ -173,3 +174,10 @@ def test_predicted_tokens_of_a_checkpoint_are_left_out_and_projections_are_regro
 def test_an_infinite_step_limit_is_read_however_it_is_written() -> None:
     for written in ([0.0, float("inf")], [0.0, {"__float__": "Infinity"}]):
         assert Mamba2Config.from_hf({"time_step_limit": written}).time_step_limit == (0.0, float("inf"))
+
+
+def test_the_library_norms_groups_whichever_version_it_is() -> None:
+    sizes = ORACLE.tiny()["groups"]
+    norm: Any = ORACLE.build(sizes, seed=1).backbone.layers[0].mixer.norm  # type: ignore[union-attr,index]
+    x, gate = torch.randn(2, 3, 5, norm.weight.numel())
+    assert torch.equal(GroupedNorm(norm, sizes["n_groups"])(x, gate), norm(x, gate))

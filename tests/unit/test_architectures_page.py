@@ -91,3 +91,18 @@ def test_llamas_committed_run_is_read(monkeypatch: pytest.MonkeyPatch, page: Any
     ratio, against = line(page, "llama")[4], line(page, "llama")[6]
     assert float(ratio.split(" to ")[0]) > 0.5
     assert against == "vLLM 0.26.0, six scenarios"
+
+
+def test_a_first_look_is_a_table_of_its_own_until_there_is_a_whole_measurement(page: Any) -> None:
+    page.main()
+    assert "First look" not in page.PAGE.read_text()
+    (page.RESULTS / "h200" / "first_look").mkdir()
+    one = {**measured("default", 32, library=1.3, library_sparse=1.2), "ms": {"ours": 2.0, "library_sparse": 2.4}}
+    write(page, "first_look/dinov3", record(one, {"load": "high-res", "batch": 8, "error": "OutOfMemoryError"}))
+    page.main()
+    text = page.PAGE.read_text()
+    assert text.count("| default | 32 | 2.00 | 2.40 | 1.20 (1.19 to 1.21) |\n") == 1
+    assert "high-res" not in text
+    write(page, "dinov3", record(measured("default", 32, library=1.3)))
+    page.main()
+    assert "First look" not in page.PAGE.read_text()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from fastkernels.oracles.measure import distance
+from fastkernels.oracles.measure import Turns, distance
 
 
 def test_equal_answers_are_at_no_distance() -> None:
@@ -48,3 +51,24 @@ def test_an_answer_that_is_no_number_is_no_near_one() -> None:
 def test_what_is_nothing_everywhere_equals_itself_alone() -> None:
     assert distance(torch.zeros(3, 2), torch.zeros(3, 2))["least_cosine"] == 1.0
     assert distance(torch.ones(3, 2), torch.zeros(3, 2))["least_cosine"] == 0.0
+
+
+def test_who_measures_waits_until_nobody_builds(tmp_path: Path) -> None:
+    """Another process has its part in the lock until it ends."""
+    path = tmp_path / "turns"
+    other = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_SH); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", other, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as builder:
+        assert builder.stdout is not None
+        assert builder.stdin is not None
+        builder.stdout.readline()
+        turns = Turns(path)
+        asked = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        assert subprocess.run([sys.executable, "-c", asked, str(path)], capture_output=True).returncode
+        builder.stdin.write("\n")
+        builder.stdin.close()
+        with turns.alone():
+            assert builder.wait() == 0
+    del turns
+    assert not subprocess.run([sys.executable, "-c", asked, str(path)], capture_output=True).returncode
