@@ -15,6 +15,8 @@ from fastkernels import cli
 from fastkernels.cli import common
 from fastkernels.errors import EnvironmentProblem, UsageError
 
+READ_ONLY = {"list", "stubs", "report", "serve", "leaderboard", "lineage", "version"}
+
 
 def fastkernels(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "fastkernels", *arguments], capture_output=True, text=True)
@@ -109,6 +111,15 @@ def test_listing_imports_neither_torch_nor_other_commands() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_commands_that_only_read_import_no_torch() -> None:
+    """They answer in half a second; torch takes two."""
+    names = [c.module for c in cli.COMMANDS if c.name in READ_ONLY]
+    assert len(names) == len(READ_ONLY)
+    script = f"import sys\nfor name in {names}:\n    __import__(name)\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_every_command_of_the_table_that_exists_loads() -> None:
