@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import called
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -289,10 +290,10 @@ def test_candidate_replaces_an_op_in_the_model(tmp_path: Path) -> None:
         (["--model", "tiny-llama", "--prompt", "a", "--candidates", "nowhere"], 2, "nowhere"),
     ],
 )
-def test_generate_command_says_what_is_wrong(arguments: list[str], code: int, message: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "fastkernels", "generate", *arguments], capture_output=True, text=True, timeout=120
-    )
+def test_generate_command_says_what_is_wrong(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = called(capsys, "generate", *arguments)
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
