@@ -13,7 +13,6 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from types import ModuleType
 from typing import Any
 
@@ -23,19 +22,10 @@ from torch import nn
 from fastkernels.errors import CandidateError, UsageError
 from fastkernels.loading import adapted_class, load_class
 from fastkernels.registry import OpEntry, ops_of_module
-from fastkernels.sets import ImplementationSet, available_sets, resolve_set
+from fastkernels.sets import ImplementationSet, Status, available_sets, resolve_set
 from fastkernels.source import modules
 
 __all__ = ["ImplementationSet", "Overlay", "Status", "available_sets", "install", "load_class", "resolve_set"]
-
-
-class Status(StrEnum):
-    """What became of a replacement."""
-
-    REPLACED = "REPLACED"
-    NEVER_CALLED = "NEVER_CALLED"
-    IMPORT_ERROR = "IMPORT_ERROR"
-    SIGNATURE_ERROR = "SIGNATURE_ERROR"
 
 
 @dataclass

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
 from fastkernels import env
@@ -19,6 +20,15 @@ ALTERNATIVES_DIR = TASKS_DIR / "alternatives"
 CANDIDATE = "candidate"
 _LEFT_OUT = ("__pycache__", ".git")
 LAYOUT = "L1/<file>.py ... L4/<file>.py with the baseline's file and class names, or an adapt.py"
+
+
+class Status(StrEnum):
+    """What became of a replacement in a model that ran."""
+
+    REPLACED = "REPLACED"
+    NEVER_CALLED = "NEVER_CALLED"
+    IMPORT_ERROR = "IMPORT_ERROR"
+    SIGNATURE_ERROR = "SIGNATURE_ERROR"
 
 
 @dataclass(frozen=True)

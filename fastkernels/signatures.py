@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any
 
-from torch import nn
-
 from fastkernels.registry import OpEntry
 from fastkernels.source import SourceModule, find_base, modules
 
@@ -60,6 +58,8 @@ class Signature:
 
 def class_signature(cls: type, method: str) -> Signature | str:
     """Of a class that exists; a text that says why when Python cannot tell."""
+    from torch import nn  # here: stubs need none of it
+
     function = getattr(cls, method, None)
     if method == "__init__" and function is nn.Module.__init__:
         return Signature()

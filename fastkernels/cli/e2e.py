@@ -12,11 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer import Option
 
 from fastkernels import env
+from fastkernels.bench.e2e.failures import failures
 from fastkernels.bench.e2e.http import Endpoint
 from fastkernels.bench.e2e.load import Arrivals
 from fastkernels.bench.e2e.offline import Watcher
 from fastkernels.bench.e2e.routes import route_of
-from fastkernels.bench.e2e.run import E2ERun, failures, run_e2e
+from fastkernels.bench.e2e.run import E2ERun, run_e2e
 from fastkernels.bench.e2e.scenario import EXAMPLES, Scenario
 from fastkernels.bench.e2e.serving import LoadPlan
 from fastkernels.bench.run_folder import RunFolder

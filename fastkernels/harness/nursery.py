@@ -1,4 +1,4 @@
-"""A process that has torch imported and nothing else, and forks a confined worker on request.
+"""A process that has torch imported and the registry read, nothing else, and forks a confined worker on request.
 
 Run as a script by `python -I`: no environment variable, user site or current directory reaches it.
 Forking from it makes a fresh process in milliseconds; it never touches a GPU or a candidate.
@@ -30,7 +30,9 @@ def boot() -> None:
 
     torch.set_num_threads(1)
     import fastkernels.harness.worker
+    from fastkernels.registry import ops
 
+    ops()  # parsed in a worker, it costs that worker seconds, and its collections before every visit look through it
     for module in settings["preload"]:
         __import__(module)
     gc.collect()

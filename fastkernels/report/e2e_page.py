@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastkernels.bench.e2e.failures import failures
 from fastkernels.bench.e2e.load import RequestRecord
 from fastkernels.bench.e2e.metrics import latencies, pipeline_latencies
-from fastkernels.bench.e2e.run import failures
 from fastkernels.registry import Kind
 from fastkernels.report.e2e_columns import (
     Column,

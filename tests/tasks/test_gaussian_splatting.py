@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import called
 from PIL import Image
 
 from fastkernels.engine.pipeline import Pipeline
@@ -150,13 +149,13 @@ def test_blending_equals_every_gaussian_at_every_pixel_in_turn() -> None:
         assert float(alphas[0, y, x, 0]) == pytest.approx(1 - left, abs=1e-5)
 
 
-def test_generate_renders_a_file_to_a_picture(tmp_path: Path) -> None:
+def test_generate_renders_a_file_to_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_scene(generate_scene(300, 3, 4), tmp_path / "scene.ply")
     out = tmp_path / "view.png"
     given = [f"scene={tmp_path / 'scene.ply'}", "width=90", "height=70", "eye=[0, 0.5, -3]", "target=[0, 0, 0]"]
-    command = [sys.executable, "-m", "fastkernels", "generate", "--model", "gsplat-3dgs", "--device", "cpu"]
+    command = ["generate", "--model", "gsplat-3dgs", "--device", "cpu"]
     command += [*(word for one in given for word in ("--input", one)), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = called(capsys, *command)
     assert done.returncode == 0, done.stderr
     pixels = np.asarray(Image.open(out))
     assert pixels.shape == (70, 90, 3)

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
+from turns import in_turn
 
 from fastkernels.env import triton_interpreted
 from fastkernels.errors import UnsupportedError
@@ -84,12 +85,9 @@ def paged(lengths: list[int], num_heads: int, head_size: int, page_size: int, dt
     return Paged(cache, table, torch.tensor(lengths, dtype=torch.int32), keys, values)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("page_size", [1, 16])
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_size"), HEADS)
-def test_decode_equals_its_definition(
-    num_heads: int, num_kv_heads: int, head_size: int, page_size: int, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize(("heads", "page_size", "dtype"), in_turn(HEADS, [1, 16], last=[*ABSOLUTE]))
+def test_decode_equals_its_definition(heads: tuple[int, int, int], page_size: int, dtype: torch.dtype) -> None:
+    num_heads, num_kv_heads, head_size = heads
     lengths = [1, 37, 130, 0]
     batch = paged(lengths, num_kv_heads, head_size, page_size, dtype)
     query, scale = strided(4, num_heads, head_size, dtype), head_size**-0.5
@@ -120,11 +118,11 @@ def test_decode_reads_caches_with_heads_outermost() -> None:
         assert_near(out[row : row + 1], attended(query[row : row + 1], batch.keys[row], batch.values[row], 0.25))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_size"), HEADS)
+@pytest.mark.parametrize(("heads", "dtype"), in_turn(HEADS, last=[*ABSOLUTE]))
 def test_decode_in_a_step_graph_gives_the_same_bits_and_leaves_its_counters_zero(
-    num_heads: int, num_kv_heads: int, head_size: int, dtype: torch.dtype
+    heads: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
+    num_heads, num_kv_heads, head_size = heads
     lengths = [1, 37, 64, 0, 65, 130, 129]
     batch = paged(lengths, num_kv_heads, head_size, 16, dtype)
     query, counters = strided(7, num_heads, head_size, dtype), torch.zeros(64, dtype=torch.int32)
@@ -193,12 +191,9 @@ def test_prefill_equals_its_definition(num_heads: int, num_kv_heads: int, head_s
             assert_near(out[begin:end], attended(query[begin:end], key[begin:end], value[begin:end], scale))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("page_size", [7, 16])
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_size"), HEADS[:4])
-def test_varlen_mixes_chunks_and_single_tokens(
-    num_heads: int, num_kv_heads: int, head_size: int, page_size: int, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize(("heads", "page_size", "dtype"), in_turn(HEADS[:4], [7, 16], last=[*ABSOLUTE]))
+def test_varlen_mixes_chunks_and_single_tokens(heads: tuple[int, int, int], page_size: int, dtype: torch.dtype) -> None:
+    num_heads, num_kv_heads, head_size = heads
     lengths, new = [1, 37, 100, 0, 40, 90], [1, 37, 1, 0, 3, 61]
     batch = paged(lengths, num_kv_heads, head_size, page_size, dtype)
     starts = torch.tensor([0, *new]).cumsum(0).int()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from turns import in_turn
 
 from fastkernels.env import triton_interpreted
 from fastkernels.errors import UnsupportedError
@@ -28,6 +29,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
 ]
 DTYPES = [torch.float32, torch.float16]
+Sizes = tuple[int, int, int, int, int, bool]
+"""Tokens, experts, experts of a token, inputs, outputs; whether there is a bias."""
+GEMMS = [(1, 8, 2, 64, 96, False), (21, 4, 2, 256, 130, True), (40, 11, 1, 53, 37, True)]
+PACKED = [(1, 8, 2, 64, 96, False), (21, 4, 2, 160, 70, True), (40, 7, 1, 32, 37, True)]
 ROUNDING = {torch.float32: 1e-6, torch.float16: 2.0**-10}
 
 
@@ -92,22 +97,9 @@ def test_moe_sum_equals_its_definition(num_tokens: int, top_k: int, hidden_size:
     assert (error <= ROUNDING[dtype] * terms.abs().sum(1)).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("block_size", [1, 16, 20, 64])
-@pytest.mark.parametrize(
-    ("num_tokens", "num_experts", "top_k", "num_inputs", "num_outputs", "has_bias"),
-    [(1, 8, 2, 64, 96, False), (21, 4, 2, 256, 130, True), (40, 11, 1, 53, 37, True)],
-)
-def test_grouped_gemm_equals_its_definition(
-    num_tokens: int,
-    num_experts: int,
-    top_k: int,
-    num_inputs: int,
-    num_outputs: int,
-    has_bias: bool,
-    block_size: int,
-    dtype: torch.dtype,
-) -> None:
+@pytest.mark.parametrize(("sizes", "block_size", "dtype"), in_turn(GEMMS, [1, 16, 20, 64], last=DTYPES))
+def test_grouped_gemm_equals_its_definition(sizes: Sizes, block_size: int, dtype: torch.dtype) -> None:
+    num_tokens, num_experts, top_k, num_inputs, num_outputs, has_bias = sizes
     op = MoEGroupedGemm(num_experts, num_inputs, num_outputs, has_bias, top_k).to(dtype)
     x = torch.randn(num_tokens, num_inputs + 3).to(dtype)[:, :num_inputs]
     alignment = align(drawn_ids(num_tokens, num_experts, top_k, max(top_k, num_experts - 1)), num_experts, block_size)
@@ -121,22 +113,9 @@ def test_grouped_gemm_refuses_blocks_beyond_its_tiles() -> None:
         gemm.tile_rows(256)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("block_size", [1, 16, 64])
-@pytest.mark.parametrize(
-    ("num_tokens", "num_experts", "top_k", "num_inputs", "num_outputs", "has_bias"),
-    [(1, 8, 2, 64, 96, False), (21, 4, 2, 160, 70, True), (40, 7, 1, 32, 37, True)],
-)
-def test_mxfp4_moe_equals_its_definition(
-    num_tokens: int,
-    num_experts: int,
-    top_k: int,
-    num_inputs: int,
-    num_outputs: int,
-    has_bias: bool,
-    block_size: int,
-    dtype: torch.dtype,
-) -> None:
+@pytest.mark.parametrize(("sizes", "block_size", "dtype"), in_turn(PACKED, [1, 16, 64], last=DTYPES))
+def test_mxfp4_moe_equals_its_definition(sizes: Sizes, block_size: int, dtype: torch.dtype) -> None:
+    num_tokens, num_experts, top_k, num_inputs, num_outputs, has_bias = sizes
     op = MXFP4MoE(num_experts, num_inputs, num_outputs, has_bias, top_k).to(dtype)
     x = torch.randn(num_tokens, num_inputs + 3).to(dtype)[:, :num_inputs]
     alignment = align(drawn_ids(num_tokens, num_experts, top_k, max(top_k, num_experts - 1)), num_experts, block_size)

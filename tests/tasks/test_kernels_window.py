@@ -6,6 +6,7 @@ import pytest
 import torch
 from paged_batches import make_context, scattered_pages
 from torch import Tensor
+from turns import in_turn
 
 from fastkernels.context import Phase
 from fastkernels.env import triton_interpreted
@@ -28,6 +29,11 @@ BATCHES = {
     "few": ([3, 1, 2], [70, 1, 90]),
     "decodes, then chunks": ([1, 1, 2, 1, 30], [65, 1, 2, 90, 40]),
 }
+MASKS = [(9, True), (9, False), (1, False), (64, True), (None, True)]
+"""A window, and whether there are sinks."""
+SPLITS = [(128, 256), (130, 32), (300, 64), (None, 256)]
+"""A window, and the keys of a split."""
+HEADS = [(8, 1, 64), (3, 3, 33), (20, 1, 16)]
 ERRORS = {torch.float32: 3e-6, torch.float16: 2e-3}
 
 
@@ -90,29 +96,25 @@ def call(
     return Call(query, caches, geometry, window, sinks, wanted)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("window", "has_sinks"), [(9, True), (9, False), (1, False), (64, True), (None, True)])
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(("batch", "masked", "dtype"), in_turn(BATCHES, MASKS, last=[*ERRORS]))
 def test_varlen_with_windows_and_sinks_equals_its_definition(
-    batch: str, window: int | None, has_sinks: bool, dtype: torch.dtype
+    batch: str, masked: tuple[int | None, bool], dtype: torch.dtype
 ) -> None:
     query_lens, seq_lens = BATCHES[batch]
-    made = call(query_lens, seq_lens, window, has_sinks, dtype)
+    made = call(query_lens, seq_lens, *masked, dtype)
     for num_decodes in {0, next((i for i, n in enumerate(query_lens) if n > 1), len(query_lens))}:
         assert made.error(made.run(num_decodes)) <= ERRORS[dtype]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("heads", [(8, 1, 64), (3, 3, 33), (20, 1, 16)])
-@pytest.mark.parametrize(("window", "split_keys"), [(128, 256), (130, 32), (300, 64), (None, 256)])
+@pytest.mark.parametrize(("split", "heads", "dtype"), in_turn(SPLITS, HEADS, last=[*ERRORS]))
 def test_decode_by_split_keys_with_sinks_equals_its_definition(
-    window: int | None,
-    split_keys: int,
+    split: tuple[int | None, int],
     heads: tuple[int, int, int],
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also within a step's graph, where lengths may have grown since and the last program merges: the same bits."""
+    window, split_keys = split
     monkeypatch.setattr(decode, "WINDOW_SPLIT_KEYS", split_keys)
     monkeypatch.setattr(decode, "num_sms", lambda device: 64)
     made = call([1, 1, 1, 1, 1], [1, 127, 128, 129, 420], window, True, dtype, heads)

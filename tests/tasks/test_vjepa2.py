@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import called
 from PIL import Image
 from skimage import data
 
@@ -84,14 +83,14 @@ def test_patches_that_do_not_overlap_are_one_matrix_multiplication() -> None:
         torch.testing.assert_close(op._patches(x), op.reference(x), rtol=1e-5, atol=1e-5)
 
 
-def test_generate_labels_a_clip(tmp_path: Path) -> None:
+def test_generate_labels_a_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     buffer = io.BytesIO()
     frames = [Image.fromarray(data.coffee()).resize((60, 40)).rotate(3 * i) for i in range(3)]
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     (tmp_path / "clip.gif").write_bytes(buffer.getvalue())
     out = tmp_path / "labels.json"
     model = ("--model", "tiny-vjepa2_classification", "--device", "cpu", "--out", str(out))
-    command = [sys.executable, "-m", "fastkernels", "generate", *model, "--input", f"video={tmp_path / 'clip.gif'}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = ["generate", *model, "--input", f"video={tmp_path / 'clip.gif'}"]
+    done = called(capsys, *command)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(out.read_text())["labels"]) == 5

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import called
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from skimage import data
@@ -113,12 +112,12 @@ def test_a_config_of_another_yolo_is_refused(tmp_path: Path) -> None:
         Pipeline(tmp_path, device="cpu")
 
 
-def test_generate_draws_boxes(tmp_path: Path) -> None:
+def test_generate_draws_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(data.astronaut()).save(tmp_path / "photo.jpg")
     out = tmp_path / "boxes.png"
     given = ("--input", f"image={tmp_path / 'photo.jpg'}", "--input", "confidence=0", "--out", str(out), "--json")
-    command = [sys.executable, "-m", "fastkernels", "generate", "--model", "tiny-yolov10", "--device", "cpu", *given]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = ["generate", "--model", "tiny-yolov10", "--device", "cpu", *given]
+    done = called(capsys, *command)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["detections"]) == 84
     drawn = np.asarray(Image.open(out).convert("RGB")).astype(int)

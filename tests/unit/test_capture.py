@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import called
 from torch import Tensor, nn
 
 from fastkernels.cache import CacheKind, CacheSpec
@@ -400,9 +401,10 @@ def test_capture_command_writes_a_set_and_a_summary(tmp_path: Path) -> None:
         (["--model", "tiny-llama", "--keep", "0"], 2, "--keep is 0"),
     ],
 )
-def test_capture_command_says_what_is_wrong(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
-    command = [sys.executable, "-m", "fastkernels", "capture", *arguments, "--out", str(tmp_path / "set")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def test_capture_command_says_what_is_wrong(
+    tmp_path: Path, arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = called(capsys, "capture", *arguments, "--out", tmp_path / "set")
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout

@@ -6,17 +6,31 @@ import errno
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import rich.console
+from commands import called
 
 from fastkernels import cli
 from fastkernels.cli import common
 from fastkernels.errors import EnvironmentProblem, UsageError
 
+READ_ONLY = {"list", "stubs", "report", "serve", "leaderboard", "lineage", "version"}
 
-def fastkernels(*arguments: str) -> subprocess.CompletedProcess[str]:
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def fastkernels(capsys: pytest.CaptureFixture[str]) -> Call:
+    """A command in this process; test_the_program_... are of one of its own."""
+    return partial(called, capsys)
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "fastkernels", *arguments], capture_output=True, text=True)
 
 
@@ -24,21 +38,21 @@ def raising(error: BaseException) -> None:
     raise error
 
 
-def test_list_shows_every_op_of_a_level() -> None:
+def test_list_shows_every_op_of_a_level(fastkernels: Call) -> None:
     done = fastkernels("list", "--level", "1")
     assert done.returncode == 0
     assert "RMSNorm" in done.stdout
     assert "LlamaMLP" not in done.stdout
 
 
-def test_list_json_is_json_and_nothing_else() -> None:
+def test_list_json_is_json_and_nothing_else(fastkernels: Call) -> None:
     found = {op["op"]: op for op in json.loads(fastkernels("list", "--json").stdout)}
     assert found["rms_norm"]["file"] == "L1/rms_norm.py"
     assert "silu_and_mul" in found["llama_mlp"]["uses"]
     assert "llama_for_causal_lm" in found["rms_norm"]["used_by"]
 
 
-def test_list_map_is_the_tree_of_a_model() -> None:
+def test_list_map_is_the_tree_of_a_model(fastkernels: Call) -> None:
     done = fastkernels("list", "--map", "llama")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("LlamaForCausalLM")
@@ -46,24 +60,24 @@ def test_list_map_is_the_tree_of_a_model() -> None:
     assert depth["SiluAndMul"] == depth["LlamaMLP"] + 4
 
 
-def test_list_map_json_nests_down_to_level_one() -> None:
+def test_list_map_json_nests_down_to_level_one(fastkernels: Call) -> None:
     (root,) = json.loads(fastkernels("list", "--map", "llama_mlp", "--json").stdout)
     assert {part["class"] for part in root["uses"]} >= {"SiluAndMul", "RowParallelLinear"}
 
 
-def test_list_uses_reaches_the_model() -> None:
+def test_list_uses_reaches_the_model(fastkernels: Call) -> None:
     (found,) = json.loads(fastkernels("list", "--uses", "rms_norm", "--json").stdout)
     assert found["changes"][-1]["level"] == 4
     assert {"llama", "mixtral"} <= set(found["architectures"])
 
 
-def test_list_sets_says_what_each_is() -> None:
+def test_list_sets_says_what_each_is(fastkernels: Call) -> None:
     found = {s["name"]: s for s in json.loads(fastkernels("list", "--sets", "--json").stdout)}
     assert found["liger"]["ops"] == ["rms_norm", "silu_and_mul"]
     assert "Liger Kernel" in fastkernels("list", "--sets").stdout
 
 
-def test_help_lists_commands_and_exit_codes() -> None:
+def test_help_lists_commands_and_exit_codes(fastkernels: Call) -> None:
     done = fastkernels("--help")
     assert done.returncode == 0
     assert "stubs" in done.stdout
@@ -84,7 +98,9 @@ def test_help_lists_commands_and_exit_codes() -> None:
         (["stubs", "--target", "rms_norm", "--level", "2"], "No op is all of this: rms_norm, level 2"),
     ],
 )
-def test_a_users_mistake_is_one_message_and_exit_code_two(arguments: list[str], message: str) -> None:
+def test_a_users_mistake_is_one_message_and_exit_code_two(
+    fastkernels: Call, arguments: list[str], message: str
+) -> None:
     done = fastkernels(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
@@ -92,7 +108,19 @@ def test_a_users_mistake_is_one_message_and_exit_code_two(arguments: list[str], 
     assert done.stdout == ""
 
 
-def test_stubs_writes_and_then_refuses(tmp_path: Path) -> None:
+def test_the_program_ends_with_the_code_of_its_command() -> None:
+    done = program("list", "--uses", "rmsnorm")
+    assert done.returncode == 2
+    assert "Did you mean rms_norm" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_program_writes_json_and_nothing_else() -> None:
+    assert "rms_norm" in {op["op"] for op in json.loads(program("list", "--json").stdout)}
+
+
+def test_stubs_writes_and_then_refuses(fastkernels: Call, tmp_path: Path) -> None:
     command = ["stubs", "--target", "rms_norm", "--out", str(tmp_path)]
     done = fastkernels(*command)
     assert done.stdout.split() == [str(tmp_path / "L1" / "rms_norm.py")]
@@ -109,6 +137,15 @@ def test_listing_imports_neither_torch_nor_other_commands() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_commands_that_only_read_import_no_torch() -> None:
+    """They answer in half a second; torch takes two."""
+    names = [c.module for c in cli.COMMANDS if c.name in READ_ONLY]
+    assert len(names) == len(READ_ONLY)
+    script = f"import sys\nfor name in {names}:\n    __import__(name)\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_every_command_of_the_table_that_exists_loads() -> None:

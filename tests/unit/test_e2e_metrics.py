@@ -218,6 +218,7 @@ def test_serve_words_are_options_of_serve() -> None:
     words = serve_words(scenario, ("mine", "yours"))
     assert words[:2] == ["--seed", "4"]
     assert "--enforce-eager" in words
+    assert words[words.index("--warm") + 1] == "full"
     assert words[words.index("--tensor-parallel-size") + 1] == "2"
     assert "--dtype" not in words
     assert words[-4:] == ["--candidates", "mine", "--candidates", "yours"]

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from commands import called
 from judging import rms_norm, wait_until, write_set
 
 from fastkernels.bench.run_folder import RunFolder
@@ -20,6 +22,7 @@ from fastkernels.capture.case import Case
 from fastkernels.capture.store import CaseSet
 
 RIGHT = rms_norm("return self.right(x, residual)")
+Here = Callable[..., tuple[int, str, str]]
 QUICK = ("--device", "cpu", "--quick", "--check-only", "--no-track")
 
 
@@ -43,6 +46,21 @@ def run(folder: Path, *words: object) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=120)
     assert "Traceback" not in err
     return process.returncode, out, err
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """The same as `run` in this process, for words at which it stops before it starts another."""
+    monkeypatch.setenv("FASTKERNELS_HOME", str(tmp_path / "runs"))
+    monkeypatch.setenv("FASTKERNELS_CANDIDATE_DIR", str(tmp_path / "candidate"))
+    (tmp_path / "candidate").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        done = called(capsys, "kernels", *words)
+        return done.returncode, done.stdout, done.stderr
+
+    return call
 
 
 def test_right_and_wrong_candidates_give_0_and_1_and_json(tmp_path: Path) -> None:
@@ -77,8 +95,10 @@ def test_right_and_wrong_candidates_give_0_and_1_and_json(tmp_path: Path) -> Non
         (("--candidates", "reference", "--device", "cpu", "--resume", "no_such_run"), 3, "run.json is missing"),
     ],
 )
-def test_mistake_is_one_message_and_its_exit_code(tmp_path: Path, words: tuple[str, ...], code: int, says: str) -> None:
-    got, out, err = run(tmp_path, *words)
+def test_mistake_is_one_message_and_its_exit_code(
+    here: Here, tmp_path: Path, words: tuple[str, ...], code: int, says: str
+) -> None:
+    got, out, err = here(*words)
     assert (got, out) == (code, "")
     assert err.startswith("error: ")
     assert says in err
@@ -86,20 +106,20 @@ def test_mistake_is_one_message_and_its_exit_code(tmp_path: Path, words: tuple[s
     assert not (tmp_path / "runs").exists()
 
 
-def test_case_set_that_is_cut_off_is_named(tmp_path: Path) -> None:
+def test_case_set_that_is_cut_off_is_named(here: Here, tmp_path: Path) -> None:
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     case = Case("rms_norm", {"hidden_size": 64}, {"x": x, "residual": None}, {"weight": torch.ones(64)})
     CaseSet([case]).save(tmp_path / "cases")
     tensors = tmp_path / "cases" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-100])
-    code, _, err = run(tmp_path, "--candidates", "reference", *QUICK, "--cases", tmp_path / "cases")
+    code, _, err = here("--candidates", "reference", *QUICK, "--cases", tmp_path / "cases")
     assert code == 3
     assert "tensors.safetensors" in err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_missing_gpu_is_exit_5(tmp_path: Path) -> None:
-    code, out, err = run(tmp_path, "--target", "rms_norm", "--candidates", "torch_native", "--device", "cuda")
+def test_missing_gpu_is_exit_5(here: Here, tmp_path: Path) -> None:
+    code, out, err = here("--target", "rms_norm", "--candidates", "torch_native", "--device", "cuda")
     assert (code, out) == (5, "")
     assert "no GPU is visible to torch here. Use --device cpu." in err
     assert not (tmp_path / "runs").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,6 @@ from fastkernels.bench.e2e.serving import LoadPlan, run_serving
 from fastkernels.bench.e2e.tokens import agreement
 from fastkernels.bench.environment import environment
 from fastkernels.bench.run_folder import RunFolder
-from fastkernels.overlay import Status
 from fastkernels.sets import resolve_set
 
 KIND = "e2e"
@@ -202,23 +200,3 @@ def _all_latencies(side: Side) -> dict[str, list[float]]:
     if any(_is_pipeline(repeat) for repeat in side.repeats):
         return pipeline_latencies(side.repeats)
     return latencies([record for repeat in side.repeats for record in repeat.get("_records", ())])
-
-
-def failures(results: Json) -> list[str]:
-    """What makes the run not pass, a sentence each: replacements not in force on a rank, sides that failed, requests
-    that did."""
-    found = []
-    for side in results["sides"]:
-        for line in side["replacements"]:
-            if line["status"] != Status.REPLACED:
-                rank = f" on rank {line['rank']}" if line.get("rank") is not None else ""
-                found.append(f"{side['name']}: {line['op']} is {line['status']}{rank}.")
-        if side["error"]:
-            found.append(f"{side['name']}: {side['error']['message']}")
-        num_failed = sum(r["summary"]["num_failed"] for r in side["repeats"])
-        if num_failed:
-            errors = [q["error"] for r in side["repeats"] for q in r["requests"] if q.get("error")] or ["?"]
-            [(error, _)] = Counter(errors).most_common(1)
-            all_of = "" if any(r["summary"]["num_completed"] for r in side["repeats"]) else "nothing came back: all "
-            found.append(f"{side['name']}: {all_of}{num_failed} requests failed, most often with: {error}")
-    return found
