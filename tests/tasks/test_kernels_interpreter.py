@@ -21,7 +21,7 @@ LEAST_TESTS = {
     "test_kernels_vision.py": 55,
     "test_kernels_linear.py": 90,
     "test_kernels_images.py": 103,
-    "test_kernels_states.py": 71,
+    "test_kernels_states.py": 55,
     "test_kernels_gates.py": 260,
 }
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from turns import in_turn
 
 from fastkernels.env import triton_interpreted
 from fastkernels.op import Op
@@ -141,15 +142,13 @@ def mamba(num_rows: int, heads: tuple[int, int], sizes: tuple[int, int], dtype: 
     }
 
 
-SIZES = [((4, 2), (16, 32)), ((3, 1), (70, 19))]
+Shape = tuple[tuple[int, int], tuple[int, int]]
+SIZES: list[Shape] = [((4, 2), (16, 32)), ((3, 1), (70, 19))]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize(("heads", "sizes"), SIZES)
-def test_mamba_chunk_scan_equals_the_recurrence(
-    heads: tuple[int, int], sizes: tuple[int, int], batch: str, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize(("shape", "batch", "dtype"), in_turn(SIZES, BATCHES, last=DTYPES))
+def test_mamba_chunk_scan_equals_the_recurrence(shape: Shape, batch: str, dtype: torch.dtype) -> None:
+    heads, sizes = shape
     where, limit = places(batch), (0.001, 0.5)
     arguments = mamba(int(where["query_start_loc"][-1]), heads, sizes, dtype)
     states = pool(where, heads[0], *sizes, dtype=torch.float32)
@@ -176,12 +175,9 @@ def delta(num_rows: int, heads: tuple[int, int], sizes: tuple[int, int], dtype: 
     return {**keys, "v": v, "g": drawn["g"], "beta": drawn["beta"]}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize(("heads", "sizes"), SIZES)
-def test_chunk_gated_delta_rule_equals_the_recurrence(
-    heads: tuple[int, int], sizes: tuple[int, int], batch: str, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize(("shape", "batch", "dtype"), in_turn(SIZES, BATCHES, last=DTYPES))
+def test_chunk_gated_delta_rule_equals_the_recurrence(shape: Shape, batch: str, dtype: torch.dtype) -> None:
+    heads, sizes = shape
     where = places(batch)
     arguments = delta(int(where["query_start_loc"][-1]), heads, sizes, dtype)
     states = pool(where, heads[0], *sizes, dtype=torch.float32)
