@@ -120,7 +120,18 @@ class _ToldRunner:
 
     def launch(self, inputs: StepInputs) -> Step:
         self._tell(("launch", inputs))
-        return self._own.launch(inputs)
+        try:
+            step = self._own.launch(inputs)
+        except Exception as error:  # of a rank that is gone, or of the group that _watch took away: of many types
+            self._check_ranks(error)
+            raise
+        self._check_ranks()  # without a group, collectives give back what they get
+        return step
+
+    def _check_ranks(self, error: Exception | None = None) -> None:
+        for rank in self._ranks:
+            if rank.process.poll() is not None:
+                raise rank.error() from error
 
     def accept(self, row: int, token: int) -> None:
         self._tell(("accept", row, token))
@@ -150,7 +161,11 @@ class _Rank:
         try:
             self._connection.send_bytes(body)
         except (BrokenPipeError, ConnectionResetError):
-            raise RankError(f"Rank {self.rank} has ended with exit code {self.process.poll()}.") from None
+            raise self.error() from None
+
+    def error(self) -> RankError:
+        """Of a rank that has ended."""
+        return RankError(f"Rank {self.rank} has ended with exit code {self.process.poll()}.")
 
     def ask(self, what: str) -> Any:
         self.send(pickle.dumps((what,)))

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from fastkernels import LLM, SamplingParams
+from fastkernels.engine import parallel
 from fastkernels.engine.parallel import RankError
 from fastkernels.engine.sampling_params import StructuredOutputsParams
 from fastkernels.errors import EnvironmentProblem, UsageError
@@ -100,6 +101,22 @@ def test_rank_that_dies_is_an_error_and_not_a_hang() -> None:
         llm.core.close()
     assert time.monotonic() - started < 60
     assert not ranks_of(psutil.Process())
+
+
+def test_a_rank_that_dies_within_a_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its message was sent, and then the group was taken away, of which torch complains with a ValueError."""
+    llm = make_llm(2)
+    (child,) = ranks_of(psutil.Process())
+    child.send_signal(signal.SIGKILL)
+    started = time.monotonic()
+    while dist.is_initialized() and time.monotonic() - started < 30:
+        time.sleep(0.01)
+    monkeypatch.setattr(parallel._Rank, "send", lambda rank, body: None)
+    try:
+        with pytest.raises(RankError, match="Rank 1 has ended with exit code -9"):
+            llm.generate(PROMPTS, PARAMS[0])
+    finally:
+        llm.core.close()
 
 
 def test_ranks_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
