@@ -139,32 +139,24 @@ def test_an_unknown_model_is_a_404_even_with_a_broken_name(server: LocalServer) 
     assert response.json()["error"]["code"] == "model_not_found"
 
 
-@pytest.fixture(scope="module")
-def refused(server: LocalServer) -> tuple[float, list[float]]:
-    """How many steps the server took while it refused what is wrong, and how long each refusal took, in seconds."""
+def test_rejecting_takes_no_step_and_little_time(server: LocalServer) -> None:
+    """The best of five of each body: other tests take the processor from any one of them."""
 
     def steps() -> float:
         lines = httpx.get(f"{server.url}/metrics").text.splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith("fastkernels_steps_total "))
 
-    before, seconds = steps(), []
+    def seconds(client: httpx.Client, path: str, content: str) -> float:
+        start = time.perf_counter()
+        client.post(path, content=content, headers={"content-type": "application/json"})
+        return time.perf_counter() - start
+
+    before = steps()
+    some = [(path, content) for path, body, _, _ in BAD if len(content := json.dumps(body)) < 100_000]
     with httpx.Client(base_url=server.url) as client:
-        for path, body, _, _ in BAD:
-            content = json.dumps(body)
-            if len(content) < 100_000:
-                start = time.perf_counter()
-                client.post(path, content=content, headers={"content-type": "application/json"})
-                seconds.append(time.perf_counter() - start)
-    return steps() - before, seconds
-
-
-def test_rejecting_takes_no_step(refused: tuple[float, list[float]]) -> None:
-    assert refused[0] == 0
-
-
-@pytest.mark.timed
-def test_rejecting_takes_little_time(refused: tuple[float, list[float]]) -> None:
-    assert sorted(refused[1])[len(refused[1]) // 2] < 0.05
+        best = [min(seconds(client, *one) for _ in range(5)) for one in some]
+    assert steps() == before
+    assert sorted(best)[len(best) // 2] < 0.05
 
 
 def test_the_next_request_is_served(server: LocalServer) -> None:
