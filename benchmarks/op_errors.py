@@ -30,7 +30,6 @@ from fastkernels.context import reference_mode  # noqa: E402
 from fastkernels.op import Op  # noqa: E402
 from fastkernels.oracles.measure import Measurement, Settings, first_line  # noqa: E402
 from fastkernels.oracles.oracle import oracle_of  # noqa: E402
-from fastkernels.oracles.our_side import _Tensors  # noqa: E402
 from fastkernels.registry import architecture, snake_case  # noqa: E402
 
 _MOST_BYTES = 20 << 30
@@ -154,15 +153,12 @@ def errors_of(name: str, given: argparse.Namespace) -> list[Error]:
     oracle = oracle_of(entry)
     sizes = next(iter(oracle.tiny().values())) if given.tiny else oracle.published(given.layers)
     built = Measurement(entry, oracle, sizes, Settings(given.device, given.dtype, None, enforce_eager=True))
-    side: Any = built.ours
+    side = built.ours
     watch = Watch(side.model, given.calls)
     with torch.inference_mode():
         for load in oracle.loads:
             requests = oracle.load(sizes, min(given.batch, max(load.batches)), load.name)
-            if isinstance(side, _Tensors):
-                side.pipeline.run(requests)
-            else:
-                side.call(load, requests)()
+            side.call(load, requests)()
     return sorted(watch.errors.values(), key=lambda e: -e.rms if e.rms == e.rms else -math.inf)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ from fastkernels.engine.llm import LLM
 from fastkernels.engine.pipeline import Pipeline
 from fastkernels.engine.runners.batched import BATCH_SIZES
 from fastkernels.engine.runners.packed import MOST_GRAPH_TOKENS, PackedRunner
-from fastkernels.engine.runners.replay import State
+from fastkernels.engine.runners.replay import State, capture
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.oracles.language import LanguageOracle
 from fastkernels.oracles.oracle import Answer, Load, Oracle, Request
@@ -55,6 +54,7 @@ class _Tensors:
     def __init__(self, config: Path, dtype: str, device: torch.device, enforce_eager: bool) -> None:
         self.pipeline = Pipeline(config, device=str(device), dtype=dtype, enforce_eager=enforce_eager)
         self.model = self.pipeline.model
+        self._uses_graphs = device.type == "cuda" and not enforce_eager
 
     def prepare(self, request: Request) -> State:
         return self.pipeline.adapter.prepare(request)
@@ -65,10 +65,10 @@ class _Tensors:
         states = [self.prepare(request) for request in requests]
         forward, batch, has_graph = self._forward(states)
         batch = {name: t.to(self.pipeline.device) for name, t in batch.items()}
-        return _replayed(forward, batch) if has_graph else lambda: forward(batch)
+        return _replayed(forward, batch, self.pipeline.device) if has_graph else lambda: forward(batch)
 
     def _forward(self, states: Sequence[State]) -> tuple[Callable[[State], State], State, bool]:
-        adapter, is_cuda = self.pipeline.adapter, self.pipeline.device.type == "cuda"
+        adapter = self.pipeline.adapter
         if isinstance(runner := self.pipeline.core.runner, PackedRunner):
             batch, longest, ends = runner.packed(states)
 
@@ -76,7 +76,7 @@ class _Tensors:
                 own, result = adapter.per_request, runner.forward(longest, given)
                 return {name: t[: len(states) if name in own else ends[-1]] for name, t in result.items()}
 
-            return packed, batch, is_cuda and ends[-1] <= MOST_GRAPH_TOKENS
+            return packed, batch, self._uses_graphs and ends[-1] <= MOST_GRAPH_TOKENS
         batch = {name: torch.stack([state[name] for state in states]) for name in states[0]}
         if self.pipeline.architecture.kind is Kind.ITERATIVE:
             batch["step"] = torch.zeros(len(states), dtype=torch.int64)
@@ -84,8 +84,8 @@ class _Tensors:
             def advance(given: State) -> State:
                 return adapter.advance({n: t for n, t in given.items() if n != "step"}, given["step"])
 
-            return advance, batch, is_cuda
-        return adapter.forward, batch, is_cuda and len(states) <= BATCH_SIZES[-1]
+            return advance, batch, self._uses_graphs
+        return adapter.forward, batch, self._uses_graphs and len(states) <= BATCH_SIZES[-1]
 
 
 class _Tokens:
@@ -146,27 +146,12 @@ def _stacked(results: Sequence[Mapping[str, Tensor]]) -> Answer:
     return {name: torch.stack([result[name] for result in results]) for name in results[0]}
 
 
-@dataclass(frozen=True)
-class _Replay:
-    """inputs: the graph reads them where they are, so that they must live as long as it does."""
-
-    graph: torch.cuda.CUDAGraph
-    inputs: State
-    outputs: State
-
-    def __call__(self) -> Answer:
-        self.graph.replay()
-        return self.outputs
-
-
-def _replayed(forward: Callable[[State], State], batch: State) -> _Replay:
+def _replayed(forward: Callable[[State], State], batch: State, device: torch.device) -> Callable[[], Answer]:
     with torch.inference_mode():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            forward(batch)  # compiles what is compiled at first use: a capture must not
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = forward(batch)
-    return _Replay(graph, batch, outputs)
+        captured = capture(forward, batch, device)
+
+    def replay() -> Answer:
+        captured.graph.replay()
+        return captured.outputs
+
+    return replay

@@ -18,6 +18,8 @@ NUM_SHAPES = 4
 @pytest.mark.parametrize("name", [entry.name for entry in ops().values() if entry.level == 1])
 def test_rows_err_within_their_tolerance(name: str) -> None:
     found = measure_op(ops()[name], torch.device("cuda"), NUM_SHAPES, seed=1)
+    if not any(outputs for families in found.values() for outputs in families.values()):
+        pytest.skip("gives indices or copies, which the judge compares without a tolerance")
     for dtype, families in found.items():
         for family, outputs in families.items():
             for output, error in outputs.items():

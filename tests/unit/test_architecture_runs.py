@@ -168,13 +168,14 @@ def test_the_deadline_leaves_a_whole_record(script: Any, tmp_path: Path) -> None
 def test_a_replayed_graph_keeps_the_inputs_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else their memory is given to others: token ids became out of range."""
     nothing = SimpleNamespace(wait_stream=lambda other: None, replay=lambda: None)
-    for name in ("Stream", "current_stream", "CUDAGraph", "synchronize"):
-        monkeypatch.setattr(torch.cuda, name, lambda: nothing)
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *of: nothing)
     for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda given: nullcontext())
+        monkeypatch.setattr(torch.cuda, name, lambda given, **options: nullcontext())
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     batch = {"x": torch.ones(3)}
     kept = weakref.ref(batch["x"])
-    replay = our_side._replayed(lambda given: {"y": given["x"] * 2}, batch)
+    replay = our_side._replayed(lambda given: {"y": given["x"] * 2}, batch, torch.device("cuda"))
     del batch
     gc.collect()
     assert kept() is not None

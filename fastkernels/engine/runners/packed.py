@@ -14,9 +14,9 @@ from fastkernels.engine.runners.replay import GraphCache, State
 from fastkernels.errors import UsageError
 
 _LEAST_TOKENS, MOST_GRAPH_TOKENS = 64, 16384
-"""Of a padded step. In larger ones the GPU's work hides the launches that a CUDA graph saves: those of BGE-M3 take the
-host 10.8 ms, beside other work 18.6, whatever the tokens, and 2048 tokens an H200 4.0 ms. At that rate 16384 in short
-texts are 24 ms (reckoned)."""
+"""Of a padded step. In larger ones the GPU's work hides the launches that a CUDA graph saves: those of BGE-M3 take a
+host 10.8 to 18.6 ms, whatever the tokens, and 2048 tokens an H200 4.0 ms (benchmarks/results/h200/first_look). At that
+rate 16384 in short texts are 24 ms (reckoned)."""
 
 _FINE_TOKENS = 1024
 """Up to here sizes are powers of two, for a GPU is not full; above, an eighth of one apart."""
