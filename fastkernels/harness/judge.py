@@ -23,7 +23,7 @@ from fastkernels.errors import FastKernelsError
 from fastkernels.harness.answers import Part
 from fastkernels.harness.ceilings import Ceilings
 from fastkernels.harness.checks import beside_baseline, check_call, check_echo, check_same_draws, worst_of
-from fastkernels.harness.clocks import check_clocks, check_floor
+from fastkernels.harness.clocks import check_clocks, check_floor, late_ns
 from fastkernels.harness.compare import Finding
 from fastkernels.harness.expect import Expectation, baseline_class, expectation
 from fastkernels.harness.groups import Group, answer_bytes, make_groups
@@ -343,6 +343,7 @@ class Judge:
                 if config.is_remote and restart == 0:
                     graph = {name: sides[name].graph_us(config.protocol.num_blocks) for name in (BASELINE, CANDIDATE)}
         record.num_calls += sum(len(s.claim_ns) for s in timed.samples if s.side == CANDIDATE)
+        timed.late_ns = 0.0 if config.is_remote else late_ns(timed)
         timing = timing_record(group, cases[0], timed, graph, self.ceilings)
         timing.setup_seconds = setup_seconds
         return timed, timing

@@ -51,8 +51,9 @@ class TimingRecord:
     """Speed on one case. ratio: baseline / candidate, median of pairs; low, high: 95 % interval.
 
     noise_floor: what the baseline against itself strays. speed: WIN, LOSS or TIE. roofline_share: of the
-    ceiling that the op's own bytes and flops allow, for the candidate and the baseline. suspicion: what the clocks said
-    against the candidate in this trial.
+    ceiling that the op's own bytes and flops allow, for the candidate and the baseline. late_us: charged
+    to each of the candidate's calls, whose answers came so late after DONE (a CPU's alone; samples are as measured).
+    suspicion: what the clocks said against the candidate in this trial.
     """
 
     case: str
@@ -80,6 +81,7 @@ class TimingRecord:
     is_launch_bound: bool = False
     setup_seconds: float = 0.0
     num_checked: int = 0
+    late_us: float = 0.0
     suspicion: str = ""
     samples: list[Samples] = field(default_factory=list)
 

@@ -52,5 +52,6 @@ def timing_record(
         candidate_roofline_share=ideal_us / candidate_us if candidate_us else 0.0,
         is_launch_bound=bool(enqueue) and median(enqueue) / 1e3 > candidate_us,
         num_checked=timed.num_checked,
+        late_us=timed.late_ns / 1e3,
         samples=[*timed.samples],
     )

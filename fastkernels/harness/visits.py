@@ -21,10 +21,12 @@ class Visit(Samples):
 
 @dataclass
 class Timed:
-    """All visits of one case."""
+    """All visits of one case. late_ns: what the candidate's every call is charged for by the judge's clock, because it
+    answered by so much later than the baseline after it had claimed to be done."""
 
     samples: list[Visit] = field(default_factory=list)
     num_checked: int = 0
+    late_ns: float = 0.0
 
     def pairs(self, first: str, second: str, clock: str) -> list[list[float]]:
         """log(first / second) of neighbouring visits, one list a restart; cold visits only."""
@@ -32,7 +34,7 @@ class Timed:
         for sample in self.samples:
             if sample.is_cold and sample.block >= 0:
                 visits = by_block.setdefault((sample.restart, sample.block), {})
-                visits.setdefault(sample.side, []).append(visit_ns(sample, clock))
+                visits.setdefault(sample.side, []).append(self._charged_ns(sample, clock))
         restarts: dict[int, list[float]] = {}
         for (restart, _), visits in sorted(by_block.items()):
             for a, b in zip(visits.get(first, []), visits.get(second, []), strict=False):
@@ -40,8 +42,12 @@ class Timed:
         return list(restarts.values())
 
     def median_us(self, side: str, clock: str, *, is_cold: bool = True) -> float | None:
-        times = [visit_ns(s, clock) for s in self.samples if s.side == side and s.is_cold == is_cold and s.block >= 0]
-        return median(times) / 1e3 if times else None
+        chosen = [s for s in self.samples if s.side == side and s.is_cold == is_cold and s.block >= 0]
+        return median(self._charged_ns(s, clock) for s in chosen) / 1e3 if chosen else None
+
+    def _charged_ns(self, sample: Samples, clock: str) -> float:
+        is_late = clock == "claim" and sample.side == CANDIDATE
+        return visit_ns(sample, clock) + (self.late_ns if is_late else 0.0)
 
 
 def visit_ns(sample: Samples, clock: str) -> float:

@@ -10,7 +10,7 @@ import torch
 from judging import Bench, bench, rms_norm
 
 from fastkernels.capture.case import Case
-from fastkernels.harness.clocks import MOST_ALLOWED_NS, check_clocks
+from fastkernels.harness.clocks import LEAST_SETTLE_NS, MOST_ALLOWED_NS, check_clocks, late_ns
 from fastkernels.harness.judge import Judge, JudgeConfig
 from fastkernels.harness.plans import draw_plan
 from fastkernels.harness.pool import Pool
@@ -208,6 +208,37 @@ def test_work_after_done_is_unpaid_work() -> None:
             check_clocks(timed(settle=50_000), is_remote=is_remote)
         assert caught.value.verdict is Verdict.CHEATING
         check_clocks(timed(settle=20_000), is_remote=is_remote)
+
+
+def settled(baseline: int, candidate: int) -> Timed:
+    """Answers after so many nanoseconds, within which the baseline strays by nothing."""
+    found = timed(settle=candidate)
+    for sample in found.samples[:6]:
+        sample.settle_ns = [baseline] * 3
+    return found
+
+
+def test_slow_machine_allows_half_of_an_answer_more_and_charges_it() -> None:
+    """As two honest threads that are joined were timed: their ends come after the call's."""
+    slow = settled(60_000, 87_000)
+    check_clocks(slow, is_remote=False)
+    with pytest.raises(Rejection, match="27 us later"):
+        check_clocks(slow, is_remote=True)
+    with pytest.raises(Rejection, match="31 us later"):
+        check_clocks(settled(60_000, 91_000), is_remote=False)
+    with pytest.raises(Rejection, match=r"150 us later.*allowance 100 us"):
+        check_clocks(settled(400_000, 550_000), is_remote=False)
+    assert late_ns(slow) == 27_000
+    assert late_ns(settled(60_000, 60_000 + int(LEAST_SETTLE_NS))) == late_ns(settled(60_000, 50_000)) == 0
+
+
+def test_what_is_late_is_charged_by_the_clock_that_counts() -> None:
+    found = timed()
+    found.late_ns = 100_000
+    assert found.median_us(CANDIDATE, "claim") == 300
+    assert found.median_us(BASELINE, "claim") == 200
+    assert found.median_us(CANDIDATE, "device") == 50
+    assert found.pairs(BASELINE, CANDIDATE, "claim") == [[pytest.approx(math.log(2 / 3))] * 6]
 
 
 def test_slow_candidate_may_answer_a_little_later() -> None:
