@@ -5,7 +5,7 @@
 
 Needs no GPU: Triton compiles for compute capability 9.0 with the assembler that it brings along. These are facts of
 compilation and not speeds: a kernel that spills nothing may be slow, and one that spills a little may not be.
-Launches are those of fastkernels/kernels/launches.py, at the sizes of the published models. Every kernel is compiled
+Launches are those of fastkernels/kernels/launches/, at the sizes of the published models. Every kernel is compiled
 anew; "seconds" are of the machine as it was, with whatever else ran on it.
 """
 

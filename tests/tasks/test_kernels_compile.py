@@ -67,9 +67,7 @@ def test_every_kernel_compiles_and_fits_and_spills_little() -> None:
             compiled += kernels
     assert [complaint for kernel in compiled for complaint in complaints(kernel)] == []
     names = package_kernels(fastkernels.kernels)
-    assert without_launch(names, compiled) == [], (
-        "Give each a Launch with is_tested in fastkernels/kernels/launches.py."
-    )
+    assert without_launch(names, compiled) == [], "Give each a Launch with is_tested in fastkernels/kernels/launches/."
     assert {kernel.kernel for kernel in compiled} == set(names)
     assert set(SPILLS) <= set(names)
     assert max(kernel.shared_bytes for kernel in compiled) > 48 * 1024  # figures are read, not made up

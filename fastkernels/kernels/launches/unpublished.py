@@ -26,7 +26,7 @@ from fastkernels.kernels.topk_softmax import topk_softmax
 _MODEL = "no published model"
 
 
-def other_launches() -> Iterator[Launch]:
+def launches() -> Iterator[Launch]:
     def turn(dtype: torch.dtype) -> None:
         q, table = meta(8, 32, 128, dtype=dtype), floats(4096, 128)
         rotary_embedding(longs(8), q, q, table, 128, 128, False)
