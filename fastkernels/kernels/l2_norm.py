@@ -19,7 +19,7 @@ from fastkernels.kernels.head_rows import head_rows, row_offsets, row_tile
 @triton.jit(do_not_specialize=["num_rows", "num_inner"])
 def _l2_norm_kernel(
     x_ptr, y_ptr, num_rows, num_inner, stride_outer, stride_inner, eps,
-    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EPS_IN_ROOT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     let_dependents_start(PDL)
     wait_for_dependencies(PDL)
@@ -28,13 +28,17 @@ def _l2_norm_kernel(
     mask = (row < num_rows)[:, None] & (columns < D)
     at = row_offsets(row, num_inner, stride_outer, stride_inner)[:, None] + columns
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    length = tl.maximum(tl.sqrt(tl.sum(x * x, axis=1)), eps, propagate_nan=tl.PropagateNan.ALL)
+    total = tl.sum(x * x, axis=1)
+    if EPS_IN_ROOT:
+        length = tl.sqrt(total + eps)
+    else:
+        length = tl.maximum(tl.sqrt(total), eps, propagate_nan=tl.PropagateNan.ALL)
     out = (row.to(tl.int64) * D)[:, None] + columns
     tl.store(y_ptr + out, (x / length[:, None]).to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def l2_norm(x: Tensor, eps: float) -> Tensor:
-    """x / max(|x|, eps) over the last axis, in float32.
+def l2_norm(x: Tensor, eps: float, is_eps_in_root: bool = False) -> Tensor:
+    """x / max(|x|, eps) over the last axis, or x / sqrt(|x|^2 + eps), in float32.
 
     Shapes:  x, the result: [..., d], heads and rows may be strided.
     Errors:  UnsupportedError for a dtype other than bf16, fp16, fp32, or rows that a program does not hold.
@@ -48,6 +52,6 @@ def l2_norm(x: Tensor, eps: float) -> Tensor:
     rows, block, warps = row_tile("l2_norm", num_rows, view.shape[2], x.device)
     _l2_norm_kernel[(triton.cdiv(num_rows, rows),)](
         view, y, num_rows, view.shape[1], *view.stride()[:2], eps,
-        D=view.shape[2], ROWS=rows, BLOCK=block, num_warps=warps, **dependent_launch(x.device),
+        D=view.shape[2], ROWS=rows, BLOCK=block, EPS_IN_ROOT=is_eps_in_root, num_warps=warps, **dependent_launch(x.device),
     )  # fmt: skip
     return y

@@ -50,7 +50,7 @@ CALLS: dict[str, Callable[[int, torch.dtype], tuple[torch.nn.Module, tuple[Tenso
     "norm of groups": lambda n, dtype: (RMSNormGated(8192, 1e-5, 1024), tuple(randn(2, n, 8192, dtype=dtype))),
     "norm of a row": lambda n, dtype: (RMSNormGated(8191), tuple(randn(2, n, 8191, dtype=dtype))),
     "length one": lambda n, dtype: (
-        L2Norm(1e-6),
+        L2Norm(1e-6, is_eps_in_root=True),
         (randn(n, 12288, dtype=dtype)[:, :4096].unflatten(1, (32, 128)),),
     ),
     "gates of heads": lambda n, dtype: (

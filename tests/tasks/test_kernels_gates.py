@@ -82,11 +82,23 @@ def test_gated_norm_equals_its_definition(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("is_eps_in_root", [False, True])
 @pytest.mark.parametrize("size", [1, 64, 257, 2048])
-def test_l2_norm_equals_its_definition(size: int, layout: str, dtype: torch.dtype) -> None:
+def test_l2_norm_equals_its_definition(size: int, is_eps_in_root: bool, layout: str, dtype: torch.dtype) -> None:
     x = LAYOUTS[layout](size, dtype)
-    assert_near(l2_norm(x, 1e-6), L2Norm(1e-6).reference(x.double()))
-    assert not l2_norm(torch.zeros(3, size, dtype=dtype), 1e-6).any()
+    if is_eps_in_root:
+        rows = x.shape[:-1]
+        x *= torch.logspace(-4, 0, rows.numel()).view(*rows, 1).to(dtype)  # eps tells in short rows
+    assert_near(l2_norm(x, 1e-6, is_eps_in_root), L2Norm(1e-6, is_eps_in_root).reference(x.double()))
+    assert not l2_norm(torch.zeros(3, size, dtype=dtype), 1e-6, is_eps_in_root).any()
+
+
+def test_l2_norm_with_eps_in_the_root_is_the_published_one_of_short_rows() -> None:
+    modeling = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")
+    x = torch.nn.functional.normalize(torch.randn(5, 64), dim=-1) * torch.logspace(-4, 0, 5)[:, None]
+    published = modeling.l2norm(x, dim=-1, eps=1e-6)
+    torch.testing.assert_close(L2Norm(1e-6, is_eps_in_root=True).reference(x), published)
+    assert (L2Norm(1e-6).reference(x) - published).abs().max() > 0.1
 
 
 def test_short_rows_share_a_program_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,15 +77,15 @@ def test_ranks_hold_half_of_the_sharded_weights(two_ranks: LLM) -> None:
         make_llm(1)
 
 
-def test_close_leaves_no_process_and_no_file() -> None:
-    before = set(os.listdir(tempfile.gettempdir()))
+def test_close_leaves_no_process_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     llm = make_llm(2)
     children = ranks_of(psutil.Process())
     assert children
+    assert list(tmp_path.glob("fastkernels-ranks-*"))
     llm.close()
     assert not [child for child in children if child.is_running()]
-    left = set(os.listdir(tempfile.gettempdir())) - before
-    assert not [name for name in left if name.startswith("fastkernels-ranks-")]
+    assert not list(tmp_path.iterdir())
     assert not dist.is_initialized()
 
 

@@ -24,7 +24,7 @@ def launches() -> Iterator[Launch]:
             packed = meta(rows, _QWEN3_NEXT_QKVZ, dtype=dtype)
             heads, gates = (packed[:, place : place + 4096].unflatten(1, (32, 128)) for place in (0, 8192))
             rms_norm_gated(heads, gates, meta(128, dtype=dtype), 1e-6, 128, True)
-            l2_norm(heads, 1e-6)
+            l2_norm(heads, 1e-6, True)
             a, b = meta(rows, 64, dtype=dtype).chunk(2, -1)
             fused_gdn_gating(floats(32), a, b, floats(32))
             sigmoid_mul(meta(rows, 16, 256, dtype=dtype), meta(rows, 32, 256, dtype=dtype)[:, 1::2])
@@ -36,6 +36,11 @@ def launches() -> Iterator[Launch]:
 
         yield Launch("Qwen3-Next-80B", f"gates and norms of {rows} rows", gate, is_tested=rows == 8)
         yield Launch("Mamba-Codestral-7B", f"rms_norm_gated of {rows} rows", norm)
+
+    def unit_rows(dtype: torch.dtype) -> None:
+        l2_norm(meta(8192, 1024, dtype=dtype), 1e-12)
+
+    yield Launch("BGE-M3", "l2_norm", unit_rows)
 
     def gelu(dtype: torch.dtype) -> None:
         for rows, size in ((2048, 5120), (8192, 2560)):

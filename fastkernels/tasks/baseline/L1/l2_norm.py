@@ -14,27 +14,32 @@ _ROWS = TensorSpec(("...", "d"))
 
 
 class L2Norm(Op):
-    """y = x / max(|x|, eps), |x| the root of the sum of squares over the last axis.
+    """y = x / max(|x|, eps), |x| the root of the sum of squares over the last axis; x / sqrt(|x|^2 + eps) where
+    is_eps_in_root.
 
     Shapes:  x, y: [..., d].
     Dtypes:  bf16, fp16 or fp32; computed in fp32 and rounded once.
     Returns: y. No argument is written to.
-    Source:  signature as torch.nn.functional.normalize with p = 2 over the last axis.
+    Source:  torch.nn.functional.normalize with p = 2 over the last axis; with eps in the root fla's l2norm, as Qwen3-Next
+             has it (https://github.com/fla-org/flash-linear-attention, fla/modules/l2norm.py).
     """
 
     spec = OpSpec(
         inputs={"x": _ROWS.strided()},
         outputs={"y": _ROWS},
-        examples=({}, {"eps": 1e-6}),
+        examples=({}, {"eps": 1e-6}, {"eps": 1e-6, "is_eps_in_root": True}),
         example_axes={"d": (64, 257)},
     )
 
-    def __init__(self, eps: float = 1e-12) -> None:
+    def __init__(self, eps: float = 1e-12, is_eps_in_root: bool = False) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.is_eps_in_root = eps, is_eps_in_root
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.reference(x) if uses_reference(x) else l2_norm(x, self.eps)
+        return self.reference(x) if uses_reference(x) else l2_norm(x, self.eps, self.is_eps_in_root)
 
     def reference(self, x: Tensor) -> Tensor:
-        return normalize(x.to(compute_dtype(x)), dim=-1, eps=self.eps).to(x.dtype)
+        wide = x.to(compute_dtype(x))
+        if self.is_eps_in_root:
+            return (wide * (wide.square().sum(dim=-1, keepdim=True) + self.eps).rsqrt()).to(x.dtype)
+        return normalize(wide, dim=-1, eps=self.eps).to(x.dtype)

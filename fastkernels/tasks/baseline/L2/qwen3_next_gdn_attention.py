@@ -26,6 +26,9 @@ from fastkernels.tasks.configs.qwen3_next import Qwen3NextConfig
 
 _HIDDEN = TensorSpec(("num_tokens", "hidden_size"))
 
+_L2_NORM_EPS = 1e-6
+"""transformers' and fla's: no configuration holds it."""
+
 
 class Qwen3NextGDNAttention(ShardedVectors, Op):
     """out_proj(norm(rule(q, k, v, g, beta)) * silu(z)) with q, k, v = silu(conv1d(qkv)), rows of q and k of length 1,
@@ -97,7 +100,7 @@ class Qwen3NextGDNAttention(ShardedVectors, Op):
             parts[2], config.hidden_size, bias=False, quant_config=quant_config, prefix=f"{prefix}.out_proj"
         )
         self.conv, self.conv_update = CausalConv1d(), CausalConv1dUpdate()
-        self.l2_norm, self.gating = L2Norm(), FusedGDNGating()
+        self.l2_norm, self.gating = L2Norm(_L2_NORM_EPS, is_eps_in_root=True), FusedGDNGating()
         self.rule, self.recurrence = ChunkGatedDeltaRule(), GDNRecurrence()
         self.kv_cache: tuple[Tensor, ...] | None = None
 
