@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +39,8 @@ MOST_PAGES = 1 << 22
 _WARM_TOKENS = (1, 16, 32, 64, 512)
 """Sizes of steps on either side of where kernels change their tiles."""
 
-_WARM_DECODES = (2, 8, 20, 40, 100, 200, 400)
-_WARM_LEN = 2048
+WARM_DECODES = (1, 2, 5, 8, 20, 30, 40, 80, 150, 300, 400)
+WARM_LENS = (48, 2048)
 """Sequences, and their tokens, beside a prompt: attention splits few long ones in other ways than many."""
 
 GRAPH_BYTES = 1 << 30
@@ -201,20 +202,20 @@ class ModelExecutor:
         for num_tokens in sorted({min(num, most) for num in (*_WARM_TOKENS, most)}):
             self._run_dummy_step(num_tokens, Phase.PREFILL)
             self._run_dummy_step(num_tokens, Phase.MIXED, 1)
-        for num_decodes in _WARM_DECODES:
+        for num_decodes, length in itertools.product(WARM_DECODES, WARM_LENS):
             if num_decodes < min(self.config.max_num_seqs, most - 64):
-                self._run_dummy_step(num_decodes + 64, Phase.MIXED, num_decodes)
+                self._run_dummy_step(num_decodes + 64, Phase.MIXED, num_decodes, length)
         self.runner.sampler.warm_up(self.loaded.dtype)
 
     @torch.inference_mode()
-    def _run_dummy_step(self, num_tokens: int, phase: Phase, num_decodes: int = 0) -> None:
-        """Single tokens of long sequences, then prompts of 512 tokens; logits for as many rows; no cache is written."""
+    def _run_dummy_step(self, num_tokens: int, phase: Phase, num_decodes: int = 0, length: int = WARM_LENS[-1]) -> None:
+        """Single tokens of sequences so long, then prompts of 512; logits for as many rows; no cache is written."""
         num_decodes = min(num_decodes, num_tokens - 1)
         num_prompts = max(1, min(num_tokens // 512, self.config.max_num_seqs - num_decodes))
         ends = torch.linspace(num_decodes, num_tokens, num_prompts + 1).to(torch.int32)
         starts = torch.cat((torch.arange(num_decodes, dtype=torch.int32), ends))
         lens = starts.diff()
-        lens[:num_decodes] = min(_WARM_LEN, self._max_model_len())
+        lens[:num_decodes] = min(length, self._max_model_len())
         width = -(-int(lens.max()) // self.config.page_size)
         rows = torch.arange(len(lens), dtype=torch.int32)
         table = torch.zeros((len(lens), width), dtype=torch.int32)

@@ -91,6 +91,7 @@ except ImportError:
 __all__ = [
     "HAS_GLUON",
     "HAS_TRITON",
+    "PLAN_POINTERS",
     "Gpu",
     "assume_gpu",
     "check_dtypes",
@@ -111,6 +112,9 @@ __all__ = [
     "triton",
     "wait_for_dependencies",
 ]
+
+PLAN_POINTERS = ("query_start_ptr", "seq_lens_ptr", "table_ptr", "arrivals_ptr")
+"""A step's lengths, page table and counters, read a number at a time: where a slice of them begins must compile nothing anew."""
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -10,7 +10,7 @@ most keys first, and copies the next tile's keys while it finishes the last.
 import torch
 from torch import Tensor
 
-from fastkernels.kernels.backend import HAS_GLUON, gl, gluon, gpu_of, hopper, num_sms, triton
+from fastkernels.kernels.backend import HAS_GLUON, PLAN_POINTERS, gl, gluon, gpu_of, hopper, num_sms, triton
 from fastkernels.kernels.flash_attn_decode import LOG2_E
 
 HEAD_SIZES = (64, 128)
@@ -225,7 +225,10 @@ def _attend_rows(
     hopper.async_copy.wait_group(0)
 
 
-@gluon.jit(do_not_specialize=["table_stride", "num_kv_heads", "num_seqs", "num_tiles", "min_query_len"])
+@gluon.jit(
+    do_not_specialize=["table_stride", "num_kv_heads", "num_seqs", "num_tiles", "min_query_len"],
+    do_not_specialize_on_alignment=PLAN_POINTERS,
+)
 def _flash_attn_kernel(
     q_ptr, k_desc, v_desc, out_ptr, query_start_ptr, seq_lens_ptr, table_ptr, scale_log2, q_stride_token, q_stride_head,
     table_stride, num_kv_heads, num_seqs, num_tiles, min_query_len,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastkernels.kernels import flash_attn_hopper
-from fastkernels.kernels.backend import shared_memory_limit, tl, triton
+from fastkernels.kernels.backend import PLAN_POINTERS, shared_memory_limit, tl, triton
 from fastkernels.kernels.flash_attn_decode import LOG2_E, check_attention, dense_heads
 
 
@@ -67,7 +67,10 @@ def _head_offset(head, stride, IS_EIGHTH: tl.constexpr):
     return offset
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_kv_heads", "num_seqs", "num_tiles", "min_query_len"])
+@triton.jit(
+    do_not_specialize=["table_stride", "num_kv_heads", "num_seqs", "num_tiles", "min_query_len"],
+    do_not_specialize_on_alignment=PLAN_POINTERS,
+)
 def _flash_attn_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, query_start_ptr, seq_lens_ptr, table_ptr, sinks_ptr, scale_log2,
     q_stride_token, q_stride_head, k_stride_page, k_stride_slot, k_stride_head,

@@ -30,11 +30,11 @@ def _l2_norm_kernel(
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     total = tl.sum(x * x, axis=1)
     if EPS_IN_ROOT:
-        length = tl.sqrt(total + eps)
+        y = x * tl.rsqrt(total + eps)[:, None]
     else:
-        length = tl.maximum(tl.sqrt(total), eps, propagate_nan=tl.PropagateNan.ALL)
+        y = x / tl.maximum(tl.sqrt(total), eps, propagate_nan=tl.PropagateNan.ALL)[:, None]
     out = (row.to(tl.int64) * D)[:, None] + columns
-    tl.store(y_ptr + out, (x / length[:, None]).to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + out, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def l2_norm(x: Tensor, eps: float, is_eps_in_root: bool = False) -> Tensor:
@@ -52,6 +52,7 @@ def l2_norm(x: Tensor, eps: float, is_eps_in_root: bool = False) -> Tensor:
     rows, block, warps = row_tile("l2_norm", num_rows, view.shape[2], x.device)
     _l2_norm_kernel[(triton.cdiv(num_rows, rows),)](
         view, y, num_rows, view.shape[1], *view.stride()[:2], eps,
-        D=view.shape[2], ROWS=rows, BLOCK=block, EPS_IN_ROOT=is_eps_in_root, num_warps=warps, **dependent_launch(x.device),
+        D=view.shape[2], ROWS=rows, BLOCK=block, EPS_IN_ROOT=is_eps_in_root, num_warps=warps,
+        **dependent_launch(x.device),
     )  # fmt: skip
     return y

@@ -17,7 +17,7 @@ from fastkernels.kernels.backend import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def _count_kernel(ids_ptr, counts_ptr, num_slots, BLOCK: tl.constexpr, PDL: tl.constexpr):
     let_dependents_start(PDL)
     wait_for_dependencies(PDL)
@@ -30,7 +30,7 @@ def _count_kernel(ids_ptr, counts_ptr, num_slots, BLOCK: tl.constexpr, PDL: tl.c
     tl.store(counts_ptr + expert, tl.sum(count, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots", "num_blocks"])
 def _place_kernel(
     ids_ptr, counts_ptr, sorted_ptr, expert_ids_ptr, padded_ptr, num_slots, num_experts, num_blocks, block_size,
     BLOCK: tl.constexpr, BLOCK_E: tl.constexpr, PDL: tl.constexpr,

@@ -46,7 +46,7 @@ def swizzled(pid, num_row_tiles, num_col_tiles, GROUP: tl.constexpr):
     return first + pid % per_group % height, pid % per_group // height
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots", "num_row_tiles"])
 def _grouped_gemm_kernel(
     x_ptr, w_ptr, bias_ptr, y_ptr, sorted_ptr, expert_ids_ptr, padded_ptr,
     x_stride, num_slots, num_outputs, num_inputs, num_row_tiles, num_col_tiles, block_size,

@@ -51,7 +51,7 @@ def _value(codes):
     return tl.where(codes >= 8, -value, value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots", "num_row_tiles"])
 def _mxfp4_moe_fp32_kernel(
     x_ptr, blocks_ptr, scales_ptr, bias_ptr, y_ptr, sorted_ptr, expert_ids_ptr, padded_ptr,
     x_stride, num_slots, num_outputs, num_inputs, num_row_tiles, num_col_tiles, block_size,

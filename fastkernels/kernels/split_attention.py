@@ -2,7 +2,7 @@
 # mypy: allow-untyped-defs
 # ruff: noqa: N803
 
-from fastkernels.kernels.backend import let_dependents_start, tl, triton, wait_for_dependencies
+from fastkernels.kernels.backend import PLAN_POINTERS, let_dependents_start, tl, triton, wait_for_dependencies
 
 
 @triton.jit
@@ -88,7 +88,9 @@ def _merge(
     tl.store(out, merged.to(out_row.dtype.element_ty), mask=is_value)
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_kv_heads", "num_splits"])
+@triton.jit(
+    do_not_specialize=["table_stride", "num_kv_heads", "num_splits"], do_not_specialize_on_alignment=PLAN_POINTERS
+)
 def split_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, lse_ptr, arrivals_ptr, query_start_ptr, seq_lens_ptr, table_ptr,
     sinks_ptr, scale_log2, q_stride_token, q_stride_head, k_stride_page, k_stride_slot, k_stride_head,
@@ -220,7 +222,9 @@ def split_kernel(
         tl.store(out_ptr + out_offsets, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_kv_heads", "num_splits", "num_tokens"])
+@triton.jit(
+    do_not_specialize=["num_kv_heads", "num_splits", "num_tokens"], do_not_specialize_on_alignment=PLAN_POINTERS
+)
 def merge_kernel(
     out_ptr, partial_ptr, lse_ptr, query_start_ptr, seq_lens_ptr, sinks_ptr, num_kv_heads, num_splits, num_tokens,
     GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr, IS_AHEAD: tl.constexpr,

@@ -15,7 +15,7 @@ from fastkernels.kernels.backend import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _topk_softmax_kernel(
     logits_ptr, weights_ptr, ids_ptr, num_rows, row_stride, num_experts,
     TOP_K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, ROWS: tl.constexpr,

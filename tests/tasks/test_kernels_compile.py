@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,16 @@ from triton import knobs
 from triton.compiler.errors import CompilationError
 
 import fastkernels.kernels
+from fastkernels.engine.executor import WARM_DECODES, WARM_LENS
 from fastkernels.kernels.ahead import H200, Compiled, compiling_for, package_kernels
-from fastkernels.kernels.backend import Gpu, gpu_of, is_hopper, num_sms, shared_memory_limit, tl, triton
-from fastkernels.kernels.launch import BF16, SPILLS, complaints, without_launch
+from fastkernels.kernels.backend import Gpu, assume_gpu, gpu_of, is_hopper, num_sms, shared_memory_limit, tl, triton
+from fastkernels.kernels.flash_attn_decode import DecodeTile, decode_tile, merged_at_once, window_tile
+from fastkernels.kernels.flash_attn_varlen import flash_attn_varlen
+from fastkernels.kernels.launch import BF16, SPILLS, complaints, floats, ints, meta, without_launch
 from fastkernels.kernels.launches import launches
+from fastkernels.kernels.moe_align import moe_align
+from fastkernels.kernels.moe_grouped_gemm import moe_grouped_gemm
+from fastkernels.kernels.topk_softmax import topk_softmax
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +81,64 @@ def test_every_kernel_compiles_and_fits_and_spills_little() -> None:
     assert all(kernel.num_registers > 0 and kernel.seconds for kernel in compiled)
     left_out = [kernel for kernel in compiled if kernel.kernel != "spmm._spmm_kernel"]
     assert without_launch(names, left_out) == ["spmm._spmm_kernel"]
+
+
+def test_another_number_of_tokens_compiles_no_other_routing() -> None:
+    """A server sees every number: what divides 16 must be no kernel of its own."""
+
+    def route(tokens: int) -> None:
+        slots = 2 * tokens
+        topk_softmax(floats(tokens, 8), 2, True)
+        moe_align(ints(tokens, 2), 8, 64, 64 * (slots // 64 + 8))
+        blocks = slots // 64 + 8
+        order = (ints(64 * blocks), ints(blocks), ints(1))
+        moe_grouped_gemm(meta(tokens, 64, dtype=BF16), meta(8, 64, 64, dtype=BF16), None, *order, 2)
+
+    with compiling_for() as compiled:
+        route(512)
+        known = len(compiled)
+        for tokens in (513, 514, 515, 516, 520, 543):
+            route(tokens)
+    assert known == 4
+    assert len(compiled) == known
+
+
+def test_where_prompts_begin_in_a_step_compiles_no_other_attention() -> None:
+    """Lengths and pages behind the single tokens begin at any number: aligned to 16 bytes, or not."""
+
+    def attend(num_decodes: int, width: int) -> None:
+        num = num_decodes + 2
+        query = meta(num_decodes + 901, 8, 64, dtype=BF16)
+        key, value = meta(2, 64, 16, 2, 64, dtype=BF16).unbind(0)
+        pages = (key, value, ints(num + 1), ints(num), ints(num, width))
+        flash_attn_varlen(query, *pages, 600, 512, 0.125, num_decodes)
+
+    with compiling_for() as compiled:
+        attend(8, 32)
+        known = len(compiled)
+        for num_decodes, width in ((8, 33), (9, 32), (9, 33), (10, 35)):
+            attend(num_decodes, width)
+    assert {kernel.kernel for kernel in compiled} >= {
+        "split_attention.split_kernel",
+        "split_attention.merge_kernel",
+        "flash_attn_hopper._flash_attn_kernel",
+    }
+    assert len(compiled) == known
+
+
+@pytest.mark.parametrize("tile_of", [decode_tile, window_tile])
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4, 8, 20])
+def test_warming_up_meets_every_way_of_splitting(num_kv_heads: int, tile_of: Callable[..., DecodeTile]) -> None:
+    query = meta(1, 128, dtype=BF16)
+
+    def ways(num_seqs: Iterable[int], lengths: Iterable[int]) -> set[tuple[object, ...]]:
+        tiles = [tile_of(query, 128, num_kv_heads * n, length) for n, length in itertools.product(num_seqs, lengths)]
+        merged = [merged_at_once(tile.num_splits, 16 * 128) if tile.num_splits > 1 else 0 for tile in tiles]
+        return {(tile._replace(num_splits=0), parts) for tile, parts in zip(tiles, merged, strict=True)}
+
+    with assume_gpu(H200):
+        every = ways(range(1, 513), (1, 16, 33, 64, 65, 100, 200, 256, 300, 512, 700, 1024, 1500, 4096, 100_000))
+        assert every <= ways(WARM_DECODES, WARM_LENS)
 
 
 def test_names_of_launches_are_unlike() -> None:

@@ -20,8 +20,8 @@ class L2Norm(Op):
     Shapes:  x, y: [..., d].
     Dtypes:  bf16, fp16 or fp32; computed in fp32 and rounded once.
     Returns: y. No argument is written to.
-    Source:  torch.nn.functional.normalize with p = 2 over the last axis; with eps in the root fla's l2norm, as Qwen3-Next
-             has it (https://github.com/fla-org/flash-linear-attention, fla/modules/l2norm.py).
+    Source:  torch.nn.functional.normalize with p = 2 over the last axis; with eps in the root fla's l2norm, which
+             Qwen3-Next has (https://github.com/fla-org/flash-linear-attention, fla/modules/l2norm.py).
     """
 
     spec = OpSpec(
