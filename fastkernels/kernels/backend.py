@@ -114,7 +114,7 @@ __all__ = [
 ]
 
 PLAN_POINTERS = ("query_start_ptr", "seq_lens_ptr", "table_ptr", "arrivals_ptr")
-"""A step's lengths, page table and counters, read a number at a time: where a slice of them begins must compile nothing anew."""
+"""A step's lengths, page table and counters, read a number at a time: no slice of them is to compile a kernel anew."""
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -22,7 +22,7 @@ from fastkernels.tasks.baseline.L1.flash_attn_varlen import FlashAttnVarlen
 from fastkernels.tasks.baseline.L1.greedy_sample import GreedySample
 from fastkernels.tasks.baseline.L1.linear import Linear
 from fastkernels.tasks.baseline.L1.rms_norm import RMSNorm
-from fastkernels.tasks.baseline.L1.rotary_emb import RotaryEmbedding, inverse_frequencies
+from fastkernels.tasks.baseline.L1.rotary_emb import RotaryEmbedding
 from fastkernels.tasks.baseline.L1.silu_and_mul import SiluAndMul
 from fastkernels.tasks.baseline.L1.spmm import SpMM
 from fastkernels.tasks.baseline.L1.store_kvcache import StoreKVCache
@@ -30,6 +30,7 @@ from fastkernels.tasks.baseline.L1.top_k_top_p_sample import TopKTopPSample
 from fastkernels.tasks.baseline.L2.attention import Attention
 from fastkernels.tasks.baseline.L2.llama_mlp import LlamaMLP
 from fastkernels.tasks.baseline.L2.parallel_linear import RowParallelLinear
+from fastkernels.tasks.baseline.rotary_table import inverse_frequencies
 from fastkernels.tasks.configs.rope import RopeScaling
 
 

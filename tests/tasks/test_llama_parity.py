@@ -12,8 +12,9 @@ import transformers
 from paged_batches import PagedRun
 from torch import Tensor
 
-from fastkernels.tasks.baseline.L1.rotary_emb import RotaryEmbedding, inverse_frequencies
+from fastkernels.tasks.baseline.L1.rotary_emb import RotaryEmbedding
 from fastkernels.tasks.baseline.L4.llama import LlamaForCausalLM
+from fastkernels.tasks.baseline.rotary_table import inverse_frequencies
 from fastkernels.tasks.configs.llama import LlamaConfig, RopeScaling
 from fastkernels.weights import load_weights
 

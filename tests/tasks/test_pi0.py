@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from skimage import data
 
 from fastkernels.engine.pipeline import Pipeline
-from fastkernels.errors import CheckpointError, UsageError
+from fastkernels.errors import CheckpointError, UnknownNameError, UnsupportedError, UsageError
 from fastkernels.oracles.pi0 import ORACLE
+from fastkernels.registry import architecture_of
+from fastkernels.tasks.configs.pi0 import PI0Config
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +124,26 @@ def test_names_of_the_published_file_and_of_older_ones_load(tmp_path: Any) -> No
     save_file({name: t for name, t in old.items() if "action_out_proj" not in name}, file)
     with pytest.raises(CheckpointError, match="missing: action_out_proj"):
         Pipeline(tmp_path, device="cpu")
+
+
+LEROBOT = {
+    "type": "pi0", "n_obs_steps": 1, "paligemma_variant": "gemma_2b", "action_expert_variant": "gemma_300m",
+    "dtype": "float32", "chunk_size": 50, "n_action_steps": 50, "max_state_dim": 32, "max_action_dim": 32,
+    "num_inference_steps": 10, "min_period": 0.004, "max_period": 4.0, "image_resolution": [224, 224],
+}  # fmt: skip
+
+
+def test_a_configuration_of_lerobots_form_is_read() -> None:
+    assert architecture_of(LEROBOT).name == "pi0"
+    assert PI0Config.from_hf(LEROBOT) == PI0Config()
+    changed = {**LEROBOT, "chunk_size": 7, "dtype": "bfloat16", "num_inference_steps": 4}
+    assert PI0Config.from_hf(changed) == PI0Config(chunk_size=7, torch_dtype="bfloat16", num_inference_steps=4)
+    with pytest.raises(UnsupportedError, match=r"action_expert_variant 'gemma_7b'.* 'gemma_2b' or 'gemma_300m' is"):
+        PI0Config.from_hf({**LEROBOT, "action_expert_variant": "gemma_7b"})
+    with pytest.raises(UnsupportedError, match=r"\[224, 448\].* a square is"):
+        PI0Config.from_hf({**LEROBOT, "image_resolution": [224, 448]})
+    with pytest.raises(UnknownNameError):
+        architecture_of({"type": "pi05"})
 
 
 def test_published_configuration_has_the_published_number_of_parameters() -> None:

@@ -112,6 +112,11 @@ def test_a_config_of_another_yolo_is_refused(tmp_path: Path) -> None:
         Pipeline(tmp_path, device="cpu")
 
 
+def test_defaults_are_those_of_the_smallest_published_model() -> None:
+    assert YOLOv10Config.from_hf({"model": "yolov10n.yaml"}) == YOLOv10Config()
+    assert YOLOv10Config.from_hf({"model": "yolov10m.yaml"}).large_kernel_layers == ()
+
+
 def test_generate_draws_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(data.astronaut()).save(tmp_path / "photo.jpg")
     out = tmp_path / "boxes.png"

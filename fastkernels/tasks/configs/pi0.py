@@ -12,6 +12,12 @@ __all__ = ["GemmaConfig", "PI0Config", "SiglipConfig"]
 
 Part = TypeVar("Part")
 _ACTIVATION = "gelu_pytorch_tanh"
+_LEROBOT_VARIANTS: dict[str, dict[str, Any]] = {
+    "gemma_2b": {},
+    "gemma_300m": {"hidden_size": 1024, "intermediate_size": 4096},
+}
+"""What differs from Gemma 2B, by the names that LeRobot's configurations have
+(https://github.com/huggingface/lerobot, policies/pi0)."""
 
 
 def _known(cls: type[Part], config: Mapping[str, Any]) -> Part:
@@ -133,7 +139,12 @@ class PI0Config:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> PI0Config:
-        """From a config.json of transformers' form. Errors: CheckpointError when it is not; those of the class."""
+        """From a config.json of transformers' form, or of LeRobot's, which lerobot/pi0_base has.
+
+        Errors: CheckpointError when it is neither, UnsupportedError of other sizes; those of the class.
+        """
+        if config.get("type") == "pi0" and "vlm_config" not in config:
+            return cls._from_lerobot(config)
         vlm, expert = config.get("vlm_config"), config.get("dit_config")
         if not isinstance(vlm, Mapping) or not isinstance(expert, Mapping):
             raise CheckpointError("config.json has no vlm_config or no dit_config; Pi0's has both.")
@@ -144,6 +155,27 @@ class PI0Config:
             "text": GemmaConfig.from_hf(vlm["text_config"]),
             "expert": GemmaConfig.from_hf(expert),
         }
+        return cls._of_parts(config, parts)
+
+    @classmethod
+    def _from_lerobot(cls, config: Mapping[str, Any]) -> PI0Config:
+        parts: dict[str, Any] = {}
+        for part, key, usual in (
+            ("text", "paligemma_variant", "gemma_2b"),
+            ("expert", "action_expert_variant", "gemma_300m"),
+        ):
+            variant = config.get(key, usual)
+            if variant not in _LEROBOT_VARIANTS:
+                known = " or ".join(map(repr, _LEROBOT_VARIANTS))
+                raise UnsupportedError(f"{key} {variant!r} is not supported; {known} is.")
+            parts[part] = GemmaConfig(**_LEROBOT_VARIANTS[variant])
+        height, width = config.get("image_resolution") or (224, 224)
+        if height != width:
+            raise UnsupportedError(f"image_resolution [{height}, {width}] is not supported; a square is.")
+        return cls._of_parts(config, {**parts, "vision": SiglipConfig(image_size=height)})
+
+    @classmethod
+    def _of_parts(cls, config: Mapping[str, Any], parts: Mapping[str, Any]) -> PI0Config:
         own = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
         dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
         return cls(**{**own, **parts, "torch_dtype": dtype})

@@ -15,10 +15,16 @@ __all__ = ["YOLOv10Config"]
 _SCALES: dict[str, dict[str, Any]] = {
     "n": {"depth": 0.33, "width": 0.25, "max_channels": 1024, "cib_layers": (22,), "large_kernel_layers": (22,)},
     "s": {"depth": 0.33, "width": 0.5, "max_channels": 1024, "cib_layers": (8, 22), "large_kernel_layers": (8, 22)},
-    "m": {"depth": 0.67, "width": 0.75, "max_channels": 768, "cib_layers": (8, 19, 22)},
-    "b": {"depth": 0.67, "width": 1.0, "max_channels": 512, "cib_layers": (8, 13, 19, 22)},
-    "l": {"depth": 1.0, "width": 1.0, "max_channels": 512, "cib_layers": (8, 13, 19, 22)},
-    "x": {"depth": 1.0, "width": 1.25, "max_channels": 512, "cib_layers": (6, 8, 13, 19, 22)},
+    "m": {"depth": 0.67, "width": 0.75, "max_channels": 768, "cib_layers": (8, 19, 22), "large_kernel_layers": ()},
+    "b": {"depth": 0.67, "width": 1.0, "max_channels": 512, "cib_layers": (8, 13, 19, 22), "large_kernel_layers": ()},
+    "l": {"depth": 1.0, "width": 1.0, "max_channels": 512, "cib_layers": (8, 13, 19, 22), "large_kernel_layers": ()},
+    "x": {
+        "depth": 1.0,
+        "width": 1.25,
+        "max_channels": 512,
+        "cib_layers": (6, 8, 13, 19, 22),
+        "large_kernel_layers": (),
+    },
 }
 """As the six published yolov10?.yaml of ultralytics (https://github.com/THU-MIG/yolov10)."""
 
@@ -43,7 +49,7 @@ class YOLOv10Config:
     max_detections: int = 300
     image_size: int = 640
     cib_layers: tuple[int, ...] = (22,)
-    large_kernel_layers: tuple[int, ...] = ()
+    large_kernel_layers: tuple[int, ...] = (22,)
     names: tuple[str, ...] = ()
     torch_dtype: str = "float32"
 
@@ -92,5 +98,5 @@ class YOLOv10Config:
     @classmethod
     def tiny(cls, **changes: Any) -> YOLOv10Config:
         """An eighth of the channels, five classes."""
-        sizes: dict[str, Any] = {"width": 0.125, "num_classes": 5, "image_size": 64, "large_kernel_layers": (22,)}
+        sizes: dict[str, Any] = {"width": 0.125, "num_classes": 5, "image_size": 64}
         return cls(**{**sizes, **changes})

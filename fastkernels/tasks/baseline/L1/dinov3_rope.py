@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from math import tau
 
 import torch
@@ -68,11 +68,14 @@ class DINOv3Rope(Op):
         return {"num_tokens": self.num_prefix_tokens + sizes["height"] * sizes["width"]}
 
 
-@lru_cache(maxsize=32)
+@cache
 def _angles(
     height: int, width: int, head_size: int, base: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin: [height * width, 1, head_size / 2]."""
+    """cos and sin: [height * width, 1, head_size / 2]; 0.1 MB for 224 x 224 pixels.
+
+    Kept for good: a captured graph reads them by address, and nothing else owns them.
+    """
     inverse = base ** -torch.arange(0, 1, 4 / head_size, dtype=torch.float64)
     places = [2 * (torch.arange(n, dtype=torch.float64) + 0.5) / n - 1 for n in (height, width)]
     place = torch.stack(torch.meshgrid(*places, indexing="ij"), dim=-1).flatten(0, 1)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fastkernels.context import uses_reference
 from fastkernels.kernels.rotary_emb import rotary_embedding
-from fastkernels.op import compute_dtype
+from fastkernels.op import Op
 from fastkernels.spec import OpSpec, Role, TensorSpec
-from fastkernels.tasks.baseline.L1.rotary_emb import RotaryEmbedding
+from fastkernels.tasks.baseline.rotary_table import RotaryTable
 
 
-class MRotaryEmbedding(RotaryEmbedding):
+class MRotaryEmbedding(RotaryTable, Op):
     """RotaryEmbedding whose pairs turn by the token's position on one of three axes, its own each.
 
     The first mrope_section[0] pairs take the first axis, the next ones the second, the rest the third; interleaved,
@@ -72,7 +72,7 @@ class MRotaryEmbedding(RotaryEmbedding):
         mrope_section: Sequence[int] = (16, 24, 24),
         mrope_interleaved: bool = False,
     ) -> None:
-        super().__init__(head_size, rotary_dim, max_position_embeddings, base, is_neox_style, dtype)
+        super().__init__(head_size, rotary_dim, max_position_embeddings, base, is_neox_style, dtype, None)
         if len(mrope_section) != 3 or sum(mrope_section) != rotary_dim // 2:
             raise ValueError(
                 f"mrope_section {list(mrope_section)} must be three numbers that add up to {rotary_dim // 2}, the "
@@ -83,30 +83,28 @@ class MRotaryEmbedding(RotaryEmbedding):
         self.num_axes = 3
 
     def forward(self, positions: Tensor, query: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        if positions.dim() == 1:
-            return super().forward(positions, query, key)
+        has_axes = positions.dim() == 2 and len(positions) == 3
         for x in (query,) if key is None else (query, key):
-            if positions.dim() != 2 or len(positions) != 3 or len(x) != positions.shape[1]:
+            is_row = not x[0:1].numel() % self.head_size
+            if not (has_axes or positions.dim() == 1) or len(x) != positions.shape[-1] or not is_row:
                 raise ValueError(
-                    f"MRotaryEmbedding takes positions [3, num_tokens] or [num_tokens], got {tuple(positions.shape)} "
-                    f"with query or key of shape {tuple(x.shape)}."
+                    f"MRotaryEmbedding has head_size {self.head_size} and takes positions [3, num_tokens] or "
+                    f"[num_tokens], got {tuple(positions.shape)} with query or key of shape {tuple(x.shape)}."
                 )
         if uses_reference(query):
             return self.reference(positions, query, key)
-        sizes = (self.head_size, self.rotary_dim, self.is_neox_style, self.mrope_section, self.mrope_interleaved)
-        return rotary_embedding(positions, query, key, self.cos_sin_cache, *sizes)
+        sizes = (self.head_size, self.rotary_dim, self.is_neox_style)
+        axes = (self.mrope_section, self.mrope_interleaved) if has_axes else ()
+        return rotary_embedding(positions, query, key, self.cos_sin_cache, *sizes, *axes)
 
     def reference(self, positions: Tensor, query: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         if positions.dim() == 1:
-            return super().reference(positions, query, key)
-        table = self.cos_sin_cache
-        if table.dtype != compute_dtype(query):
-            table = self._table(query.device, compute_dtype(query))
-        axis = self._axes(query.device)
+            return self.turned_by_rows(positions, query, key)
+        table, axis = self._table_for(query), self._axes(query.device)
         half = torch.arange(self.rotary_dim // 2, device=query.device)
         rows = positions.long()[axis].T  # [num_tokens, pairs]
         cos, sin = table[rows, half].unsqueeze(1), table[rows, half + self.rotary_dim // 2].unsqueeze(1)
-        return self._rotate(query, cos, sin), None if key is None else self._rotate(key, cos, sin)
+        return self.turned(query, cos, sin), None if key is None else self.turned(key, cos, sin)
 
     def _axes(self, device: torch.device) -> Tensor:
         """The axis of each pair: [rotary_dim / 2]."""

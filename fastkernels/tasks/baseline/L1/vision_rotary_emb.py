@@ -12,7 +12,7 @@ from fastkernels.context import uses_reference
 from fastkernels.kernels.rotary_emb import rotary_embedding
 from fastkernels.op import Op, compute_dtype
 from fastkernels.spec import Cost, OpSpec, Role, TensorSpec
-from fastkernels.tasks.baseline.L1.rotary_emb import cos_sin_table
+from fastkernels.tasks.baseline.rotary_table import cos_sin_table
 
 _HEADS = TensorSpec(("num_tokens", "num_heads", "head_size"))
 

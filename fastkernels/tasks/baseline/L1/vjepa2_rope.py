@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ class VJEPA2Rope(Op):
         return angles.cos(), angles.sin()
 
 
-@lru_cache(maxsize=32)
+@cache
 def _inverse(head_size: int, base: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[head_size // 6]: an angle's share of its place."""
     num = head_size // 6

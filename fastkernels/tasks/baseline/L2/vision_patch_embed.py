@@ -41,12 +41,12 @@ class VisionPatchEmbed(Op):
     ) -> None:
         super().__init__()
         self.in_channels, self.embed_dim = in_channels, embed_dim
-        kernel_size = (temporal_patch_size, patch_size, patch_size)
+        self.kernel_size = (temporal_patch_size, patch_size, patch_size)
         self.patch_dim = in_channels * temporal_patch_size * patch_size**2
-        self.proj = Conv3d(in_channels, embed_dim, kernel_size, stride=kernel_size, bias=bias)
+        self.proj = Conv3d(in_channels, embed_dim, self.kernel_size, stride=self.kernel_size, bias=bias)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        patches = pixel_values.unflatten(-1, (self.in_channels, *self.proj.kernel_size))
+        patches = pixel_values.unflatten(-1, (self.in_channels, *self.kernel_size))
         return self.proj(patches).flatten(1)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:

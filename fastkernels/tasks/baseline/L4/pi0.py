@@ -221,7 +221,7 @@ class PI0ForConditionalGeneration(Op):
         self.max_state_dim, self.num_layers = config.max_state_dim, config.expert.num_hidden_layers
         self.head_dim = config.expert.head_dim
         self.vlm = PI0Prefix(config, f"{prefix}vlm")
-        self.num_kv_heads = self.vlm.num_kv_heads
+        self.num_kv_heads = max(1, config.text.num_key_value_heads // tp_size())
         self.embed_action_time = PI0ActionEmbed(config)
         self.dit = Expert(config.expert, f"{prefix}dit")
         self.action_out_proj = Linear(config.expert.hidden_size, config.max_action_dim)
