@@ -14,6 +14,7 @@ from waiting import gauges, wait_until
 
 from fastkernels import __version__
 from fastkernels.engine.chat import ChatTemplate, ChatTemplateError, find_chat_template
+from fastkernels.errors import InputFileError
 from fastkernels.server.local import LocalServer, running_server
 from fastkernels.workloads import byte_tokenizer
 
@@ -121,14 +122,43 @@ def test_a_template_runs_in_a_sandbox() -> None:
         ChatTemplate(escape).render([{"role": "user", "content": "x"}])
 
 
+def save_tokenizer(folder: Path, template: str) -> None:
+    """As transformers does, with a beginning token of the checkpoint's own."""
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, "bos_token": "<|end_of_text|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 def test_a_checkpoints_own_template_is_used(tmp_path: Path) -> None:
-    byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "chat_template": "<{{ messages[0]['content'] }}>{{ tools }}",
-    }
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    save_tokenizer(tmp_path, "<{{ messages[0]['content'] }}>{{ tools }}")
     template = find_chat_template(str(tmp_path))
     assert template.render([{"role": "user", "content": "x"}]) == "<x>None"
     with pytest.raises(ChatTemplateError):
         template.render([])
+
+
+TEMPLATE = """{{ bos_token }}{% if tools %}{{ tools | tojson(indent=1) }}{% endif %}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}{% continue %}{% endif %}
+    {%- if 'content' in message %}{% generation %}[{{ message.content }}]{% endgeneration %}{% endif %}
+    {%- if loop.index > 2 %}{% break %}{% endif %}
+{%- endfor %}{{ strftime_now('%Y') | length }}"""
+
+
+def test_a_template_renders_from_a_file_as_from_the_checkpoint(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, TEMPLATE)
+    file = tmp_path / "own.jinja"
+    file.write_text(TEMPLATE)
+    tools = [{"type": "function", "function": {"name": "it's", "description": "<ä> & \u4f60"}}]
+    messages = [{"role": role, "content": text} for role, text in (("system", "s"), ("user", "it's"), ("user", "z"))]
+    messages[2]["content"] = None
+    own = find_chat_template(str(tmp_path)).render(messages * 2, tools)
+    assert own.startswith("<|end_of_text|>[")
+    assert "it's" in own
+    assert own.endswith("[it's]4")
+    assert find_chat_template(str(tmp_path), file).render(messages * 2, tools) == own
+    bare = find_chat_template("tiny-llama", file).render(messages * 2, tools)
+    assert bare == own.replace("<|end_of_text|>", "<|begin_of_text|>", 1)
+    file.write_text("{% for %}")
+    with pytest.raises(InputFileError, match="cannot be parsed"):
+        find_chat_template(str(tmp_path), file)
