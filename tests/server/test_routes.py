@@ -15,7 +15,9 @@ from waiting import gauges, wait_until
 from fastkernels import __version__
 from fastkernels.engine.chat import ChatTemplate, ChatTemplateError, find_chat_template
 from fastkernels.errors import InputFileError
+from fastkernels.server.errors import ApiError
 from fastkernels.server.local import LocalServer, running_server
+from fastkernels.server.protocol import Message
 from fastkernels.workloads import byte_tokenizer
 
 
@@ -162,3 +164,32 @@ def test_a_template_renders_from_a_file_as_from_the_checkpoint(tmp_path: Path) -
     file.write_text("{% for %}")
     with pytest.raises(InputFileError, match="cannot be parsed"):
         find_chat_template(str(tmp_path), file)
+
+
+QWEN_TOOLS = """{% for message in messages %}{% for tool_call in message.tool_calls or [] %}<tool_call>
+{"name": "{{ tool_call.function.name }}", "arguments": {{ tool_call.function.arguments | tojson }}}
+</tool_call>{% endfor %}{{ message.content }}{% endfor %}"""
+
+
+def tool_call(arguments: Any) -> Message:
+    calls = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}]
+    return Message.model_validate({"role": "assistant", "content": None, "tool_calls": calls})
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Köln", "days": 2}', {"city": "Köln", "days": 2}, "", None])
+def test_a_template_writes_the_arguments_of_a_tool_call_once(tmp_path: Path, arguments: Any) -> None:
+    save_tokenizer(tmp_path, QWEN_TOOLS)
+    given = tool_call(arguments)
+    wanted = '{"city": "Köln", "days": 2}' if arguments else "{}"
+    told = f'<tool_call>\n{{"name": "weather", "arguments": {wanted}}}\n</tool_call>'
+    assert find_chat_template(str(tmp_path)).render([given.for_template()]) == told
+    assert ChatTemplate(QWEN_TOOLS).render([given.for_template()]) == told
+    assert given == tool_call(arguments)
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", "7", [1], "[" * 100_000, '{"a": ' * 70 + "1" + "}" * 70])
+def test_arguments_that_are_no_object_are_refused(arguments: Any) -> None:
+    with pytest.raises(ApiError, match="JSON object") as refused:
+        tool_call(arguments).for_template()
+    assert (refused.value.status, refused.value.param) == (400, "messages")
+    assert len(refused.value.message) < 400
