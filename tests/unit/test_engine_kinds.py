@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from fastkernels.engine.executor import ModelExecutor
 from fastkernels.engine.outputs import EngineRequest
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import UnsupportedError
+from fastkernels.server.metrics import Metrics
+from fastkernels.server.service import ServerConfig, Service
 
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "full": lambda: toys.ToyDecoder([toys.PagedAttention(CacheKind.FULL)]),
@@ -78,6 +81,20 @@ def test_batched_chunked_and_preempted_tokens_equal_those_alone(kind: str) -> No
     assert run(tight, requests) == alone
     if kind in ("full", "hybrid", "full and window"):
         assert tight.stats().num_preemptions > 0
+
+
+def test_a_model_without_pages_is_limited_by_its_positions_alone() -> None:
+    core = make_core(KINDS["state alone"](), num_pages=4)
+    prompt = tuple(range(2, 52)) * 2
+    params = SamplingParams(temperature=0, max_tokens=toys.POSITIONS - len(prompt), ignore_eos=True)
+    (tokens,) = run(core, [EngineRequest("long", prompt, params)])
+    assert len(tokens) == params.max_tokens
+    service = Service(core.config, ServerConfig())
+    service._engine = SimpleNamespace(info=core.info)  # type: ignore[assignment]
+    assert service.room(len(prompt), "prompt") == params.max_tokens
+    told = Metrics().render(core.info, core.stats()).decode()
+    assert "fastkernels_num_pages 0.0\n" in told
+    assert "fastkernels_kv_cache_usage_ratio 0.0\n" in told
 
 
 def test_states_and_pages_are_as_new_for_the_next_request() -> None:
