@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,8 @@ import toy_models as toys
 from torch import nn
 
 from fastkernels.cache import CacheKind
+from fastkernels.context import Phase
+from fastkernels.engine.batch import StepInputs
 from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.core import EngineCore
 from fastkernels.engine.executor import ModelExecutor
@@ -108,6 +111,24 @@ def test_encoder_input_changes_the_tokens() -> None:
     request, other = make_requests(kind)[:2]
     changed = EngineRequest(request.request_id, request.prompt_token_ids, request.params, False, other.encoder_input)
     assert run(make_core(KINDS[kind]()), [request]) != run(make_core(KINDS[kind]()), [changed])
+
+
+def test_a_step_that_stores_encoder_states_is_no_uniform_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though all its prompts be of one token: a replayed graph writes no encoder states."""
+    core = make_core(KINDS["encoder-decoder"]())
+    launched: list[StepInputs] = []
+    launch = core.runner.launch
+    monkeypatch.setattr(core.runner, "launch", lambda inputs: (launched.append(inputs), launch(inputs))[1])
+    first, second = make_requests("encoder-decoder")[:2]
+    core.add(replace(first, prompt_token_ids=(3, 4)))
+    core.step()
+    core.step()
+    core.add(replace(second, prompt_token_ids=(5,)))
+    core.step()
+    core.step()
+    assert [inputs.phase for inputs in launched] == [Phase.PREFILL, *[Phase.DECODE] * 3]
+    assert [inputs.num_seqs for inputs in launched] == [1, 1, 2, 2]
+    assert [inputs.is_uniform_decode for inputs in launched] == [False, True, False, True]
 
 
 def test_encoder_input_for_a_model_without_an_encoder_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs, packed and of equal shapes, on a CPU that records operations and repeats them where they were."""
+"""Steps as CUDA graphs, packed and of equal shapes, on a CPU that records operations and repeats them in place."""
 
 from __future__ import annotations
 
