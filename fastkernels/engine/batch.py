@@ -88,9 +88,11 @@ class StepInputs:
 
     @property
     def is_uniform_decode(self) -> bool:
+        """Whether all that the step does is to read caches, add a token to each and sample: what graphs hold."""
         is_decode = self.phase is Phase.DECODE and len(self.sample_rows) == len(self.rows) and not self.embedding_rows
         is_flat = self.rope_positions is None or self.rope_positions.ndim == 1
-        return is_decode and is_flat and (self.media is None or not self.media.parts)
+        brings_nothing = not len(self.encoder_slots) and (self.media is None or not self.media.parts)
+        return is_decode and is_flat and brings_nothing
 
 
 def build_inputs(

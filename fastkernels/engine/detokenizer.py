@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import islice
 from typing import Protocol
 
 from tokenizers import Tokenizer
@@ -15,6 +16,8 @@ _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _REPLACEMENT = "\ufffd"
 _MOST_HELD = 4
 """A character of UTF-8 has four bytes at most: more tokens than that are no incomplete character."""
+_NUM_CONTEXT = 2 * _MOST_HELD
+"""Tokens of a prompt's end that decide how the answer's first ones read: two characters of single bytes at least."""
 
 
 class Detokenizer(Protocol):
@@ -44,8 +47,12 @@ class Vocabulary:
         """One token alone; a part of a character shows as U+FFFD."""
         return self.token_bytes(token).decode("utf-8", errors="replace")
 
-    def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
-        return (_ByteDetokenizer if self.is_byte_level else _WindowDetokenizer)(self, skip_special_tokens)
+    def detokenizer(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
+        """Of the text that follows a prompt's: decode() strips the blank before the first token of all, not of an
+        answer. A character that the prompt's last tokens begin belongs to the answer."""
+        if self.is_byte_level:
+            return _ByteDetokenizer(self, skip_special_tokens)
+        return _WindowDetokenizer(self, skip_special_tokens, prompt_token_ids)
 
     def _look_up(self, token: int) -> bytes:
         text = self.tokenizer.id_to_token(token) or ""
@@ -74,12 +81,17 @@ class _ByteDetokenizer:
 class _WindowDetokenizer:
     """Any other tokenizer: decode the last few tokens with and without the new one; the difference is new."""
 
-    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool, prompt_token_ids: Sequence[int]) -> None:
         self._decode = vocabulary.tokenizer.decode
         self._skipped = vocabulary.special_ids if skip_special_tokens else frozenset()
         self._window: list[int] = []
         self._num_told = 0  # of the window's tokens
         self._told = ""  # their text
+        shown = (token for token in reversed(prompt_token_ids) if token not in self._skipped)
+        context = list(islice(shown, _NUM_CONTEXT))[::-1]
+        while len(context) > _MOST_HELD and _continues(vocabulary.token_bytes(context[0])):
+            del context[0]  # the rest of a character: a run of bytes that begins with it decodes to no character
+        self.add(context)
 
     def add(self, token_ids: Iterable[int]) -> str:
         return "".join(self._add(token) for token in token_ids if token not in self._skipped)
@@ -192,6 +204,11 @@ def _failures(stop: str) -> list[int]:
         matched += stop[matched] == stop[index]
         failures[index] = matched
     return failures
+
+
+def _continues(token_bytes: bytes) -> bool:
+    """Whether these are the inner bytes of a character."""
+    return bool(token_bytes) and token_bytes[0] & 0xC0 == 0x80
 
 
 def _decoder_type(tokenizer: Tokenizer) -> str | None:

@@ -96,7 +96,7 @@ class ModelExecutor:
         self.model = self.loaded.model
         specs = [layer.cache_spec for layer in cached_layers(self.model)]
         self._check_slots(specs)
-        num_pages = config.num_pages or self._num_pages(specs)
+        num_pages = (config.num_pages or self._num_pages(specs)) if cache_groups(specs) else 0
         caches = allocate_caches(
             self.model, num_pages, config.page_size, config.max_num_seqs + 1, self.loaded.dtype, self.device
         )
@@ -170,7 +170,7 @@ class ModelExecutor:
     def _num_pages(self, specs: Sequence[CacheSpec]) -> int:
         """What fits beside weights and the largest step; on a CPU a fixed number."""
         page_bytes = cache_bytes(specs, self.config.page_size, self.loaded.dtype)
-        if self.device.type != "cuda" or not page_bytes:
+        if self.device.type != "cuda":
             return DEFAULT_NUM_PAGES
         torch.cuda.reset_peak_memory_stats(self.device)
         self._run_dummy_step(self.config.max_num_batched_tokens, Phase.PREFILL)

@@ -15,9 +15,11 @@ from torch import nn
 
 from fastkernels.dtypes import default_dtype
 from fastkernels.errors import CheckpointError, EnvironmentProblem, UnknownNameError, UsageError
-from fastkernels.registry import architecture_of
+from fastkernels.registry import Kind, architecture_of
 from fastkernels.weights import checkpoint_config, load_weights, random_weights, read_json
 from fastkernels.workloads import byte_tokenizer
+
+_GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,36 @@ def find_model(model: str | Path) -> ModelSource:
 
 
 def build_config(source: ModelSource) -> Any:
-    """The architecture's own configuration.
+    """The architecture's own configuration. A checkpoint's generation_config.json says before config.json which tokens
+    end an answer, as in transformers' generate().
 
     Errors: CheckpointError when its sizes do not fit together; UnknownNameError for another architecture.
     """
-    module, _, name = architecture_of(source.hf_config).config.partition(":")
+    architecture = architecture_of(source.hf_config)
+    module, _, name = architecture.config.partition(":")
+    given = source.hf_config
+    if architecture.kind is Kind.AUTOREGRESSIVE:
+        ends = _generation_ends(source)
+        given = {**given, **ends}
+        if isinstance(given.get("text_config"), dict):
+            given["text_config"] = {**given["text_config"], **ends}
     try:
-        return getattr(importlib.import_module(module), name).from_hf(source.hf_config)
+        return getattr(importlib.import_module(module), name).from_hf(given)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"The configuration of {source.name} cannot be used: {error}") from error
+
+
+def _generation_ends(source: ModelSource) -> dict[str, Any]:
+    """The eos_token_id of a checkpoint's generation_config.json, where it names any."""
+    path = source.checkpoint and source.checkpoint / _GENERATION_CONFIG
+    if path is None or not path.is_file():
+        return {}
+    ends = read_json(path).get("eos_token_id")
+    if ends is None:
+        return {}
+    if not all(type(token) is int for token in (ends if isinstance(ends, list) else [ends])):
+        raise CheckpointError(f"{path}: eos_token_id is {ends!r}; it must be a token id or a list of them.")
+    return {"eos_token_id": ends}
 
 
 def build_model(source: ModelSource, config: Any, dtype: torch.dtype, device: torch.device, seed: int) -> nn.Module:

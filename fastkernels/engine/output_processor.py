@@ -194,7 +194,7 @@ class OutputProcessor:
         for index in range(params.n):
             one = self._params_of(params, index)
             engine_id = request_id if params.n == 1 else f"{request_id}#{index}"
-            detokenizer = self.vocabulary.detokenizer(params.skip_special_tokens)
+            detokenizer = self.vocabulary.detokenizer(params.skip_special_tokens, tokens)
             stream = TextStream(detokenizer, params.stop, params.include_stop_str_in_output)
             answer = Answer(index, engine_id, one, stream)
             state.answers.append(answer)

@@ -78,6 +78,8 @@ class Scheduler:
                 continue
             if num_tokens > budget:
                 num_tokens = budget
+            if self.cache.has_windows:  # before it grows: into what it leaves, where need be
+                self.cache.leave_window(request)
             while not self.cache.grow(request, request.num_computed + num_tokens):
                 was_preempted = True
                 if self._preempt_youngest() is request:
@@ -123,8 +125,6 @@ class Scheduler:
 
     def _take(self, request: Request, num_tokens: int) -> ScheduledRow:
         start = request.num_computed
-        if self.cache.has_windows:
-            self.cache.leave_window(request)
         end = request.num_computed = start + num_tokens
         samples = end == len(request.tokens) + request.num_pending
         if samples and not request.is_embedding:

@@ -44,8 +44,9 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the engine has to know of a model that is ready to run. max_encoder_len: states of an encoder input at most;
-    0 where there is no encoder, or none that is longer than max_model_len."""
+    """What the engine has to know of a model that is ready to run. num_pages: 0 where no layer has any.
+    max_encoder_len: states of an encoder input at most; 0 where there is no encoder, or none that is longer than
+    max_model_len."""
 
     model: str
     dtype: str

@@ -58,12 +58,13 @@ class _EngineCollector(Collector):
         if self.info is None or self.stats is None:
             return
         info, stats = self.info, self.stats
+        used = info.num_pages - stats.num_free_pages
         gauges = {
             "num_requests_running": ("Requests that the engine computes.", stats.num_running),
             "num_requests_waiting": ("Requests that wait for room.", stats.num_waiting),
             "num_pages": ("Pages of the KV cache.", info.num_pages),
             "num_free_pages": ("Pages that a request may take.", stats.num_free_pages),
-            "kv_cache_usage_ratio": ("Share of the pages in use.", 1 - stats.num_free_pages / max(1, info.num_pages)),
+            "kv_cache_usage_ratio": ("Share of the pages in use.", used / max(1, info.num_pages)),
             "graph_step_ratio": ("Share of steps run as graphs.", stats.num_graph_steps / max(1, stats.num_steps)),
             "peak_memory_bytes": ("Most memory that the device held.", stats.peak_memory_bytes),
         }  # fmt: skip

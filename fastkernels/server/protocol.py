@@ -5,6 +5,7 @@ https://platform.openai.com/docs/api-reference
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -215,8 +216,13 @@ class Message(Body):
 
     def for_template(self, processor: Processor | None = None, takes_parts: bool = False) -> dict[str, Any]:
         """As templates expect it: content is one text, with the processor's placeholders for pictures and videos; or,
-        where there are any and the template takes parts, the parts in order."""
-        given = self.model_dump(exclude_none=True)
+        where there are any and the template takes parts, the parts in order. Arguments of tool calls are objects.
+
+        Errors: ApiError for parts that the model does not take, and for arguments that are no JSON object.
+        """
+        given: dict[str, Any] = {"content": None, **self.model_dump(exclude_none=True)}
+        if self.tool_calls:
+            given["tool_calls"] = [_with_parsed_arguments(call) for call in self.tool_calls]
         if not isinstance(self.content, list):
             return given
         kinds = [(part, part.modality) for part in self.content]
@@ -234,6 +240,26 @@ class Message(Body):
                 for part, modality in kinds
             )
         return given
+
+
+def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """A tool call whose arguments, a JSON text in OpenAI's API, are an object: templates write JSON themselves."""
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return call
+    given = function.get("arguments")
+    try:
+        arguments = _check_depth(json.loads(given)) if isinstance(given, str) and given else given or {}
+    except (ValueError, RecursionError) as error:
+        raise _bad_arguments(given, str(error)) from error
+    if not isinstance(arguments, dict):
+        raise _bad_arguments(given, f"it is of type {type(arguments).__name__}")
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _bad_arguments(given: Any, reason: str) -> ApiError:
+    message = f"messages hold a tool call with arguments {str(given)[:80]!r}: {reason}; they must be a JSON object."
+    return ApiError(400, message, "messages")
 
 
 class ChatBody(GenerationBody):

@@ -42,26 +42,44 @@ def test_bytes_told_one_by_one_are_the_decoded_text(tokens: list[int], skip: boo
 
 @given(st.text(max_size=30))
 def test_a_text_comes_back_and_no_piece_has_half_a_character(text: str) -> None:
-    pieces = told(VOCABULARY, VOCABULARY.tokenizer.encode(text).ids)
+    pieces = told(VOCABULARY, VOCABULARY.tokenizer.encode(text).ids, skip=False)  # the text may spell a special token
     assert "".join(pieces) == text
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
 
 
 @given(st.lists(st.sampled_from(["▁the", "▁cat", "s", "é", "你", "🙂", "<s>"]), max_size=12))
 def test_other_tokenizers_give_whole_characters_too(words: list[str]) -> None:
-    tokenizer = SENTENCEPIECE.tokenizer
-    ids = [
-        i
-        for word in words
-        for i in (
-            [tokenizer.token_to_id(word)]
-            if tokenizer.token_to_id(word) is not None
-            else [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in word.encode()]
-        )
-    ]
+    ids = sentencepiece_ids(words)
     pieces = told(SENTENCEPIECE, ids)
-    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert "".join(pieces) == SENTENCEPIECE.tokenizer.decode(ids, skip_special_tokens=True)
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+def sentencepiece_ids(words: list[str]) -> list[int]:
+    """The words' own tokens, or their bytes."""
+    token_to_id = SENTENCEPIECE.tokenizer.token_to_id
+    parts = [[w] if token_to_id(w) is not None else [f"<0x{byte:02X}>" for byte in w.encode()] for w in words]
+    return [token_to_id(part) for word in parts for part in word]
+
+
+WORDS = st.sampled_from(["▁the", "▁cat", "s", "▁", "é", "你", "🙂", "<s>"])
+
+
+@given(st.lists(WORDS, max_size=12), st.lists(WORDS, max_size=12), st.booleans())
+def test_an_answer_is_what_the_prompt_lacks_of_the_whole_text(prompt: list[str], answer: list[str], skip: bool) -> None:
+    """SentencePiece's decoders strip the blank before a text: that of an answer stands within one."""
+    before, tokens = sentencepiece_ids(prompt), sentencepiece_ids(answer)
+    detokenizer = SENTENCEPIECE.detokenizer(skip, before)
+    pieces = [*(detokenizer.add([token]) for token in tokens), detokenizer.finish()]
+    whole, known = (SENTENCEPIECE.tokenizer.decode(ids, skip_special_tokens=skip) for ids in (before + tokens, before))
+    assert "".join(pieces) == whole[len(known) :]
+    assert "".join(pieces) == SENTENCEPIECE.detokenizer(skip, before).add(tokens)
+
+
+def test_a_character_that_a_prompt_begins_belongs_to_the_answer() -> None:
+    *begun, last = sentencepiece_ids(["▁the", "🙂"])
+    assert SENTENCEPIECE.detokenizer(True, begun).add([last]) == "🙂"
+    assert SENTENCEPIECE.detokenizer(True, sentencepiece_ids(["🙂"] * 3)[1:-1]).add([last]) == "🙂"
 
 
 def test_broken_bytes_of_another_tokenizer_are_not_held_for_ever() -> None:

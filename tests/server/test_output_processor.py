@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 from fastkernels.engine.output_processor import OutputKind, OutputProcessor
 from fastkernels.engine.outputs import FinishReason, StepOutput, TokenLogprobs
@@ -87,6 +88,17 @@ def test_tokens_of_one_step_behind_the_stop_text_are_dropped_with_their_logprobs
     answer = output.outputs[0]
     assert (answer.text, answer.token_ids, aborted) == ("a", tokens[:2], ["r"])
     assert answer.logprobs == logprobs[:2]
+
+
+def test_the_blank_between_prompt_and_answer_is_told_and_can_be_stopped_at() -> None:
+    """Of a tokenizer whose decoder strips the blank before a text."""
+    tokenizer = Tokenizer(models.BPE(vocab={"<unk>": 0, "▁is": 1, "▁Paris": 2}, merges=[]))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    for stop, text in ((None, " Paris is"), (" Paris", ""), (" is", " Paris")):
+        processor = OutputProcessor(tokenizer)
+        processor.add("r", None, [1], SamplingParams(max_tokens=2, stop=stop))
+        (output,), _ = processor.process([StepOutput("r", (2, 1), FinishReason.LENGTH)])
+        assert output.outputs[0].text == text
 
 
 @pytest.mark.parametrize(("include", "text"), [(False, "ab"), (True, "abc")])

@@ -14,7 +14,10 @@ from waiting import gauges, wait_until
 
 from fastkernels import __version__
 from fastkernels.engine.chat import ChatTemplate, ChatTemplateError, find_chat_template
+from fastkernels.errors import InputFileError
+from fastkernels.server.errors import ApiError
 from fastkernels.server.local import LocalServer, running_server
+from fastkernels.server.protocol import Message
 from fastkernels.workloads import byte_tokenizer
 
 
@@ -121,14 +124,72 @@ def test_a_template_runs_in_a_sandbox() -> None:
         ChatTemplate(escape).render([{"role": "user", "content": "x"}])
 
 
+def save_tokenizer(folder: Path, template: str) -> None:
+    """As transformers does, with a beginning token of the checkpoint's own."""
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, "bos_token": "<|end_of_text|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 def test_a_checkpoints_own_template_is_used(tmp_path: Path) -> None:
-    byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "chat_template": "<{{ messages[0]['content'] }}>{{ tools }}",
-    }
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    save_tokenizer(tmp_path, "<{{ messages[0]['content'] }}>{{ tools }}")
     template = find_chat_template(str(tmp_path))
     assert template.render([{"role": "user", "content": "x"}]) == "<x>None"
     with pytest.raises(ChatTemplateError):
         template.render([])
+
+
+TEMPLATE = """{{ bos_token }}{% if tools %}{{ tools | tojson(indent=1) }}{% endif %}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}{% continue %}{% endif %}
+    {%- if 'content' in message %}{% generation %}[{{ message.content }}]{% endgeneration %}{% endif %}
+    {%- if loop.index > 2 %}{% break %}{% endif %}
+{%- endfor %}{{ strftime_now('%Y') | length }}"""
+
+
+def test_a_template_renders_from_a_file_as_from_the_checkpoint(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, TEMPLATE)
+    file = tmp_path / "own.jinja"
+    file.write_text(TEMPLATE)
+    tools = [{"type": "function", "function": {"name": "it's", "description": "<ä> & \u4f60"}}]
+    messages = [{"role": role, "content": text} for role, text in (("system", "s"), ("user", "it's"), ("user", "z"))]
+    messages[2]["content"] = None
+    own = find_chat_template(str(tmp_path)).render(messages * 2, tools)
+    assert own.startswith("<|end_of_text|>[")
+    assert "it's" in own
+    assert own.endswith("[it's]4")
+    assert find_chat_template(str(tmp_path), file).render(messages * 2, tools) == own
+    bare = find_chat_template("tiny-llama", file).render(messages * 2, tools)
+    assert bare == own.replace("<|end_of_text|>", "<|begin_of_text|>", 1)
+    file.write_text("{% for %}")
+    with pytest.raises(InputFileError, match="cannot be parsed"):
+        find_chat_template(str(tmp_path), file)
+
+
+QWEN_TOOLS = """{% for message in messages %}{% for tool_call in message.tool_calls or [] %}<tool_call>
+{"name": "{{ tool_call.function.name }}", "arguments": {{ tool_call.function.arguments | tojson }}}
+</tool_call>{% endfor %}{{ message.content }}{% endfor %}"""
+
+
+def tool_call(arguments: Any) -> Message:
+    calls = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}]
+    return Message.model_validate({"role": "assistant", "content": None, "tool_calls": calls})
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Köln", "days": 2}', {"city": "Köln", "days": 2}, "", None])
+def test_a_template_writes_the_arguments_of_a_tool_call_once(tmp_path: Path, arguments: Any) -> None:
+    save_tokenizer(tmp_path, QWEN_TOOLS)
+    given = tool_call(arguments)
+    wanted = '{"city": "Köln", "days": 2}' if arguments else "{}"
+    told = f'<tool_call>\n{{"name": "weather", "arguments": {wanted}}}\n</tool_call>'
+    assert find_chat_template(str(tmp_path)).render([given.for_template()]) == told
+    assert ChatTemplate(QWEN_TOOLS).render([given.for_template()]) == told
+    assert given == tool_call(arguments)
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", "7", [1], "[" * 100_000, '{"a": ' * 70 + "1" + "}" * 70])
+def test_arguments_that_are_no_object_are_refused(arguments: Any) -> None:
+    with pytest.raises(ApiError, match="JSON object") as refused:
+        tool_call(arguments).for_template()
+    assert (refused.value.status, refused.value.param) == (400, "messages")
+    assert len(refused.value.message) < 400

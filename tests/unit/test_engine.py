@@ -221,6 +221,31 @@ def test_config_file_is_a_model(tmp_path: Path) -> None:
     assert tokens_of(llm, GREEDY) == expected()
 
 
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen2_vl", "tiny-whisper", "tiny-mamba2"])
+@pytest.mark.parametrize(("given", "wanted"), [(7, (7,)), ([7, 9], (7, 9)), (None, None)])
+def test_a_checkpoints_generation_config_says_which_tokens_end(
+    tmp_path: Path, name: str, given: object, wanted: tuple[int, ...] | None
+) -> None:
+    config = find_model(name).hf_config
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    before = build_config(find_model(tmp_path)).eos_token_ids
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": given, "temperature": 0.5}))
+    assert build_config(find_model(tmp_path)).eos_token_ids == (wanted or before)
+
+
+def test_any_of_several_end_tokens_ends_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(find_model("tiny-llama").hf_config))
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    made = LLM(tmp_path, device="fake").generate(PROMPTS[0], params)[0].outputs[0].token_ids
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, made[4]]}))
+    (ended,) = LLM(tmp_path, device="fake").generate(PROMPTS[0], SamplingParams(max_tokens=8))[0].outputs
+    assert ended.token_ids == made[: made.index(made[4]) + 1]
+    assert ended.finish_reason is FinishReason.STOP
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
+    with pytest.raises(CheckpointError, match="eos_token_id is \\['</s>'\\]"):
+        LLM(tmp_path, device="fake")
+
+
 def test_model_that_is_nothing_suggests_a_preset() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean tiny-llama"):
         LLM("tiny-lama")

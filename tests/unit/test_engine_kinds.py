@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +12,16 @@ import toy_models as toys
 from torch import nn
 
 from fastkernels.cache import CacheKind
+from fastkernels.context import Phase
+from fastkernels.engine.batch import StepInputs
 from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.core import EngineCore
 from fastkernels.engine.executor import ModelExecutor
 from fastkernels.engine.outputs import EngineRequest
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import UnsupportedError
+from fastkernels.server.metrics import Metrics
+from fastkernels.server.service import ServerConfig, Service
 
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "full": lambda: toys.ToyDecoder([toys.PagedAttention(CacheKind.FULL)]),
@@ -80,6 +86,20 @@ def test_batched_chunked_and_preempted_tokens_equal_those_alone(kind: str) -> No
         assert tight.stats().num_preemptions > 0
 
 
+def test_a_model_without_pages_is_limited_by_its_positions_alone() -> None:
+    core = make_core(KINDS["state alone"](), num_pages=4)
+    prompt = tuple(range(2, 52)) * 2
+    params = SamplingParams(temperature=0, max_tokens=toys.POSITIONS - len(prompt), ignore_eos=True)
+    (tokens,) = run(core, [EngineRequest("long", prompt, params)])
+    assert len(tokens) == params.max_tokens
+    service = Service(core.config, ServerConfig())
+    service._engine = SimpleNamespace(info=core.info)  # type: ignore[assignment]
+    assert service.room(len(prompt), "prompt") == params.max_tokens
+    told = Metrics().render(core.info, core.stats()).decode()
+    assert "fastkernels_num_pages 0.0\n" in told
+    assert "fastkernels_kv_cache_usage_ratio 0.0\n" in told
+
+
 def test_states_and_pages_are_as_new_for_the_next_request() -> None:
     core = make_core(KINDS["hybrid"](), max_num_seqs=1)
     requests = make_requests("hybrid")
@@ -91,6 +111,24 @@ def test_encoder_input_changes_the_tokens() -> None:
     request, other = make_requests(kind)[:2]
     changed = EngineRequest(request.request_id, request.prompt_token_ids, request.params, False, other.encoder_input)
     assert run(make_core(KINDS[kind]()), [request]) != run(make_core(KINDS[kind]()), [changed])
+
+
+def test_a_step_that_stores_encoder_states_is_no_uniform_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though all its prompts be of one token: a replayed graph writes no encoder states."""
+    core = make_core(KINDS["encoder-decoder"]())
+    launched: list[StepInputs] = []
+    launch = core.runner.launch
+    monkeypatch.setattr(core.runner, "launch", lambda inputs: (launched.append(inputs), launch(inputs))[1])
+    first, second = make_requests("encoder-decoder")[:2]
+    core.add(replace(first, prompt_token_ids=(3, 4)))
+    core.step()
+    core.step()
+    core.add(replace(second, prompt_token_ids=(5,)))
+    core.step()
+    core.step()
+    assert [inputs.phase for inputs in launched] == [Phase.PREFILL, *[Phase.DECODE] * 3]
+    assert [inputs.num_seqs for inputs in launched] == [1, 1, 2, 2]
+    assert [inputs.is_uniform_decode for inputs in launched] == [False, True, False, True]
 
 
 def test_encoder_input_for_a_model_without_an_encoder_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Packed steps as CUDA graphs, on a CPU that records operations and repeats them where they were."""
+"""Steps as CUDA graphs, packed and of equal shapes, on a CPU that records operations and repeats them in place."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastkernels.engine.runners.batched import BATCH_SIZES, BatchedForward
 from fastkernels.engine.runners.packed import MOST_GRAPH_TOKENS, PackedRunner, padded_size
 from fastkernels.engine.runners.replay import GraphCache, State
 
@@ -172,6 +173,62 @@ def test_a_pool_that_has_grown_too_large_goes_with_its_graphs(pools: list[int]) 
         sizes.append(runner.graphs.num_bytes)
     assert sizes == [0, 100, 100, 200, 200, 100, 100, 200, 200]
     assert pools == [0, 0, 1, 1]
+
+
+class Halves:
+    """Of each request its half and its mean. batches: the sizes that were called."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, batch: State) -> State:
+        self.batches.append(len(batch["x"]))
+        return {"half": batch["x"] / 2, "mean": batch["x"].mean(-1), "x": batch["x"]}
+
+
+def halves(forward: BatchedForward, num: int, size: int, seed: int = 0) -> tuple[list[State], list[State]]:
+    """Answers, and those that are wanted."""
+    x = torch.randn(num, size, generator=torch.Generator().manual_seed(seed))
+    return forward([{"x": row} for row in x]), [Halves()({"x": row}) for row in x]
+
+
+def batched(**limits: int) -> tuple[BatchedForward, Halves]:
+    model = Halves()
+    forward = BatchedForward(model, CPU, uses_graphs=True)
+    assert forward.graphs is None, "A CPU has none."
+    forward.graphs = GraphCache(CPU, **limits)
+    return forward, model
+
+
+def test_a_batch_of_equal_shapes_is_captured_at_its_second_size_and_answers_as_an_eager_one(pools: list[int]) -> None:
+    forward, model = batched()
+    for seed, num in enumerate((3, 4, 3, 1, 3, 2, 1, 1)):
+        given, wanted = halves(forward, num, 6, seed)
+        assert equal(given, wanted)
+        assert len(given) == num
+    assert model.batches == [4, 4, 4, 1, 2, 1, 1]  # a capture calls twice
+    assert forward.num_graph_steps == 5
+    assert len(pools) == 2
+    most = BATCH_SIZES[-1]
+    for _ in range(3):
+        halves(forward, most + 1, 6)
+    assert model.batches[-3:] == [most + 1] * 3, "A batch larger than any graph is not padded."
+
+
+def test_graphs_of_many_shapes_stay_few_and_share_a_pool(pools: list[int]) -> None:
+    """Sizes of pictures are for requests to choose."""
+    forward, _ = batched(most_graphs=3)
+    for size in range(1, 50):
+        for seed in range(3):
+            assert equal(*halves(forward, 1, size, seed))
+        assert forward.graphs is not None
+        assert len(forward.graphs._graphs) <= 3
+    assert len(pools) == 49
+    assert set(pools) == {0}
+    before = len(pools)
+    for size in range(50, 100):
+        halves(forward, 1, size)
+    assert len(pools) == before, "What comes once is not captured."
 
 
 def test_padding_is_less_than_an_eighth_of_a_step_that_fills_a_gpu() -> None:

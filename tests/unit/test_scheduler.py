@@ -225,6 +225,28 @@ def test_window_pages_are_given_back_while_a_request_runs() -> None:
     assert [pool.num_free for pool in cache.pools] == [64, 64]
 
 
+@pytest.mark.parametrize("page_size", [1, 3, 4])
+@pytest.mark.parametrize("chunk", [1, 5, 16])
+@pytest.mark.parametrize("window", [1, 8, 11])
+def test_a_request_runs_in_the_pages_of_its_window_and_a_chunk(window: int, chunk: int, page_size: int) -> None:
+    """As many as `most_pages` says are enough, though another holds some."""
+    group = CacheGroup(CacheKind.WINDOW, window=window)
+    num_pages = CacheManager([group], 1, page_size, 1, 128, False).most_pages(group, 100, chunk)
+    cache = CacheManager([group], num_pages, page_size, 2, 128, False)
+    scheduler = Scheduler(SchedulerLimits(chunk, 2, 128, VOCAB), cache)
+    requests = [Request.of(make_request(name, 70, 31)) for name in "ab"]
+    for request in requests:
+        scheduler.add(request)
+    for _ in range(1000):
+        if not scheduler.has_unfinished:
+            break
+        rows = scheduler.schedule()
+        assert rows, "It gives way to itself."
+        scheduler.update(rows, [7] * sum(row.samples for row in rows), frozenset())
+        scheduler.check_invariants()
+    assert [request.finish_reason for request in requests] == [FinishReason.LENGTH] * 2
+
+
 def test_page_is_neither_lost_nor_freed_twice() -> None:
     pool = PagePool(4)
     pages = pool.allocate(3)

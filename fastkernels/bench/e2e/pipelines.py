@@ -112,9 +112,11 @@ class PipelineWorker:
         }
 
     def run(self) -> None:
-        """A warm-up pass is of as many requests as the others: graphs are of a batch's size."""
+        """A warm-up pass is of as many requests as the others: graphs are of a batch's size, and captured when that
+        comes again."""
         if self.order["warmup_share"]:
-            self._measure(-1)
+            for _ in range(2 if self.pipeline.device.type == "cuda" else 1):
+                self._measure(-1)
         for repeat in range(self.order["num_repeats"]):
             self.tell("repeat", **self._measure(repeat))
         overlay = self.pipeline.overlay

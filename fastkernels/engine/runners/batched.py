@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fastkernels.engine.runners.replay import Captured, State, capture
+from fastkernels.engine.runners.replay import GraphCache, State
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -19,13 +19,15 @@ def shape_key(state: Mapping[str, Tensor]) -> tuple[tuple[str, tuple[int, ...], 
 
 
 class BatchedForward:
-    """Runs a function of a batch; on a GPU by one CUDA graph for each shape and padded size."""
+    """Runs a function of a batch; on a GPU by CUDA graphs, by shapes and padded size. The padding repeats a request."""
 
     def __init__(self, forward: Callable[[State], State], device: torch.device, uses_graphs: bool) -> None:
         self._forward, self._device = forward, device
-        self._uses_graphs = uses_graphs and device.type == "cuda"
-        self._graphs: dict[object, Captured] = {}
-        self.num_graph_steps = 0
+        self.graphs = GraphCache(device) if uses_graphs and device.type == "cuda" else None
+
+    @property
+    def num_graph_steps(self) -> int:
+        return 0 if self.graphs is None else self.graphs.num_replays
 
     @torch.inference_mode()
     def __call__(self, states: Sequence[State]) -> list[State]:
@@ -35,20 +37,16 @@ class BatchedForward:
         if num > 1:
             batch = {name: torch.stack([state[name] for state in states]) for name in states[0]}
         batch = {name: t.to(self._device, non_blocking=True) for name, t in batch.items()}
-        if self._uses_graphs and num <= BATCH_SIZES[-1]:
-            result = self._replay(batch, num, shape_key(states[0]))
+        if self.graphs is not None and num <= BATCH_SIZES[-1]:
+            size = BATCH_SIZES[bisect_left(BATCH_SIZES, num)]
+            batch = {name: _padded(t, size) for name, t in batch.items()}
+            result = self.graphs(shape_key(batch), self._forward, batch)
         else:
             result = self._forward(batch)
         return [{name: t[i] for name, t in result.items()} for i in range(num)]
 
-    def _replay(self, batch: State, num: int, key: object) -> State:
-        size = BATCH_SIZES[bisect_left(BATCH_SIZES, num)]
-        if (key, size) not in self._graphs:
-            inputs = {name: t[:1].expand(size, *t.shape[1:]).clone() for name, t in batch.items()}
-            self._graphs[key, size] = capture(self._forward, inputs, self._device)
-        captured = self._graphs[key, size]
-        for name, t in batch.items():
-            captured.inputs[name][:num].copy_(t)
-        captured.graph.replay()
-        self.num_graph_steps += 1
-        return {name: t[:num].clone() for name, t in captured.outputs.items()}
+
+def _padded(tensor: Tensor, num: int) -> Tensor:
+    if len(tensor) == num:
+        return tensor
+    return torch.cat((tensor, tensor[:1].expand(num - len(tensor), *tensor.shape[1:])))
