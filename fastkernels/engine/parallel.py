@@ -30,6 +30,7 @@ from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.executor import ModelExecutor
 from fastkernels.engine.outputs import EngineRequest
 from fastkernels.engine.step import ModelFacts, Runner, Step
+from fastkernels.engine.structured import GrammarError
 from fastkernels.errors import EnvironmentProblem, FastKernelsError, UsageError
 
 _PR_SET_PDEATHSIG = 1
@@ -245,7 +246,8 @@ def serve_rank(descriptor: int) -> None:
             if what == "launch":
                 executor.runner.launch(*rest)
             elif what == "accept":
-                executor.runner.accept(*rest)
+                with contextlib.suppress(GrammarError):  # rank 0 meets it too, and ends the request
+                    executor.runner.accept(*rest)
             elif what == "kernels":
                 connection.send([{**line, "rank": rank} for line in executor.kernels()])
             else:
