@@ -84,19 +84,18 @@ def _streams(
     if len(job.prompts) * job.params.n > limit:
         message = f"{len(job.prompts)} prompts of n = {job.params.n} were sent; at most {limit} answers may wait."
         raise ApiError(400, message, "prompt")
-    is_one = len(job.prompts) == 1
     return [
         engine.generate(
             prompt.token_ids,
             job.params,
-            job.request_id if is_one else f"{job.request_id}-{index}",
+            job.request_id,
             kind,
             prompt.text,
             is_embedding,
             prompt.media,
             prompt.encoder_input,
         )
-        for index, prompt in enumerate(job.prompts)
+        for prompt in job.prompts
     ]
 
 
