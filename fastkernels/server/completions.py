@@ -12,6 +12,8 @@ from fastkernels.server.protocol import CompletionBody
 from fastkernels.server.service import Service
 
 DEFAULT_MAX_TOKENS = 16
+_TOLD = ("text", "finish_reason", "logprobs", "token_ids", "prompt_logprobs")
+"""A choice of a chunk in which all of these are empty is left out."""
 
 
 async def build_job(service: Service, body: CompletionBody, request_id: str) -> Job:
@@ -51,6 +53,7 @@ class CompletionShape:
         self._wants_token_ids = bool(body.return_token_ids)
         self._wants_prompt_logprobs = body.prompt_logprobs is not None
         self._echoed: set[tuple[int, int]] = set()
+        self._scored: set[tuple[int, int]] = set()
         self._offsets: dict[tuple[int, int], int] = {}
 
     def response(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
@@ -61,7 +64,7 @@ class CompletionShape:
 
     def chunks(self, prompt_index: int, output: RequestOutput) -> list[dict[str, Any]]:
         choices = [self._choice(prompt_index, output, answer) for answer in output.outputs]
-        told = [c for c in choices if any(c.get(k) for k in ("text", "finish_reason", "logprobs", "token_ids"))]
+        told = [c for c in choices if any(c.get(k) for k in _TOLD)]
         return [self._head() | {"choices": told}] if told else []
 
     def last_chunk(self) -> dict[str, Any]:
@@ -87,7 +90,9 @@ class CompletionShape:
             choice["token_ids"] = [] if self._is_scoring else list(answer.token_ids)
         if self._wants_logprobs:
             choice["logprobs"] = self._logprobs(key, output, answer, echoes)
-        if self._wants_prompt_logprobs and output.prompt_logprobs is not None:
+        is_scored = key in self._scored or not self._wants_prompt_logprobs
+        if not is_scored and output.prompt_logprobs is not None:
+            self._scored.add(key)
             choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs, self._vocabulary)
         return choice
 
