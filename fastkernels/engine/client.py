@@ -32,6 +32,7 @@ sys.path.insert(0, sys.argv[1])
 from fastkernels.engine.process import main
 main(int(sys.argv[2]), int(sys.argv[3]))"""
 _CLOSE_SECONDS = 5.0
+_POLL_SECONDS = 0.01
 _INLINE_CHARACTERS = 20_000
 """Longer texts are tokenised in a thread, so that the others' tokens are not held up."""
 
@@ -376,9 +377,9 @@ async def _read(reader: asyncio.StreamReader) -> tuple[Any, ...]:
 
 async def _end(process: subprocess.Popen[bytes]) -> str:
     """Wait for the process, and end it when it does not by itself; how it ended."""
-    try:
-        code = await asyncio.to_thread(process.wait, _CLOSE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        code = await asyncio.to_thread(process.wait)
+    end = time.monotonic() + _CLOSE_SECONDS
+    while (code := process.poll()) is None:  # not in a thread: those may all be at work on requests
+        if time.monotonic() > end:
+            process.kill()
+        await asyncio.sleep(_POLL_SECONDS)
     return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -184,7 +184,7 @@ def test_results_of_a_task_that_was_left_are_not_those_of_the_next_with_its_id()
     async def run() -> None:
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        process: Any = SimpleNamespace(poll=lambda: None, wait=lambda timeout=None: 0)
+        process: Any = SimpleNamespace(poll=lambda: None)
         engine = AsyncTaskEngine(CONFIG, process, (reader, writer), (info, byte_tokenizer().to_str()), None)
         channel = Channel(theirs)
 
@@ -206,6 +206,7 @@ def test_results_of_a_task_that_was_left_are_not_those_of_the_next_with_its_id()
         assert engine.abort(["same", "other"]) == ["other"]
         await asyncio.gather(*tasks)
         theirs.close()
+        process.poll = lambda: 0
         await engine.close()
 
     asyncio.run(run())
