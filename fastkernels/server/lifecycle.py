@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from fastkernels.engine.client import AsyncEngine, EngineDeadError, EngineStartError
+from fastkernels.engine.client import AsyncEngine, EngineDeadError
 from fastkernels.engine.config import EngineConfig
 from fastkernels.errors import EXIT_NOT_PASSED, EnvironmentProblem, FastKernelsError, UsageError
 from fastkernels.server.app import build_app
@@ -71,12 +71,12 @@ class Lifecycle:
                 timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
             )
         )
-        self.failure: FastKernelsError | None = None
+        self.failure: Exception | None = None
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
     async def run(self, sock: socket.socket) -> None:
-        """Errors: EngineStartError, EngineDeadError; else the server was told to stop."""
+        """Errors: what the start failed with, EngineDeadError; else the server was told to stop."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -111,7 +111,7 @@ class Lifecycle:
                 self.failure = EngineDeadError(engine.death)
                 write_event("engine_died", message=engine.death)
                 await self._cut()
-        except EngineStartError as error:
+        except Exception as error:
             self.service.phase = Phase.DEAD
             self.failure = error
         finally:

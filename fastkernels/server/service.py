@@ -86,10 +86,15 @@ class Service:
         self.model_names = config.served_model_names or (name,)
 
     async def start(self) -> AsyncEngine:
+        """Errors: EngineStartError; those of the files that pictures and sounds are prepared by."""
         engine = await AsyncEngine.start(self.engine_config, self.metrics)
-        self.longest_token = max((len(token.encode()) for token in engine.tokenizer.get_vocab()), default=1)
-        if engine.info.takes_media:
-            self.processor = await asyncio.to_thread(find_processor, self.engine_config.model, engine.tokenizer)
+        try:
+            self.longest_token = max((len(token.encode()) for token in engine.tokenizer.get_vocab()), default=1)
+            if engine.info.takes_media:
+                self.processor = await asyncio.to_thread(find_processor, self.engine_config.model, engine.tokenizer)
+        except BaseException:
+            await engine.close()
+            raise
         self._engine = engine
         if self.phase is Phase.LOADING:
             self.phase = Phase.READY

@@ -11,13 +11,18 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
 import pytest
 from waiting import gauges, wait_until
 
+from fastkernels.engine.config import EngineConfig
+from fastkernels.errors import CheckpointError
+from fastkernels.server import lifecycle, service
 from fastkernels.server.local import LocalServer, running_server
+from fastkernels.workloads import byte_tokenizer
 
 LONG = {"prompt": "x", "max_tokens": 100_000, "ignore_eos": True}
 
@@ -232,6 +237,29 @@ def test_a_server_that_cannot_start_says_why(arguments: list[str], exit_code: in
     assert done.returncode == exit_code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("error", [CheckpointError("preprocessor_config.json cannot be read."), ValueError("a bug")])
+def test_a_start_that_fails_once_the_engine_is_ready_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    closed: list[bool] = []
+
+    class Engine:
+        info, tokenizer = SimpleNamespace(takes_media=True), byte_tokenizer()
+
+        async def close(self) -> None:
+            closed.append(True)
+
+    async def start(*_: object) -> Engine:
+        return Engine()
+
+    def find_processor(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(service.AsyncEngine, "start", start)
+    monkeypatch.setattr(service, "find_processor", find_processor)
+    with pytest.raises(type(error), match=str(error)):
+        lifecycle.serve(EngineConfig("tiny-llama", device="fake"), service.ServerConfig(port=0))
+    assert closed == [True]
 
 
 def test_it_listens_on_loopback_only_unless_told(server: LocalServer) -> None:
