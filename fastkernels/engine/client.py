@@ -107,8 +107,6 @@ class AsyncEngine:
         self._num_waiting = 0
         self._wait_seconds = 0.0
         self._is_closing = False
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._task = asyncio.get_running_loop().create_task(self._receive())
 
     @classmethod
@@ -223,14 +221,6 @@ class AsyncEngine:
     async def kernels(self) -> list[dict[str, Any]]:
         return await self._call("kernels")
 
-    async def drain(self, timeout: float) -> bool:
-        """Wait for all requests to finish; whether they did."""
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout)
-        except TimeoutError:
-            return False
-        return True
-
     async def close(self) -> None:
         """End the process; what still runs fails."""
         if self._is_closing:
@@ -269,7 +259,6 @@ class AsyncEngine:
         running = self._running[engine_id] = _Running(self.processor.state(engine_id))
         running.state.public_id = request_id
         self._num_waiting += params.n
-        self._idle.clear()
         self._writer.write(pack(("add", requests)))
         return running
 
@@ -280,8 +269,6 @@ class AsyncEngine:
         self._ids.end(running.state.public_id or "", engine_id)
         self._end_at_engine(running)
         self._num_waiting -= sum(not answer.has_started for answer in running.state.answers)
-        if not self._running:
-            self._idle.set()
 
     def _end_at_engine(self, running: _Running) -> None:
         open_ids = self.processor.abort(running.state.request_id)

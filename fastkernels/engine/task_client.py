@@ -53,7 +53,6 @@ class AsyncTaskEngine(AsyncEngine):
             )
         engine_id = self._ids.begin(request_id)
         task = self._tasks[engine_id] = _Task()
-        self._idle.clear()
         self._writer.write(pack(("add", [TaskRequest(engine_id, dict(inputs))])))
         try:
             return await task.done
@@ -62,8 +61,6 @@ class AsyncTaskEngine(AsyncEngine):
             self._ids.end(request_id, engine_id)
             if self.is_alive:
                 self._writer.write(pack(("abort", [engine_id])))  # nothing when it has ended
-            if not self._tasks:
-                self._idle.set()
 
     def abort(self, request_ids: Iterable[str]) -> list[str]:
         """End every call of these ids; `run` returns None. Returns those of the ids that were running."""

@@ -289,14 +289,3 @@ def test_the_observer_hears_of_every_step_with_tokens() -> None:
         assert 0 < heard.nexts < PARAMS.max_tokens
 
     with_engine(check, observer=heard)
-
-
-def test_drain_waits_for_all_or_says_that_it_did_not() -> None:
-    async def check(engine: AsyncEngine) -> None:
-        running = asyncio.create_task(collect(engine.generate([5], replace(PARAMS, max_tokens=500), "a")))
-        await asyncio.sleep(0)
-        assert not await engine.drain(0)
-        assert await engine.drain(20)
-        assert (await running)[-1].finished
-
-    with_engine(check)
