@@ -44,7 +44,7 @@ class TaskEngine:
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
         self.core = self.pipeline.core
-        self.core.isolates_errors = True
+        self.core.isolates_errors, self.core.max_num_waiting = True, config.max_num_waiting
         self.tokenizer: Tokenizer = byte_tokenizer()  # the parent's end expects one; no route of this model uses it
         self._finished: Counter[str] = Counter()
         weights = self.pipeline.model.parameters()
