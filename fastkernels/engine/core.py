@@ -96,6 +96,13 @@ class EngineCore:
     def has_unfinished(self) -> bool:
         return bool(self._news) or self._in_flight is not None or self.scheduler.has_unfinished
 
+    def check(self, request: EngineRequest) -> None:
+        """As `add` does first; it may be called in another thread before, to load and compile what takes long.
+
+        Errors: SamplingParamsError or UnsupportedError for what the model's executor cannot do.
+        """
+        self.executor.check(request)
+
     def add(self, request: EngineRequest) -> None:
         """Errors: UnsupportedError or SamplingParamsError names the limit that the request exceeds."""
         added = Request.of(request)

@@ -86,6 +86,11 @@ class Sampler:
         if params.structured_outputs is not None:
             self._required_grammars().check(params.structured_outputs)
 
+    def load_grammars(self) -> None:
+        """Ahead of the first request that has one. May be called in another thread."""
+        if self._grammars is not None:
+            self._grammars.load()
+
     def add(
         self,
         row: int,

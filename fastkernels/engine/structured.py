@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import threading
 from collections.abc import Collection
 from dataclasses import fields
 from functools import cached_property
@@ -34,6 +36,12 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Collection[int]) -> None:
         self.tokenizer, self.vocab_size, self.eos_token_ids = tokenizer, vocab_size, sorted(eos_token_ids)
+        self._loading = threading.Lock()
+
+    def load(self) -> None:
+        """What the first request would wait for, if it is there: the libraries, and the tokenizer's tables."""
+        with contextlib.suppress(SamplingParamsError):
+            self._loaded_compiler()
 
     def check(self, wanted: StructuredOutputsParams) -> None:
         """Compile it, which its first use would do, and look for a first token.
@@ -67,7 +75,7 @@ class Grammars:
         return mask_of(plain, self.vocab_size)
 
     def _compiled(self, wanted: StructuredOutputsParams) -> Any:
-        compiler = self._compiler
+        compiler = self._loaded_compiler()
         try:
             if wanted.json is not None:
                 return compiler.compile_json_schema(_schema_text(wanted.json), max_whitespace_cnt=_MAX_WHITESPACE)
@@ -84,6 +92,10 @@ class Grammars:
             name = _field_of(wanted)
             reason = " ".join(str(error).split())[-300:]
             raise SamplingParamsError(f"structured_outputs.{name}", f"{name} cannot be compiled: {reason}") from error
+
+    def _loaded_compiler(self) -> Any:
+        with self._loading:  # threads that check and start
+            return self._compiler
 
     @cached_property
     def _xgrammar(self) -> Any:

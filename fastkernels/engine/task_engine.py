@@ -70,6 +70,9 @@ class TaskEngine:
     def has_unfinished(self) -> bool:
         return self.core.has_unfinished
 
+    def check(self, request: TaskRequest) -> None:
+        """There is nothing to look at before `add`."""
+
     def add(self, request: TaskRequest) -> None:
         """Errors: those of the model's `prepare` for its inputs; UnsupportedError when too many wait."""
         self.core.add(request)
