@@ -23,6 +23,7 @@ from fastkernels.engine.multimodal import Media
 from fastkernels.engine.output_processor import OutputKind, OutputProcessor, RequestState
 from fastkernels.engine.outputs import EngineInfo, EngineStats, FinishReason, RequestOutput, StepOutput
 from fastkernels.engine.process import LENGTH, pack
+from fastkernels.engine.public_ids import PublicIds
 from fastkernels.engine.sampling_params import SamplingParams, SamplingParamsError
 from fastkernels.errors import FastKernelsError, UnsupportedError
 
@@ -31,6 +32,7 @@ sys.path.insert(0, sys.argv[1])
 from fastkernels.engine.process import main
 main(int(sys.argv[2]), int(sys.argv[3]))"""
 _CLOSE_SECONDS = 5.0
+_POLL_SECONDS = 0.01
 _INLINE_CHARACTERS = 20_000
 """Longer texts are tokenised in a thread, so that the others' tokens are not held up."""
 
@@ -98,14 +100,13 @@ class AsyncEngine:
         self.death = ""
         self._reader, self._writer = streams
         self._observer = observer
+        self._ids = PublicIds()
         self._running: dict[str, _Running] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._call_ids = itertools.count()
         self._num_waiting = 0
         self._wait_seconds = 0.0
         self._is_closing = False
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._task = asyncio.get_running_loop().create_task(self._receive())
 
     @classmethod
@@ -172,6 +173,7 @@ class AsyncEngine:
     ) -> AsyncGenerator[RequestOutput]:
         """Outputs as they come; what comes while nobody reads is told together. Leaving early aborts the request.
 
+        request_id: what `abort` and the outputs name it by; calls may share one.
         Errors: SamplingParamsError and UnsupportedError for what can never run, OverloadedError, EngineDeadError.
         """
         tokens = await self.encode(prompt) if isinstance(prompt, str) else prompt
@@ -194,7 +196,7 @@ class AsyncEngine:
                     if output.outputs:
                         yield output
         finally:
-            self._leave(request_id)
+            self._leave(running)
 
     async def embed(self, prompt: str | Sequence[int], request_id: str) -> RequestOutput:
         """The prompt's embedding."""
@@ -204,27 +206,20 @@ class AsyncEngine:
         raise EngineDeadError(self.death)
 
     def abort(self, request_ids: Iterable[str]) -> list[str]:
-        """End these; their readers get what there is, with finish_reason ABORT. Returns those that were running."""
-        known = [request_id for request_id in request_ids if request_id in self._running]
-        for request_id in known:
-            running = self._running[request_id]
+        """End every call of these ids; their readers get what there is, with finish_reason ABORT. Returns those of the
+        ids that were running."""
+        known = self._ids.open_calls(request_ids)
+        for engine_id in itertools.chain.from_iterable(known.values()):
+            running = self._running[engine_id]
             self._end_at_engine(running)
             running.bell.set()
-        return known
+        return list(known)
 
     async def stats(self) -> EngineStats:
         return await self._call("stats")
 
     async def kernels(self) -> list[dict[str, Any]]:
         return await self._call("kernels")
-
-    async def drain(self, timeout: float) -> bool:
-        """Wait for all requests to finish; whether they did."""
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout)
-        except TimeoutError:
-            return False
-        return True
 
     async def close(self) -> None:
         """End the process; what still runs fails."""
@@ -259,20 +254,21 @@ class AsyncEngine:
                 f"{self._num_waiting} requests wait; at most {limit} may (max_num_waiting). Try again later.",
                 min(60, max(1, round(self._wait_seconds))),
             )
-        requests = self.processor.add(request_id, prompt, tokens, params, is_embedding, media, encoder_input)
-        running = self._running[request_id] = _Running(self.processor.state(request_id))
+        engine_id = self._ids.begin(request_id)
+        requests = self.processor.add(engine_id, prompt, tokens, params, is_embedding, media, encoder_input)
+        running = self._running[engine_id] = _Running(self.processor.state(engine_id))
+        running.state.public_id = request_id
         self._num_waiting += params.n
-        self._idle.clear()
         self._writer.write(pack(("add", requests)))
         return running
 
-    def _leave(self, request_id: str) -> None:
+    def _leave(self, running: _Running) -> None:
         """The reader is done with it, finished or not."""
-        running = self._running.pop(request_id)
+        engine_id = running.state.request_id
+        del self._running[engine_id]
+        self._ids.end(running.state.public_id or "", engine_id)
         self._end_at_engine(running)
         self._num_waiting -= sum(not answer.has_started for answer in running.state.answers)
-        if not self._running:
-            self._idle.set()
 
     def _end_at_engine(self, running: _Running) -> None:
         open_ids = self.processor.abort(running.state.request_id)
@@ -368,9 +364,9 @@ async def _read(reader: asyncio.StreamReader) -> tuple[Any, ...]:
 
 async def _end(process: subprocess.Popen[bytes]) -> str:
     """Wait for the process, and end it when it does not by itself; how it ended."""
-    try:
-        code = await asyncio.to_thread(process.wait, _CLOSE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        code = await asyncio.to_thread(process.wait)
+    end = time.monotonic() + _CLOSE_SECONDS
+    while (code := process.poll()) is None:  # not in a thread: those may all be at work on requests
+        if time.monotonic() > end:
+            process.kill()
+        await asyncio.sleep(_POLL_SECONDS)
     return f"signal {-code}" if code < 0 else f"exit code {code}"

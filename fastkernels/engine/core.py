@@ -28,6 +28,7 @@ from fastkernels.engine.outputs import (
 from fastkernels.engine.request import Request
 from fastkernels.engine.scheduler import ScheduledRow, Scheduler, SchedulerLimits
 from fastkernels.engine.step import Executor, Step, StepResult
+from fastkernels.engine.structured import GrammarError
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,13 @@ class EngineCore:
     @property
     def has_unfinished(self) -> bool:
         return bool(self._news) or self._in_flight is not None or self.scheduler.has_unfinished
+
+    def check(self, request: EngineRequest) -> None:
+        """As `add` does first; it may be called in another thread before, to load and compile what takes long.
+
+        Errors: SamplingParamsError or UnsupportedError for what the model's executor cannot do.
+        """
+        self.executor.check(request)
 
     def add(self, request: EngineRequest) -> None:
         """Errors: UnsupportedError or SamplingParamsError names the limit that the request exceeds."""
@@ -191,8 +199,13 @@ class EngineCore:
             self._tell(scheduled.request, token, said.get(scheduled.row), result, scheduled.row)
 
     def _tell(self, request: Request, token: int, logprobs: TokenLogprobs | None, result: StepResult, row: int) -> None:
-        if request.needs_tokens and request.finish_reason is None:
-            self.runner.accept(row, token)
+        if request.needs_tokens:
+            try:
+                self.runner.accept(row, token)
+            except GrammarError as error:
+                self.scheduler.fail(request)
+                self._news.append(self._output(request, (), error=str(error)))
+                return
         if request.is_embedding:
             self._news.append(self._output(request, (), embedding=result.embeddings[row]))
             return
@@ -205,6 +218,7 @@ class EngineCore:
         token_ids: tuple[int, ...],
         logprobs: TokenLogprobs | None = None,
         embedding: tuple[float, ...] | None = None,
+        error: str | None = None,
     ) -> StepOutput:
         is_first = len(request.tokens) == request.prompt_len + len(token_ids) and request.num_cached is not None
         if is_first:
@@ -223,7 +237,7 @@ class EngineCore:
             embedding,
             request.num_cached or 0,
             request.num_preemptions,
-            "aborted" if reason is FinishReason.ABORT else None,
+            "aborted" if reason is FinishReason.ABORT else error,
         )
 
 

@@ -253,7 +253,7 @@ class ModelExecutor:
             self.model.encode(inputs())  # type: ignore[operator]
 
     def check(self, request: EngineRequest) -> None:
-        """Errors: SamplingParamsError when its grammar cannot be compiled."""
+        """Errors: SamplingParamsError when its grammar cannot be compiled or allows nothing."""
         self.runner.sampler.check(request.params)
         if request.media is not None and not hasattr(self.model, "embed_multimodal"):
             raise UnsupportedError(f"{self.loaded.name} takes text only; the request brings pictures, video or sound.")

@@ -118,7 +118,7 @@ class Answer:
 
 @dataclass(eq=False)
 class RequestState:
-    """A request between its arrival and its last output."""
+    """A request between its arrival and its last output. public_id: what outputs name it by, when not request_id."""
 
     request_id: str
     prompt: str | None
@@ -129,6 +129,7 @@ class RequestState:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     error: str | None = None
+    public_id: str | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -145,7 +146,7 @@ class RequestState:
         """What there is to tell; a DELTA holds only the answers that have something new."""
         is_delta = kind is OutputKind.DELTA
         return RequestOutput(
-            request_id=self.request_id,
+            request_id=self.request_id if self.public_id is None else self.public_id,
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
             outputs=tuple(a.output(is_delta) for a in self.answers if not is_delta or a.has_news),

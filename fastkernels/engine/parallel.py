@@ -30,6 +30,7 @@ from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.executor import ModelExecutor
 from fastkernels.engine.outputs import EngineRequest
 from fastkernels.engine.step import ModelFacts, Runner, Step
+from fastkernels.engine.structured import GrammarError
 from fastkernels.errors import EnvironmentProblem, FastKernelsError, UsageError
 
 _PR_SET_PDEATHSIG = 1
@@ -55,7 +56,7 @@ class ParallelExecutor:
             raise EnvironmentProblem("This process already has a process group; one engine with ranks is its limit.")
         self._folder = tempfile.mkdtemp(prefix="fastkernels-ranks-")
         self._ranks: list[_Rank] = []
-        self._is_closed = False
+        self._is_closed = self._has_grammars = False
         try:
             self._ranks = [_Rank(config, rank, self._folder) for rank in range(1, size)]
             join_group(config, 0, self._folder)
@@ -73,6 +74,11 @@ class ParallelExecutor:
         return self._own.facts
 
     def check(self, request: EngineRequest) -> None:
+        """With the first grammar the other ranks load what it needs, beside their steps."""
+        if request.params.structured_outputs is not None and not self._has_grammars:
+            self._has_grammars = True
+            for rank in self._ranks:
+                rank.send(pickle.dumps(("load_grammars",)))
         self._own.check(request)
 
     def encoder_len(self, encoder_input: Array) -> int:
@@ -154,12 +160,14 @@ class _Rank:
         theirs.close()
         self._connection: Connection[Any, Any] = Connection(ours.detach())
         self._is_ending = False
+        self._sending = threading.Lock()
         self._connection.send((config, rank, folder, os.getpid()))
         threading.Thread(target=self._watch, daemon=True).start()
 
     def send(self, body: bytes) -> None:
         try:
-            self._connection.send_bytes(body)
+            with self._sending:  # `check` may be called in a thread of its own
+                self._connection.send_bytes(body)
         except (BrokenPipeError, ConnectionResetError):
             raise self.error() from None
 
@@ -245,7 +253,10 @@ def serve_rank(descriptor: int) -> None:
             if what == "launch":
                 executor.runner.launch(*rest)
             elif what == "accept":
-                executor.runner.accept(*rest)
+                with contextlib.suppress(GrammarError):  # rank 0 meets it too, and ends the request
+                    executor.runner.accept(*rest)
+            elif what == "load_grammars":
+                threading.Thread(target=executor.runner.sampler.load_grammars, daemon=True).start()
             elif what == "kernels":
                 connection.send([{**line, "rank": rank} for line in executor.kernels()])
             else:

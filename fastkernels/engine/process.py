@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastkernels.engine.preparation import Preparation
 from fastkernels.engine.sampling_params import SamplingParamsError
 from fastkernels.errors import EXIT_NOT_PASSED, FastKernelsError
 
@@ -46,19 +47,32 @@ class Channel:
         self._received = bytearray()
         self._unsent = bytearray()
         self._outputs: list[Any] = []
+        self._woken, self._waker = os.pipe()
+
+    def wake(self) -> None:
+        """End a `receive` that waits, or the next one. Of any thread."""
+        os.write(self._waker, b"w")
 
     def receive(self, may_block: bool) -> list[tuple[Any, ...]]:
-        """The messages that are there; waits for one when `may_block`. Errors: EOFError when the parent is gone."""
+        """The messages that are there; waits for one, or for `wake`, when `may_block`.
+
+        Errors: EOFError when the parent is gone.
+        """
         messages = self._parse()
         while not messages:
             wait = None if may_block else 0
-            readable, writable, _ = select.select([self._socket], [self._socket] if self._has_unsent else [], [], wait)
+            writers = [self._socket] if self._has_unsent else []
+            readers: list[Any] = [self._socket, self._woken]
+            readable, writable, _ = select.select(readers, writers, [], wait)
             if writable:
                 self.flush()
-            if readable:
+            if self._socket in readable:
                 self._read()
                 messages = self._parse()
-            if not may_block:
+            is_woken = self._woken in readable
+            if is_woken:
+                os.read(self._woken, _CHUNK)
+            if is_woken or not may_block:
                 break
         return messages
 
@@ -121,34 +135,54 @@ class Channel:
 
 
 class EngineLoop:
-    """Takes messages between steps, and steps while there is work."""
+    """Takes messages between steps, and steps while there is work.
+
+    A request with a grammar is checked in a thread first: the first one loads libraries, and each compiles.
+    """
 
     def __init__(self, core: EngineCore | TaskEngine, channel: Channel) -> None:
         self.core, self.channel = core, channel
+        self._preparation = Preparation(core.check, channel.wake)
         self._is_done = False
 
     def run(self) -> None:
         while not self._is_done:
-            for message in self.channel.receive(may_block=not self.core.has_unfinished):
-                self.handle(message)
-            if self.core.has_unfinished:
-                self.channel.tell(self.core.step())
+            self.turn()
+
+    def turn(self) -> None:
+        """Take what has come, waiting for something when there is no work, then one step."""
+        for message in self.channel.receive(may_block=not self.core.has_unfinished):
+            self.handle(message)
+        for request, error in self._preparation.take():
+            self._add(request, error)
+        if self.core.has_unfinished:
+            self.channel.tell(self.core.step())
 
     def handle(self, message: tuple[Any, ...]) -> None:
         kind, *rest = message
         if kind == "add":
             for request in rest[0]:
-                try:
-                    self.core.add(request)
-                except Exception as error:  # whatever a request does to `add`, the others go on
-                    self.channel.send(("refused", request.request_id, *_describe(error)))
+                params = getattr(request, "params", None)
+                if params is not None and params.structured_outputs is not None:
+                    self._preparation.begin(request)
+                else:
+                    self._add(request)
         elif kind == "abort":
+            self._preparation.drop(rest[0])
             self.core.abort(rest[0])
         elif kind == "call":
             call_id, name = rest
             self.channel.send(("answer", call_id, getattr(self.core, name)()))
         else:
             self._is_done = True
+
+    def _add(self, request: Any, error: Exception | None = None) -> None:
+        try:
+            if error is not None:
+                raise error
+            self.core.add(request)
+        except Exception as refusal:  # whatever a request does to `add`, the others go on
+            self.channel.send(("refused", request.request_id, *_describe(refusal)))
 
 
 def _describe(error: Exception) -> tuple[str, str | None, str]:

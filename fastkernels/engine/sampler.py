@@ -78,13 +78,18 @@ class Sampler:
         self._num_logprobs: dict[int, int] = {}
 
     def check(self, params: SamplingParams) -> None:
-        """Errors: SamplingParamsError for what no row can do: a grammar that does not compile, too many biases."""
+        """Errors: SamplingParamsError for what no row can do: a grammar that no text fits, too many biases."""
         if len(params.logit_bias) > MAX_BIASES:
             raise SamplingParamsError(
                 "logit_bias", f"logit_bias holds {len(params.logit_bias)} tokens; at most {MAX_BIASES}."
             )
         if params.structured_outputs is not None:
             self._required_grammars().check(params.structured_outputs)
+
+    def load_grammars(self) -> None:
+        """Ahead of the first request that has one. May be called in another thread."""
+        if self._grammars is not None:
+            self._grammars.load()
 
     def add(
         self,
@@ -162,7 +167,7 @@ class Sampler:
         return [self._num_logprobs.get(row) for row in rows]
 
     def accept(self, row: int, token: int) -> None:
-        """A token of the row is final. Errors: RuntimeError when the row's grammar does not allow it."""
+        """A token of the row is final. Errors: GrammarError when the row's grammar does not allow it."""
         if row in self._followers:
             self._followers[row].grammar.accept(token)
 

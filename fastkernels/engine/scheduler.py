@@ -167,6 +167,12 @@ class Scheduler:
             self._remove(request)
         return dropped
 
+    def fail(self, request: Request) -> None:
+        """Drop a request that cannot go on, or that had just finished with a token that is none."""
+        if request.finish_reason is None:
+            self._remove(request)
+        request.finish_reason = FinishReason.ERROR
+
     def _remove(self, request: Request) -> None:
         if request.row == NO_ROW:
             self.waiting.remove(request)

@@ -39,7 +39,10 @@ class Runner(Protocol):
     def launch(self, inputs: StepInputs) -> Step: ...
 
     def accept(self, row: int, token: int) -> None:
-        """The host has seen a token of a row whose next one depends on it."""
+        """The host has seen a token of a row whose next one depends on it.
+
+        Errors: GrammarError when the row's grammar does not allow it.
+        """
 
 
 @dataclass(frozen=True)

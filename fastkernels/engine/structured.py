@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import threading
 from collections.abc import Collection
 from dataclasses import fields
 from functools import cached_property
@@ -13,10 +15,15 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from fastkernels.engine.sampling_params import SamplingParamsError, StructuredOutputsParams
+from fastkernels.errors import FastKernelsError
 
 _CACHE_BYTES = 256 << 20
 _MAX_WHITESPACE = 32
 """Between the parts of a JSON text: without a limit a model can go on with blanks until max_tokens."""
+
+
+class GrammarError(FastKernelsError):
+    """An answer came to a place where its grammar allows nothing, or not what was drawn: it cannot go on."""
 
 
 def num_mask_words(vocab_size: int) -> int:
@@ -29,13 +36,25 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Collection[int]) -> None:
         self.tokenizer, self.vocab_size, self.eos_token_ids = tokenizer, vocab_size, sorted(eos_token_ids)
+        self._loading = threading.Lock()
+
+    def load(self) -> None:
+        """What the first request would wait for, if it is there: the libraries, and the tokenizer's tables."""
+        with contextlib.suppress(SamplingParamsError):
+            self._loaded_compiler()
 
     def check(self, wanted: StructuredOutputsParams) -> None:
-        """Compile it, which its first use would do.
+        """Compile it, which its first use would do, and look for a first token.
 
         Errors: SamplingParamsError names the field that cannot be followed, and why.
         """
-        self._compiled(wanted)
+        grammar = self.start(wanted)
+        grammar.fill(np.empty(num_mask_words(self.vocab_size), dtype=np.int32))
+        if grammar.is_stuck:
+            name = _field_of(wanted)
+            raise SamplingParamsError(
+                f"structured_outputs.{name}", f"{name} allows no token at all: no text matches it. Give another."
+            )
 
     def start(self, wanted: StructuredOutputsParams) -> TokenGrammar:
         """A grammar before its first token. Errors: as `check`."""
@@ -56,7 +75,7 @@ class Grammars:
         return mask_of(plain, self.vocab_size)
 
     def _compiled(self, wanted: StructuredOutputsParams) -> Any:
-        compiler = self._compiler
+        compiler = self._loaded_compiler()
         try:
             if wanted.json is not None:
                 return compiler.compile_json_schema(_schema_text(wanted.json), max_whitespace_cnt=_MAX_WHITESPACE)
@@ -70,9 +89,13 @@ class Grammars:
         except SamplingParamsError:
             raise
         except Exception as error:  # xgrammar raises what its C++ parts raise, RuntimeError mostly
-            name = next(f.name for f in fields(wanted) if getattr(wanted, f.name) not in (None, False))
+            name = _field_of(wanted)
             reason = " ".join(str(error).split())[-300:]
             raise SamplingParamsError(f"structured_outputs.{name}", f"{name} cannot be compiled: {reason}") from error
+
+    def _loaded_compiler(self) -> Any:
+        with self._loading:  # threads that check and start
+            return self._compiler
 
     @cached_property
     def _xgrammar(self) -> Any:
@@ -117,30 +140,46 @@ class Grammars:
 
 
 class TokenGrammar:
-    """Where one answer is in its grammar. plain_mask: no other token comes, when given."""
+    """Where one answer is in its grammar. plain_mask: no other token comes, when given.
+
+    is_stuck: the mask that was filled last had no token of the grammar in it.
+    """
 
     def __init__(self, matcher: Any, end_mask: np.ndarray, plain_mask: np.ndarray | None = None) -> None:
         self._matcher, self._end_mask, self._plain_mask = matcher, end_mask, plain_mask
         self.num_tokens = 0
+        self.is_stuck = False
 
     def accept(self, token: int) -> None:
-        """The token is part of the answer. Errors: RuntimeError when the grammar does not allow it."""
+        """The token is part of the answer. Errors: GrammarError when the grammar does not allow it."""
+        if self.is_stuck:
+            raise GrammarError(
+                f"structured_outputs: after {self.num_tokens} tokens the answer can neither go on nor end: no token "
+                "of the vocabulary follows there. Loosen the grammar."
+            )
         if self._matcher.is_terminated():
             return  # an end token came and was ignored: nothing is left to follow
         if not self._matcher.accept_token(token):
-            raise RuntimeError(f"Token {token} came at place {self.num_tokens}, where the grammar does not allow it.")
+            place = f"place {self.num_tokens}, where the grammar does not allow it"
+            raise GrammarError(f"structured_outputs: token {token} came at {place}.")
         self.num_tokens += 1
 
     def fill(self, mask: np.ndarray, min_tokens: int = 0, allowed: np.ndarray | None = None) -> None:
         """Set the bits of the tokens that may come next. Shapes: mask, allowed: [num_words] int32.
 
-        No end before min_tokens, and none but `allowed`, as long as that leaves a token.
+        No end before min_tokens, and none but `allowed`, as long as that leaves a token. Where the grammar leaves none
+        the end's are set, so that there is something to draw, and `accept` refuses what is drawn.
         """
+        self.is_stuck = False
         if self._matcher.is_terminated():
             mask[:] = self._end_mask
             return
         mask[:] = 0
         self._matcher.fill_next_token_bitmask(mask[None])
+        if not mask.any():
+            self.is_stuck = True
+            mask[:] = self._end_mask
+            return
         if self._plain_mask is not None and (mask & self._plain_mask).any():
             mask &= self._plain_mask
         if self.num_tokens < min_tokens and (mask & ~self._end_mask).any():
@@ -154,6 +193,11 @@ def mask_of(tokens: Collection[int], vocab_size: int) -> np.ndarray:
     bits = np.zeros(32 * num_mask_words(vocab_size), dtype=np.uint8)
     bits[list(tokens)] = 1
     return np.packbits(bits, bitorder="little").view("<i4").astype(np.int32)
+
+
+def _field_of(wanted: StructuredOutputsParams) -> str:
+    """The one that is set."""
+    return next(f.name for f in fields(wanted) if getattr(wanted, f.name) not in (None, False))
 
 
 def _schema_text(schema: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -38,7 +39,7 @@ class AsyncTaskEngine(AsyncEngine):
         return sum(not task.has_started for task in self._tasks.values())
 
     async def run(self, inputs: Mapping[str, Any], request_id: str) -> EncodedResult | None:
-        """The result; None when the request was aborted. Leaving early aborts it.
+        """The result; None when the request was aborted. Leaving early aborts it. Calls may share a request_id.
 
         Errors: UnsupportedError for what can never run, RequestFailedError, OverloadedError, EngineDeadError.
         """
@@ -50,29 +51,26 @@ class AsyncTaskEngine(AsyncEngine):
                 "again later.",
                 min(60, max(1, round(self._wait_seconds))),
             )
-        if request_id in self._tasks:
-            raise UnsupportedError(f"A request {request_id} is running; choose another id.")
-        task = self._tasks[request_id] = _Task()
-        self._idle.clear()
-        self._writer.write(pack(("add", [TaskRequest(request_id, dict(inputs))])))
+        engine_id = self._ids.begin(request_id)
+        task = self._tasks[engine_id] = _Task()
+        self._writer.write(pack(("add", [TaskRequest(engine_id, dict(inputs))])))
         try:
             return await task.done
         finally:
-            del self._tasks[request_id]
+            del self._tasks[engine_id]
+            self._ids.end(request_id, engine_id)
             if self.is_alive:
-                self._writer.write(pack(("abort", [request_id])))  # nothing when it has ended
-            if not self._tasks:
-                self._idle.set()
+                self._writer.write(pack(("abort", [engine_id])))  # nothing when it has ended
 
     def abort(self, request_ids: Iterable[str]) -> list[str]:
-        """End these; `run` returns None. Returns those that were running."""
-        known = [request_id for request_id in request_ids if request_id in self._tasks]
-        for request_id in known:
-            self._finish(request_id, None)
-        return known
+        """End every call of these ids; `run` returns None. Returns those of the ids that were running."""
+        known = self._ids.open_calls(request_ids)
+        for engine_id in itertools.chain.from_iterable(known.values()):
+            self._finish(engine_id, None)
+        return list(known)
 
-    def _finish(self, request_id: str, result: EncodedResult | Exception | None) -> None:
-        task = self._tasks.get(request_id)
+    def _finish(self, engine_id: str, result: EncodedResult | Exception | None) -> None:
+        task = self._tasks.get(engine_id)
         if task is None or task.done.done():
             return
         if isinstance(result, Exception):
@@ -98,6 +96,6 @@ class AsyncTaskEngine(AsyncEngine):
         self._finish(engine_id, (RequestFailedError if fault == "internal" else UnsupportedError)(message))
 
     def _fail(self, message: str) -> None:
-        for request_id in list(self._tasks):
-            self._finish(request_id, EngineDeadError(message))
+        for engine_id in list(self._tasks):
+            self._finish(engine_id, EngineDeadError(message))
         super()._fail(message)

@@ -37,7 +37,8 @@ class _Task:
 class TaskCore:
     """Each step advances the oldest request, and with it the others of its shapes, oldest first, up to max_batch.
 
-    isolates_errors: what goes wrong in a step ends the requests in it and no others, as a server wants it.
+    max_num_waiting: requests without a step yet, at most. isolates_errors: what goes wrong in a step ends the requests
+    in it and no others, as a server wants it.
     """
 
     def __init__(self, runner: TaskRunner, max_batch: int = 64, max_num_waiting: int = 4096) -> None:
@@ -59,8 +60,9 @@ class TaskCore:
 
     def add(self, request: TaskRequest) -> None:
         """Errors: UnsupportedError when too many wait; those of the model's `prepare` for its inputs."""
-        if len(self._tasks) >= self.max_num_waiting:
-            raise UnsupportedError(f"{len(self._tasks)} requests wait; max_num_waiting is {self.max_num_waiting}.")
+        most = self.max_num_waiting
+        if len(self._tasks) >= most and (num := sum(not task.step for task in self._tasks)) >= most:
+            raise UnsupportedError(f"{num} requests wait; max_num_waiting is {most}.")
         state, num_steps = self.runner.start(request.inputs)
         key = getattr(self.runner, "batch_key", shape_key)(state)
         self._tasks.append(_Task(request.request_id, state, num_steps, key))

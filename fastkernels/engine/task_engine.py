@@ -44,7 +44,7 @@ class TaskEngine:
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
         self.core = self.pipeline.core
-        self.core.isolates_errors = True
+        self.core.isolates_errors, self.core.max_num_waiting = True, config.max_num_waiting
         self.tokenizer: Tokenizer = byte_tokenizer()  # the parent's end expects one; no route of this model uses it
         self._finished: Counter[str] = Counter()
         weights = self.pipeline.model.parameters()
@@ -69,6 +69,9 @@ class TaskEngine:
     @property
     def has_unfinished(self) -> bool:
         return self.core.has_unfinished
+
+    def check(self, request: TaskRequest) -> None:
+        """There is nothing to look at before `add`."""
 
     def add(self, request: TaskRequest) -> None:
         """Errors: those of the model's `prepare` for its inputs; UnsupportedError when too many wait."""

@@ -162,10 +162,8 @@ class Qwen2VLProcessor:
         return _Item(np.ascontiguousarray(pixels), (num_frames, height, width), digest.digest())
 
     def _frames(self, source: Any) -> list[Image.Image]:
-        frames = load_video(source)
         is_encoded = not isinstance(source, np.ndarray | list | tuple)
-        if is_encoded and len(frames) > _MOST_FRAMES:
-            frames = frames[np.linspace(0, len(frames) - 1, _MOST_FRAMES).round().astype(int)]
+        frames = load_video(source, most_frames=_MOST_FRAMES if is_encoded else None)
         return [Image.fromarray(frame) for frame in frames]
 
     def _tubelets(self, pixels: NDArray[np.float32], num_frames: int) -> NDArray[np.float32]:

@@ -77,11 +77,10 @@ class _Videos:
         if "pixel_values_videos" in inputs:
             pixels = torch.as_tensor(inputs["pixel_values_videos"], dtype=torch.float32)
         elif "video" in inputs:
-            frames = load_video(inputs["video"])
-            wanted = int(inputs.get("num_frames", min(len(frames), config.frames_per_clip)))
-            if wanted < 1:
+            wanted = int(inputs["num_frames"]) if "num_frames" in inputs else None
+            if wanted is not None and wanted < 1:
                 raise UsageError(f"num_frames is {wanted}; the least is 1.")
-            pixels = self.processor(load_video(frames, wanted))
+            pixels = self.processor(load_video(inputs["video"], wanted, most_frames=config.frames_per_clip))
         elif "image" in inputs:
             pixels = self.processor(np.asarray(load_image(inputs["image"]))[None])
         else:

@@ -12,6 +12,8 @@ from fastkernels.server.protocol import CompletionBody
 from fastkernels.server.service import Service
 
 DEFAULT_MAX_TOKENS = 16
+_TOLD = ("text", "finish_reason", "logprobs", "token_ids", "prompt_logprobs")
+"""A choice of a chunk in which all of these are empty is left out."""
 
 
 async def build_job(service: Service, body: CompletionBody, request_id: str) -> Job:
@@ -26,7 +28,8 @@ async def build_job(service: Service, body: CompletionBody, request_id: str) -> 
     if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
         body.prompt_logprobs = body.logprobs
     params = body.sampling_params(max_tokens, body.logprobs)
-    return Job(request_id, body.model or service.model_names[0], prompts, params)
+    is_scoring = body.max_tokens == 0
+    return Job(request_id, body.model or service.model_names[0], prompts, params, is_scoring)
 
 
 async def read_prompts(service: Service, given: Any, param: str, add_special_tokens: bool = True) -> list[Prompt]:
@@ -46,22 +49,23 @@ async def read_prompts(service: Service, given: Any, param: str, add_special_tok
 class CompletionShape:
     def __init__(self, body: CompletionBody, job: Job, vocabulary: Vocabulary) -> None:
         self._job, self._vocabulary = job, vocabulary
-        self._echo, self._is_scoring = bool(body.echo), body.max_tokens == 0
+        self._echo = bool(body.echo)
         self._wants_logprobs = body.logprobs is not None
         self._wants_token_ids = bool(body.return_token_ids)
         self._wants_prompt_logprobs = body.prompt_logprobs is not None
         self._echoed: set[tuple[int, int]] = set()
+        self._scored: set[tuple[int, int]] = set()
         self._offsets: dict[tuple[int, int], int] = {}
 
     def response(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         choices = [self._choice(i, output, answer) for i, output in enumerate(outputs) for answer in output.outputs]
-        num_output = 0 if self._is_scoring else sum(len(a.token_ids) for o in outputs for a in o.outputs)
+        num_output = 0 if self._job.is_scoring else sum(len(a.token_ids) for o in outputs for a in o.outputs)
         num_cached = sum(output.num_cached_tokens for output in outputs)
         return self._head() | {"choices": choices, "usage": usage(self._job.num_prompt_tokens, num_output, num_cached)}
 
     def chunks(self, prompt_index: int, output: RequestOutput) -> list[dict[str, Any]]:
         choices = [self._choice(prompt_index, output, answer) for answer in output.outputs]
-        told = [c for c in choices if any(c.get(k) for k in ("text", "finish_reason", "logprobs", "token_ids"))]
+        told = [c for c in choices if any(c.get(k) for k in _TOLD)]
         return [self._head() | {"choices": told}] if told else []
 
     def last_chunk(self) -> dict[str, Any]:
@@ -78,16 +82,18 @@ class CompletionShape:
         prompt = self._prompt_text(prompt_index) if echoes else ""
         choice: dict[str, Any] = {
             "index": prompt_index * self._job.params.n + answer.index,
-            "text": prompt + ("" if self._is_scoring else answer.text),
+            "text": prompt + ("" if self._job.is_scoring else answer.text),
             "logprobs": None,
             "finish_reason": answer.finish_reason.value if answer.finish_reason is not None else None,
             "stop_reason": answer.stop_reason,
         }
         if self._wants_token_ids:
-            choice["token_ids"] = [] if self._is_scoring else list(answer.token_ids)
+            choice["token_ids"] = [] if self._job.is_scoring else list(answer.token_ids)
         if self._wants_logprobs:
             choice["logprobs"] = self._logprobs(key, output, answer, echoes)
-        if self._wants_prompt_logprobs and output.prompt_logprobs is not None:
+        is_scored = key in self._scored or not self._wants_prompt_logprobs
+        if not is_scored and output.prompt_logprobs is not None:
+            self._scored.add(key)
             choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs, self._vocabulary)
         return choice
 
@@ -104,7 +110,7 @@ class CompletionShape:
         if echoes:
             tokens = output.prompt_token_ids
             said += zip(tokens, [None, *(output.prompt_logprobs or [None] * (len(tokens) - 1))], strict=False)
-        if not self._is_scoring:
+        if not self._job.is_scoring:
             said += zip(answer.token_ids, answer.logprobs or (), strict=False)
         text = self._vocabulary.token_text
         offset, offsets = self._offsets.get(key, 0), []

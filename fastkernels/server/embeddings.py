@@ -63,12 +63,11 @@ async def _run(request: Request, engine: AsyncTaskEngine, inputs: Sequence[dict[
     request_id = request_id_of(request, "embd")
     record: Record = request.state.record
     record.begin(request_id, 0)
-    names = [request_id] if len(inputs) == 1 else [f"{request_id}-{i}" for i in range(len(inputs))]
     results: list[EncodedResult | None] = []
 
     async def run() -> None:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(engine.run(one, name)) for one, name in zip(inputs, names, strict=True)]
+            tasks = [group.create_task(engine.run(one, request_id)) for one in inputs]
         results.extend(task.result() for task in tasks)
 
     try:

@@ -36,12 +36,13 @@ class Prompt:
 
 @dataclass
 class Job:
-    """What a request asks for: n answers to each prompt."""
+    """What a request asks for: n answers to each prompt. is_scoring: the token that is made is not told."""
 
     request_id: str
     model: str
     prompts: list[Prompt]
     params: SamplingParams
+    is_scoring: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -84,19 +85,18 @@ def _streams(
     if len(job.prompts) * job.params.n > limit:
         message = f"{len(job.prompts)} prompts of n = {job.params.n} were sent; at most {limit} answers may wait."
         raise ApiError(400, message, "prompt")
-    is_one = len(job.prompts) == 1
     return [
         engine.generate(
             prompt.token_ids,
             job.params,
-            job.request_id if is_one else f"{job.request_id}-{index}",
+            job.request_id,
             kind,
             prompt.text,
             is_embedding,
             prompt.media,
             prompt.encoder_input,
         )
-        for index, prompt in enumerate(job.prompts)
+        for prompt in job.prompts
     ]
 
 
@@ -138,6 +138,5 @@ async def _events(
             for chunk in shape.chunks(index, output):
                 yield chunk | extra
     if includes_usage:
-        yield shape.last_chunk() | {
-            "usage": usage(job.num_prompt_tokens, record.num_output_tokens, record.num_cached_tokens)
-        }
+        num_output = 0 if job.is_scoring else record.num_output_tokens
+        yield shape.last_chunk() | {"usage": usage(job.num_prompt_tokens, num_output, record.num_cached_tokens)}

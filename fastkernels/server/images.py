@@ -59,12 +59,11 @@ async def respond(request: Request, engine: AsyncTaskEngine, body: ImageBody) ->
     request_id = request_id_of(request, "img")
     record: Record = request.state.record
     record.begin(request_id, 0)
-    names = [request_id] if len(requests) == 1 else [f"{request_id}-{i}" for i in range(len(requests))]
     results: list[EncodedResult | None] = []
 
     async def run() -> None:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(engine.run(one, name)) for one, name in zip(requests, names, strict=True)]
+            tasks = [group.create_task(engine.run(one, request_id)) for one in requests]
         results.extend(task.result() for task in tasks)
 
     try:

@@ -12,15 +12,18 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from fastkernels.engine.client import AsyncEngine, EngineDeadError, EngineStartError
+from fastkernels.engine.client import AsyncEngine, EngineDeadError
 from fastkernels.engine.config import EngineConfig
-from fastkernels.errors import EnvironmentProblem, FastKernelsError, UsageError
+from fastkernels.errors import EXIT_NOT_PASSED, EnvironmentProblem, FastKernelsError, UsageError
 from fastkernels.server.app import build_app
+from fastkernels.server.in_flight import Threads
 from fastkernels.server.record import write_event
 from fastkernels.server.service import Phase, ServerConfig, Service
 
 _KEEP_ALIVE_SECONDS = 60
 _LAST_WORDS_SECONDS = 2
+_LAST_ERRORS_SECONDS = 0.5
+"""For requests whose engine has gone to say so, before those that never came to it are cut."""
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -68,12 +71,12 @@ class Lifecycle:
                 timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
             )
         )
-        self.failure: FastKernelsError | None = None
+        self.failure: Exception | None = None
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
     async def run(self, sock: socket.socket) -> None:
-        """Errors: EngineStartError, EngineDeadError; else the server was told to stop."""
+        """Errors: what the start failed with, EngineDeadError; else the server was told to stop."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -107,21 +110,28 @@ class Lifecycle:
                 self.service.phase = Phase.DEAD
                 self.failure = EngineDeadError(engine.death)
                 write_event("engine_died", message=engine.death)
-        except EngineStartError as error:
+                await self._cut()
+        except Exception as error:
             self.service.phase = Phase.DEAD
             self.failure = error
         finally:
             self.server.should_exit = True
 
     async def _drain(self, engine: AsyncEngine) -> None:
+        """Wait for every request that was accepted, wherever it is: in preparation, in the engine, on its way out."""
         self.service.phase = Phase.DRAINING
-        write_event("draining", unfinished=engine.num_unfinished, timeout_s=self.config.shutdown_timeout)
-        is_drained = await _first(
-            asyncio.create_task(engine.drain(self.config.shutdown_timeout)), self._stop_now.wait(), engine.died.wait()
-        )
-        write_event("drained" if is_drained and not engine.num_unfinished else "cut", unfinished=engine.num_unfinished)
-        if engine.num_unfinished and not engine.died.is_set():
+        requests, timeout = self.service.in_flight, self.config.shutdown_timeout
+        write_event("draining", unfinished=len(requests), timeout_s=timeout)
+        await _first(asyncio.create_task(requests.drain(timeout)), self._stop_now.wait(), engine.died.wait())
+        write_event("cut" if requests else "drained", unfinished=len(requests))
+        if requests and not engine.died.is_set():
             await engine.close()
+            await self._cut()
+
+    async def _cut(self) -> None:
+        """Requests that the engine's end has not ended are answered 503."""
+        if not await self.service.in_flight.drain(_LAST_ERRORS_SECONDS):
+            self.service.in_flight.cancel()
 
 
 async def _first(wanted: asyncio.Task[object], *others: object) -> bool:
@@ -164,7 +174,18 @@ def serve(engine_config: EngineConfig, config: ServerConfig, told: object = None
     if callable(told):
         told(url)
 
+    threads = Threads()
+    exit_code = EXIT_NOT_PASSED
+
     async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(threads)
         await Lifecycle(service).run(sock)
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+        exit_code = 0
+    except FastKernelsError as error:
+        exit_code = error.exit_code
+        raise
+    finally:
+        threads.leave(exit_code)

@@ -9,7 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -44,10 +44,14 @@ class LocalServer:
 
 @contextlib.contextmanager
 def running_server(
-    model: str = "tiny-llama", *options: str, ready_timeout: float = 300, stop_timeout: float = 40
+    model: str = "tiny-llama",
+    *options: str,
+    ready_timeout: float = 300,
+    stop_timeout: float = 40,
+    program: Sequence[str] = ("-m", "fastkernels"),
 ) -> Iterator[LocalServer]:
-    """`fastkernels serve MODEL OPTIONS` on a free port, ready; ended by SIGTERM."""
-    command = [sys.executable, "-m", "fastkernels", "serve", model, "--port", "0", *options]
+    """`fastkernels serve MODEL OPTIONS` on a free port, ready; ended by SIGTERM. program: what Python runs as it."""
+    command = [sys.executable, *program, "serve", model, "--port", "0", *options]
     with tempfile.TemporaryFile("a+") as log_file:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log_file, text=True)
         try:

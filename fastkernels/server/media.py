@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 from fastkernels.engine.multimodal import ProcessedPrompt
@@ -32,7 +31,7 @@ async def process(service: Service, messages: Sequence[Message], text: str) -> P
     assert processor is not None
 
     def run() -> ProcessedPrompt:
-        data: dict[str, list[Any]] = {}
+        data: dict[str, list[bytes]] = {}
         for modality, url in wanted:
             data.setdefault(modality, []).append(_load(service, modality, url))
         return processor(text, data, add_special_tokens=False)
@@ -67,12 +66,12 @@ def _is_inside(path: Path, folder: Path) -> bool:
         return False
 
 
-def _load(service: Service, modality: str, url: str) -> Any:
-    from fastkernels.pipelines.media import MAX_BYTES, load_image, load_video, read_bytes
+def _load(service: Service, modality: str, url: str) -> bytes:
+    """The file as it is: the processor decodes one at a time, and no more of each than it needs."""
+    from fastkernels.pipelines.media import MAX_BYTES, read_bytes
 
     is_remote = urlparse(url).scheme in ("http", "https")
-    data = read_bytes(service.fetcher.fetch(url, modality, MAX_BYTES) if is_remote else url, modality)
-    return load_image(data) if modality == "image" else load_video(data)
+    return read_bytes(service.fetcher.fetch(url, modality, MAX_BYTES) if is_remote else url, modality)
 
 
 def _shown(url: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import traceback
 
@@ -44,6 +46,11 @@ class Gate:
             await self._pass(scope, receive, recorded_send)
         except ClientGone:
             record.is_gone = True
+        except asyncio.CancelledError:
+            if not self.service.is_ending:
+                raise
+            cut = ApiError(503, "The server is shutting down; the request was cut.", code="draining", retry_after=1)
+            await self._answer(cut, record, scope, receive, recorded_send)
         except Exception as error:
             await self._answer(error, record, scope, receive, recorded_send)
         finally:
@@ -64,7 +71,9 @@ class Gate:
             is_read = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, replay, send)
+        is_waited_for = scope["path"] not in _UNRECORDED_PATHS
+        with self.service.in_flight.one() if is_waited_for else contextlib.nullcontext():
+            await self.app(scope, replay, send)
 
     async def _read(self, receive: Receive) -> bytes:
         """The body. One that is too large is read on for a while, or the client would not hear why."""

@@ -16,6 +16,7 @@ from fastkernels.engine.outputs import EMBEDDING, EngineInfo
 from fastkernels.errors import UsageError
 from fastkernels.server.errors import ApiError
 from fastkernels.server.fetch import Fetcher
+from fastkernels.server.in_flight import InFlight
 from fastkernels.server.metrics import Metrics
 
 _ROUTES = {
@@ -74,6 +75,7 @@ class Service:
         self.metrics = Metrics()
         self.fetcher = Fetcher(config.allowed_media_domains)
         self.phase = Phase.LOADING
+        self.in_flight = InFlight()
         self.template: ChatTemplate = find_chat_template(engine_config.model, config.chat_template)
         self.routes: frozenset[str] = frozenset()
         self.longest_token = 1  # bytes: no prompt that fits is longer than max_model_len of them
@@ -84,10 +86,15 @@ class Service:
         self.model_names = config.served_model_names or (name,)
 
     async def start(self) -> AsyncEngine:
+        """Errors: EngineStartError; those of the files that pictures and sounds are prepared by."""
         engine = await AsyncEngine.start(self.engine_config, self.metrics)
-        self.longest_token = max((len(token.encode()) for token in engine.tokenizer.get_vocab()), default=1)
-        if engine.info.takes_media:
-            self.processor = await asyncio.to_thread(find_processor, self.engine_config.model, engine.tokenizer)
+        try:
+            self.longest_token = max((len(token.encode()) for token in engine.tokenizer.get_vocab()), default=1)
+            if engine.info.takes_media:
+                self.processor = await asyncio.to_thread(find_processor, self.engine_config.model, engine.tokenizer)
+        except BaseException:
+            await engine.close()
+            raise
         self._engine = engine
         if self.phase is Phase.LOADING:
             self.phase = Phase.READY
@@ -96,6 +103,10 @@ class Service:
     async def close(self) -> None:
         if self._engine is not None:
             await self._engine.close()
+
+    @property
+    def is_ending(self) -> bool:
+        return self.phase in (Phase.DRAINING, Phase.DEAD)
 
     @property
     def started_engine(self) -> AsyncEngine | None:

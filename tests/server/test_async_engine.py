@@ -7,6 +7,8 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -16,10 +18,13 @@ from fastkernels.engine.client import AsyncEngine, EngineDeadError, EngineStartE
 from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.core import EngineCore
 from fastkernels.engine.output_processor import OutputKind, OutputProcessor
-from fastkernels.engine.outputs import FinishReason, RequestOutput
+from fastkernels.engine.outputs import EncodedResult, EngineInfo, FinishReason, RequestOutput
 from fastkernels.engine.process import Channel, EngineLoop
 from fastkernels.engine.sampling_params import SamplingParams, SamplingParamsError
+from fastkernels.engine.task_client import AsyncTaskEngine
+from fastkernels.engine.task_output import TaskOutput
 from fastkernels.errors import UnsupportedError
+from fastkernels.workloads import byte_tokenizer
 
 CONFIG = EngineConfig("tiny-llama", device="fake")
 PARAMS = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
@@ -139,6 +144,74 @@ def test_abort_ends_the_reader_with_what_there_is() -> None:
     with_engine(check)
 
 
+def test_an_id_that_comes_again_takes_nothing_of_the_request_before() -> None:
+    """Each call is left early: at a stop text the engine goes on for steps whose outputs still come."""
+    prompts = [[5 + i, 7, 9] for i in range(8)]
+    long = replace(PARAMS, max_tokens=300)
+
+    async def check(engine: AsyncEngine) -> None:
+        async def answer(prompt: list[int], params: SamplingParams, name: str) -> RequestOutput:
+            return (await collect(engine.generate(prompt, params, name, OutputKind.FINAL_ONLY)))[-1]
+
+        alone = [await answer(prompt, PARAMS, str(i)) for i, prompt in enumerate(prompts)]
+        for prompt, expected in zip(prompts * 5, alone * 5, strict=True):
+            stop = expected.outputs[0].text[2:5]
+            stopped = await answer(prompt, replace(long, stop=(stop,)), "same")
+            assert stopped.outputs[0].stop_reason == stop
+            left = engine.generate(prompt, long, "same")
+            await anext(left)
+            await left.aclose()
+        both = await asyncio.gather(*(answer(prompt, PARAMS, "same") for prompt in prompts))
+        assert [one.outputs[0].token_ids for one in both] == [one.outputs[0].token_ids for one in alone]
+        assert {one.request_id for one in both} == {"same"}
+        outputs = [engine.generate(prompt, long, "same") for prompt in prompts]
+        await asyncio.gather(*(anext(one) for one in outputs))
+        assert engine.abort(["same", "unknown"]) == ["same"]
+        ends = [(await collect(one))[-1].outputs[0].finish_reason for one in outputs]
+        assert ends == [FinishReason.ABORT] * len(prompts)
+        assert engine.abort(["same"]) == []
+
+    with_engine(check)
+
+
+def test_results_of_a_task_that_was_left_are_not_those_of_the_next_with_its_id() -> None:
+    """The engine's end is played by hand."""
+    info = EngineInfo("m", "float32", "cpu", 0, 0, frozenset(), 0, 16, 64, 0, 1, 0.0)
+
+    def result(engine_id: str, text: str) -> TaskOutput:
+        return TaskOutput(engine_id, 1, 1, FinishReason.STOP, EncodedResult("text/plain", text.encode(), {}))
+
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        process: Any = SimpleNamespace(poll=lambda: None)
+        engine = AsyncTaskEngine(CONFIG, process, (reader, writer), (info, byte_tokenizer().to_str()), None)
+        channel = Channel(theirs)
+
+        async def asked(*names: str) -> tuple[list[asyncio.Task[Any]], list[str]]:
+            tasks = [asyncio.create_task(engine.run({}, name)) for name in names]
+            await asyncio.sleep(0.01)
+            sent = [rest for kind, *rest in channel.receive(may_block=False) if kind == "add"]
+            return tasks, [request.request_id for (requests,) in sent for request in requests]
+
+        (left,), (old,) = await asked("same")
+        left.cancel()
+        (task,), (new,) = await asked("same")
+        engine._on_outputs([result(old, "old"), result(new, "new")])
+        assert (await task).content == b"new"
+        tasks, _ = await asked("same", "same", "other")
+        assert engine.abort(["same"]) == ["same"]
+        assert [await one for one in tasks[:2]] == [None, None]
+        assert engine.num_unfinished == 1
+        assert engine.abort(["same", "other"]) == ["other"]
+        await asyncio.gather(*tasks)
+        theirs.close()
+        process.poll = lambda: 0
+        await engine.close()
+
+    asyncio.run(run())
+
+
 def test_more_than_may_wait_are_refused() -> None:
     async def check(engine: AsyncEngine) -> None:
         tasks = [asyncio.create_task(collect(engine.generate([5], PARAMS, str(i)))) for i in range(3)]
@@ -216,14 +289,3 @@ def test_the_observer_hears_of_every_step_with_tokens() -> None:
         assert 0 < heard.nexts < PARAMS.max_tokens
 
     with_engine(check, observer=heard)
-
-
-def test_drain_waits_for_all_or_says_that_it_did_not() -> None:
-    async def check(engine: AsyncEngine) -> None:
-        running = asyncio.create_task(collect(engine.generate([5], replace(PARAMS, max_tokens=500), "a")))
-        await asyncio.sleep(0)
-        assert not await engine.drain(0)
-        assert await engine.drain(20)
-        assert (await running)[-1].finished
-
-    with_engine(check)

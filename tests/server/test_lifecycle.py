@@ -9,15 +9,20 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
 import pytest
 from waiting import gauges, wait_until
 
+from fastkernels.engine.config import EngineConfig
+from fastkernels.errors import CheckpointError
+from fastkernels.server import lifecycle, service
 from fastkernels.server.local import LocalServer, running_server
+from fastkernels.workloads import byte_tokenizer
 
 LONG = {"prompt": "x", "max_tokens": 100_000, "ignore_eos": True}
 
@@ -63,6 +68,58 @@ def test_a_second_sigterm_stops_at_once(long_config: Path) -> None:
         assert server.process.wait(10) == 0
         assert time.monotonic() - start < 8
         assert running.result().status_code == 503
+        assert not engine.is_running()
+
+
+SLOW = """
+import asyncio, time
+from fastkernels.engine.client import AsyncEngine
+encode = AsyncEngine.encode
+async def slow(engine, text, *rest):
+    if text.startswith("seconds "):
+        await asyncio.to_thread(time.sleep, float(text.split()[1]))
+    return await encode(engine, text, *rest)
+AsyncEngine.encode = slow
+from fastkernels.cli import main
+main()
+"""
+"""A server that takes as long as a prompt says to prepare it, in a thread, as pictures and recordings are."""
+
+
+def preparing(server: LocalServer, pool: ThreadPoolExecutor, num: int, seconds: float) -> list[Future[httpx.Response]]:
+    """Requests that are in such threads: they cannot be seen, so the server is given time."""
+    asked = [pool.submit(post, server, prompt=f"seconds {seconds}", max_tokens=3) for _ in range(num)]
+    time.sleep(0.7)
+    return asked
+
+
+def test_sigterm_waits_for_requests_that_are_being_prepared() -> None:
+    options = ("--device", "fake", "--shutdown-timeout", "30")
+    with running_server("tiny-llama", *options, program=("-c", SLOW)) as server, ThreadPoolExecutor() as pool:
+        asked = preparing(server, pool, 2, 4)
+        server.process.terminate()
+        answers = [one.result() for one in asked]
+        assert [(a.status_code, a.json()["usage"]["completion_tokens"]) for a in answers] == [(200, 3)] * 2
+        assert server.process.wait(10) == 0
+        assert '"event": "drained"' in server.log
+
+
+def test_a_second_sigterm_does_not_wait_for_what_is_being_prepared() -> None:
+    """In more requests than there are threads."""
+    with (
+        running_server("tiny-llama", "--device", "fake", program=("-c", SLOW)) as server,
+        ThreadPoolExecutor(40) as pool,
+    ):
+        engine = engine_of(server)
+        asked = preparing(server, pool, 40, 60)
+        server.process.terminate()
+        wait_until(lambda: '"event": "draining"' in server.log)
+        start = time.monotonic()
+        server.process.terminate()
+        answers = [one.result() for one in asked]
+        assert {(a.status_code, a.json()["error"]["code"]) for a in answers} == {(503, "draining")}
+        assert server.process.wait(10) == 0
+        assert time.monotonic() - start < 8
         assert not engine.is_running()
 
 
@@ -180,6 +237,29 @@ def test_a_server_that_cannot_start_says_why(arguments: list[str], exit_code: in
     assert done.returncode == exit_code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("error", [CheckpointError("preprocessor_config.json cannot be read."), ValueError("a bug")])
+def test_a_start_that_fails_once_the_engine_is_ready_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    closed: list[bool] = []
+
+    class Engine:
+        info, tokenizer = SimpleNamespace(takes_media=True), byte_tokenizer()
+
+        async def close(self) -> None:
+            closed.append(True)
+
+    async def start(*_: object) -> Engine:
+        return Engine()
+
+    def find_processor(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(service.AsyncEngine, "start", start)
+    monkeypatch.setattr(service, "find_processor", find_processor)
+    with pytest.raises(type(error), match=str(error)):
+        lifecycle.serve(EngineConfig("tiny-llama", device="fake"), service.ServerConfig(port=0))
+    assert closed == [True]
 
 
 def test_it_listens_on_loopback_only_unless_told(server: LocalServer) -> None:

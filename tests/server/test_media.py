@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -134,6 +135,17 @@ def test_a_video_is_answered(client: OpenAI) -> None:
     answer = ask(client, [part, text_part("what moves?")])
     assert answer.usage.prompt_tokens > 2 * 128  # two pairs of frames of the least size
     assert answer.usage.completion_tokens == 6
+
+
+def test_of_a_video_file_32_frames_are_taken(client: OpenAI) -> None:
+    file = io.BytesIO()
+    frames = [Image.fromarray(np.full((28, 28, 3), 5 * i, np.uint8)) for i in range(40)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    content = [{"type": "video_url", "video_url": {"url": url(file.getvalue(), "image/gif")}}]
+    with pytest.raises(openai.BadRequestError, match="max_model_len") as refused:
+        ask(client, content)
+    num_tokens = int(re.search(r"has (\d+) tokens", str(refused.value))[1])  # type: ignore[index]
+    assert 16 * 121 <= num_tokens < 17 * 144 + 40, "16 pairs of frames; 40 frames are 20"
 
 
 @pytest.mark.parametrize(

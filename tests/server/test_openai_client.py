@@ -94,9 +94,13 @@ def test_echo_puts_the_prompt_first(client: OpenAI) -> None:
 
 
 def test_echo_of_nothing_more_is_the_prompt(client: OpenAI) -> None:
-    done = client.completions.create(model=MODEL, prompt="Hello", echo=True, max_tokens=0)
+    asked = {"model": MODEL, "prompt": "Hello", "echo": True, "max_tokens": 0}
+    done = client.completions.create(**asked)
     assert done.choices[0].text == "Hello"
     assert done.usage.completion_tokens == 0
+    *_, last = client.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    assert last.usage.completion_tokens == 0
+    assert last.usage.total_tokens == last.usage.prompt_tokens == done.usage.prompt_tokens
 
 
 def test_a_stop_text_is_cut_and_named(client: OpenAI) -> None:

@@ -120,11 +120,48 @@ def test_audio_that_lasts_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -
         load_audio(wav(np.zeros(16000), 8000), 8000)
 
 
-def video_bytes(num_frames: int) -> bytes:
+def flac(num_samples: int, num_channels: int, rate: int) -> bytes:
+    data = io.BytesIO()
+    soundfile.write(data, np.zeros((num_samples, num_channels), np.int16), rate, format="FLAC")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [({"MAX_SECONDS": 1}, "lasts 2 s; the most is 1 s"), ({"MAX_SAMPLES": 9999}, "4 channels of 4000 .* is 9999")],
+)
+def test_audio_that_is_too_long_is_refused_before_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch, limit: dict[str, int], says: str
+) -> None:
+    for name, value in limit.items():
+        monkeypatch.setattr(media, name, value)
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("it was decoded"))
+    with pytest.raises(UsageError, match=says):
+        load_audio(flac(4000, 4, 2000), 2000)
+
+
+def test_audio_is_mixed_block_by_block_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = np.random.default_rng(1).uniform(-1, 1, (1000, 3)).astype(np.float32)
+    data = io.BytesIO()
+    soundfile.write(data, sound, 8000, format="WAV", subtype="FLOAT")
+    monkeypatch.setattr(media, "_BLOCK_SAMPLES", 100)
+    blocks: list[int] = []
+    read = soundfile.SoundFile.read
+
+    def seen(file: soundfile.SoundFile, frames: int, **options: object) -> np.ndarray:
+        blocks.append(frames)
+        return read(file, frames, **options)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", seen)
+    assert np.array_equal(load_audio(data.getvalue(), 8000), sound.mean(axis=1))
+    assert max(blocks) * 3 <= 100
+
+
+def video_bytes(num_frames: int, kind: str = "mp4") -> bytes:
     import av
 
     data = io.BytesIO()
-    with av.open(data, "w", format="mp4") as container:
+    with av.open(data, "w", format=kind) as container:
         stream = container.add_stream("mpeg4", rate=8)
         stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
         for i in range(num_frames):
@@ -140,6 +177,64 @@ def test_a_video_is_its_frames_evenly_spaced() -> None:
     assert np.abs(frames.mean(axis=(1, 2, 3)) - 20 * np.arange(9)).max() < 6
     assert np.array_equal(load_video(frames, 3), frames[[0, 4, 8]])
     assert np.array_equal(load_video(video_bytes(1), 4), np.repeat(load_video(video_bytes(1)), 4, axis=0))
+
+
+@pytest.mark.parametrize("kind", ["mp4", "matroska"])
+def test_of_a_video_file_only_the_frames_that_are_taken_are_converted(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """matroska does not say how many there are."""
+    whole = load_video(video_bytes(12, kind))
+    converted: list[tuple[int, ...]] = []
+    pixels = media._pixels
+
+    def counted(frame: object, shape: tuple[int, ...]) -> np.ndarray:
+        converted.append(shape)
+        return pixels(frame, shape)
+
+    monkeypatch.setattr(media, "_pixels", counted)
+    monkeypatch.setattr(media, "MAX_FRAMES", 4)
+    chosen = np.linspace(0, 11, 4).round().astype(int)
+    for options in ({"num_frames": 4}, {"most_frames": 4}):
+        converted.clear()
+        assert np.array_equal(load_video(video_bytes(12, kind), **options), whole[chosen])
+        assert len(converted) == 4
+    assert np.array_equal(load_video(video_bytes(3, kind), most_frames=4), load_video(video_bytes(3, kind)))
+    with pytest.raises(UsageError, match=r"12 frames; the most .* 4"):
+        load_video(video_bytes(12, kind))
+
+
+@pytest.mark.parametrize("said", [0, 5, 40])
+def test_a_wrong_number_of_frames_in_the_file_is_not_believed(said: int) -> None:
+    """An avi file has it in its strh chunk, behind 32 bytes of other things."""
+    import av
+
+    data = video_bytes(12, "avi")
+    place = data.index(b"strh") + 8 + 32
+    assert int.from_bytes(data[place : place + 4], "little") == 12
+    lying = data[:place] + said.to_bytes(4, "little") + data[place + 4 :]
+    with av.open(io.BytesIO(lying)) as container:
+        assert container.streams.video[0].frames == said
+    assert np.array_equal(load_video(lying, 3), load_video(data)[np.linspace(0, 11, 3).round().astype(int)])
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ({"MAX_PIXELS": 500}, "A frame of the video has 32 x 16 pixels; the most is 500"),
+        ({"MAX_KEPT_PIXELS": 2000}, "4 frames of 32 x 16 pixels are asked .* the most is 2000"),
+        ({"MAX_DECODED_FRAMES": 8}, "the most that are looked through is 8"),
+        ({"MAX_DECODED_PIXELS": 4000}, "the most that are looked through is .* of 4000 pixels"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["mp4", "matroska"])
+def test_a_large_video_is_refused_with_the_limit(
+    monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], says: str, kind: str
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(media, name, value)
+    with pytest.raises(UsageError, match=says):
+        load_video(video_bytes(12, kind), most_frames=4)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from fastkernels.engine.config import EngineConfig
+from fastkernels.engine.core import EngineCore
+from fastkernels.engine.outputs import EngineRequest, FinishReason, StepOutput
 from fastkernels.engine.sampler import Sampler
 from fastkernels.engine.sampling_params import SamplingParams, SamplingParamsError, StructuredOutputsParams
-from fastkernels.engine.structured import Grammars, mask_of, num_mask_words
+from fastkernels.engine.structured import GrammarError, Grammars, mask_of, num_mask_words
 from fastkernels.workloads.tokenizer import BEGIN_TOKEN, END_TOKEN, VOCAB_SIZE, byte_tokenizer
 
 pytest.importorskip("xgrammar")
 TOKENIZER = byte_tokenizer()
 EOS = TOKENIZER.token_to_id(END_TOKEN)
 CPU = torch.device("cpu")
+NOTHING = r"[^\s\S]"
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -119,7 +123,7 @@ def test_the_end_token_is_allowed_only_when_the_grammar_is_complete(grammars: Gr
     assert "a" in allowed()
     grammar.accept(TOKENIZER.token_to_id("a"))
     assert allowed() == {"b", END_TOKEN}
-    with pytest.raises(RuntimeError, match="place 1"):
+    with pytest.raises(GrammarError, match="place 1"):
         grammar.accept(TOKENIZER.token_to_id("a"))
     grammar.accept(TOKENIZER.token_to_id("b"))
     assert allowed() == {END_TOKEN}
@@ -176,9 +180,13 @@ def test_a_preempted_answer_goes_on_in_its_grammar(grammars: Grammars) -> None:
         ({"choice": ()}, "choice"),
         ({"grammar": "start ::= nothing"}, "grammar"),
         ({"grammar": "root ::= missing"}, "grammar"),
+        ({"regex": NOTHING}, "regex"),
+        ({"json": {"$ref": "#"}}, "json"),
     ],
 )
-def test_what_cannot_be_compiled_is_refused_by_name(grammars: Grammars, fields: dict[str, Any], name: str) -> None:
+def test_what_cannot_be_compiled_or_matches_nothing_is_refused_by_name(
+    grammars: Grammars, fields: dict[str, Any], name: str
+) -> None:
     sampler = Sampler(VOCAB_SIZE, CPU, 1, eos_token_ids=(EOS,), grammars=grammars)
     with pytest.raises(SamplingParamsError, match=name) as refused:
         sampler.check(SamplingParams(structured_outputs=structured(**fields)))
@@ -194,6 +202,52 @@ def test_without_xgrammar_the_request_is_refused_with_what_to_install(monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "xgrammar", None)
     with pytest.raises(SamplingParamsError, match=r"pip install 'fastkernels\[structured\]'"):
         Grammars(TOKENIZER, VOCAB_SIZE, {EOS}).check(structured(regex="a"))
+
+
+def stepped(core: EngineCore, *requests: EngineRequest) -> dict[str, list[StepOutput]]:
+    """What the engine said of each request until none was left."""
+    said: dict[str, list[StepOutput]] = {request.request_id: [] for request in requests}
+    for request in requests:
+        core.add(request)
+    while core.has_unfinished:
+        for news in core.step():
+            said[news.request_id].append(news)
+    core.scheduler.check_invariants()
+    return said
+
+
+@pytest.fixture(scope="module")
+def core() -> EngineCore:
+    return EngineCore(EngineConfig("tiny-llama", device="cpu", num_pages=64))
+
+
+def test_an_answer_that_can_neither_go_on_nor_end_fails_alone(core: EngineCore) -> None:
+    """Where there is room behind the place, and where it is the answer's last."""
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": NOTHING}}, "required": ["a"]}
+    wanted = structured(json=schema)
+    innocent = EngineRequest("innocent", (8, 9), SamplingParams(max_tokens=30, seed=3, ignore_eos=True))
+    alone = stepped(core, innocent)["innocent"]
+    max_tokens = 60
+    for _ in range(2):
+        params = SamplingParams(structured_outputs=wanted, max_tokens=max_tokens, seed=1)
+        said = stepped(core, EngineRequest("stuck", (5, 6, 7), params), innocent)
+        assert [news.token_ids for news in said["innocent"]] == [news.token_ids for news in alone]
+        *tokens, last = said["stuck"]
+        assert (last.finish_reason, last.token_ids) == (FinishReason.ERROR, ())
+        assert "can neither go on nor end" in (last.error or "")
+        assert core.cache.num_free_pages == core.info.num_pages
+        assert len(tokens) < max_tokens
+        max_tokens = len(tokens) + 1
+
+
+def test_a_token_that_the_grammar_refuses_ends_its_request_alone(core: EngineCore, monkeypatch: Any) -> None:
+    """As of logits that are no numbers, from which any token may come."""
+    monkeypatch.setattr(core.runner.sampler, "_apply_mask", lambda logits, *_: logits.fill_(float("nan")))
+    wanted = SamplingParams(structured_outputs=structured(regex="zzzz"), max_tokens=5)
+    said = stepped(core, EngineRequest("nan", (5,), wanted), EngineRequest("other", (8,), SamplingParams(max_tokens=3)))
+    assert (said["nan"][-1].finish_reason, said["nan"][-1].token_ids) == (FinishReason.ERROR, ())
+    assert "does not allow it" in (said["nan"][-1].error or "")
+    assert said["other"][-1].finish_reason is not FinishReason.ERROR
 
 
 @pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 512])

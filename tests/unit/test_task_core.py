@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fastkernels.engine import task_engine
+from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.outputs import FinishReason
 from fastkernels.engine.runners.iterative import IterativeRunner
 from fastkernels.engine.runners.replay import State
 from fastkernels.engine.runners.single_pass import SinglePassRunner
 from fastkernels.engine.task_core import TaskCore, TaskOutput, TaskRequest
 from fastkernels.errors import UnsupportedError, UsageError
+from fastkernels.registry import Kind
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -128,3 +132,31 @@ def test_limits_are_named() -> None:
     core.add(TaskRequest("b", {**wrong, "num_steps": 1}))
     with pytest.raises(UnsupportedError, match="max_num_waiting is 1"):
         core.add(TaskRequest("c", {**wrong, "num_steps": 1}))
+
+
+def test_requests_that_have_begun_do_not_wait() -> None:
+    core = TaskCore(IterativeRunner(Denoiser("cpu"), torch.device("cpu")), max_num_waiting=1)
+    asked = {"seed": 0, "size": 3, "target": 0.0, "num_steps": 3}
+    for name in "ab":
+        core.add(TaskRequest(name, asked))
+        core.step()
+    assert core.num_unfinished == 2
+
+
+def test_an_engine_of_tasks_lets_as_many_wait_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = SimpleNamespace(
+        core=TaskCore(IterativeRunner(Denoiser("cpu"), torch.device("cpu"))),
+        model=torch.nn.Linear(1, 1),
+        name="denoiser",
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        architecture=SimpleNamespace(kind=Kind.ITERATIVE),
+        adapter=None,
+    )
+    monkeypatch.setattr(task_engine, "Pipeline", lambda *_, **__: pipeline)
+    engine = task_engine.TaskEngine(EngineConfig("denoiser", device="cpu", max_num_waiting=3))
+    asked = {"seed": 0, "size": 3, "target": 0.0, "num_steps": 1}
+    for i in range(3):
+        engine.add(TaskRequest(str(i), asked))
+    with pytest.raises(UnsupportedError, match="max_num_waiting is 3"):
+        engine.add(TaskRequest("3", asked))
