@@ -346,6 +346,7 @@ class Judge:
         timed.late_ns = 0.0 if config.is_remote else late_ns(timed)
         timing = timing_record(group, cases[0], timed, graph, self.ceilings)
         timing.setup_seconds = setup_seconds
+        timing.varied = sorted(name.removeprefix("in:") for name in pool.rules)
         return timed, timing
 
     def _timed_check(self, entry: OpEntry, group: Group) -> Callable[[Side, PlannedCall, Call], None]:
