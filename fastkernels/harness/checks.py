@@ -37,10 +37,15 @@ def check_call(
     wanted, given = expectation.outputs, call.parts
     if not wanted and len(given) == 1 and given[0].kind == "none":
         given = ()
-    if len(wanted) != len(given) or (len(wanted) > 1 and not call.is_sequence):
+    if len(wanted) != len(given):
         raise Rejection(
             Verdict.INCORRECT_SHAPE, f"{len(given)} values were returned, the contract returns {len(wanted)}."
         )
+    if call.is_sequence != expectation.is_sequence:
+        returned, contract = (
+            "a tuple" if it else "the value itself" for it in (call.is_sequence, expectation.is_sequence)
+        )
+        raise Rejection(Verdict.INCORRECT_SHAPE, f"Returned was {returned}, the contract returns {contract}.")
     findings: dict[str, Finding] = {}
     for expected, part in zip(wanted, given, strict=True):
         answer = _tensor_of(expected, part)

@@ -10,6 +10,9 @@ import torch
 
 from fastkernels.capture.case import Case
 from fastkernels.harness.answers import Part
+from fastkernels.harness.checks import check_call
+from fastkernels.harness.compare import Expected
+from fastkernels.harness.expect import Expectation
 from fastkernels.harness.groups import make_groups
 from fastkernels.harness.judge import Judge
 from fastkernels.harness.plans import draw_plan
@@ -20,6 +23,8 @@ from fastkernels.harness.tolerance import tolerance_for
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.registry import ops
 from fastkernels.sets import resolve_set
+from fastkernels.spec import Compare
+from fastkernels.tasks.baseline.L1.rms_norm import RMSNorm
 
 CPU = torch.device("cpu")
 
@@ -75,3 +80,16 @@ def test_timed_answers_of_the_baseline_are_held_to_its_own_limits(
     with nullcontext() if wanted is None else pytest.raises(Rejection) as caught, one.blame():
         check(one, planned, call)
     assert caught is None or caught.value.verdict is wanted
+
+
+@pytest.mark.parametrize("is_sequence", [False, True])
+def test_tuple_of_one_is_not_the_value_itself(is_sequence: bool) -> None:
+    """Who unpacks one, or computes with the other, fails in the model."""
+    op, value = RMSNorm(8), torch.ones(2, 8)
+    expected = Expected("y", value.double(), torch.float32, Compare.VALUES)
+    call = Call(1000, 10, 0, 0, 0, False, (Part("tensor", {}, value),), is_sequence=is_sequence)
+    tolerances = {"y": tolerance_for("rms_norm", torch.float32, "normal", "y")}
+    check_call(op, Expectation((expected,), {}, is_sequence), call, tolerances, {})
+    with pytest.raises(Rejection, match="Returned was") as caught:
+        check_call(op, Expectation((expected,), {}, not is_sequence), call, tolerances, {})
+    assert caught.value.verdict is Verdict.INCORRECT_SHAPE
