@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkernels.cache import bind_caches
+from fastkernels.capture.tensors import stored
 from fastkernels.context import ForwardContext, Phase, set_forward_context
 from fastkernels.harness.arena import ALIGNMENT, Arena, Layout, Slot
 from fastkernels.harness.control import ANSWER_BYTES, Bell, Word
@@ -83,7 +84,8 @@ class CallPlan:
         if bell.read(Word.VARIES):
             variation = Variation(bell.read(Word.ROLL), vector, shift)
             for name, rule in self.rules.items():
-                given.views[name].copy_(vary(given.views[name], rule, variation, self.bounds[name]))
+                values = stored(given.views[name])
+                values.copy_(vary(values, rule, variation, self.bounds[name]))
         self.device.poison(self.poison_bytes)
         self.device.flush(self.flush_bytes if bell.read(Word.FLUSH) else 0)
 

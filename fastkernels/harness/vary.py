@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastkernels.capture.tensors import stored
 from fastkernels.op import Op
 from fastkernels.spec import Role, TensorSpec
 
@@ -66,7 +67,7 @@ class Rule:
 
     def num_places(self, x: Tensor) -> int:
         """In how many places `touch` can change `x`."""
-        return _num_rows(x) if self.kind == "integers" else x.numel()
+        return _num_rows(stored(x)) if self.kind == "integers" else stored(x).numel()
 
 
 def rules_of(op: Op, given: Mapping[str, Tensor]) -> dict[str, Rule]:
@@ -116,7 +117,9 @@ def draw_variation(generator: torch.Generator) -> Variation:
 
 
 def vary(x: Tensor, rule: Rule, variation: Variation, bound: int | Tensor | None) -> Tensor:
-    """bound: the rule's, on the device of `x`."""
+    """bound: the rule's, on the device of `x`. What is expanded stays so: every repetition is varied alike."""
+    if 0 in x.stride() and (base := stored(x)).shape != x.shape:
+        return vary(base, rule, variation, bound).expand(x.shape)
     if rule.kind == "floats":
         return vary_floats(x, variation)
     return vary_integers(x, variation, bound) if rule.kind == "integers" else _vary_coupled(x, rule, variation)
