@@ -213,12 +213,12 @@ class Judge:
     ) -> None:
         """Every case of every pool, in a random order; halfway through, the weights change in place."""
         half = (len(group.pools) + 1) // 2
-        earlier: dict[str, dict[int, tuple[Part, ...]]] = {name: {} for name in sides}
         for number, pool in enumerate(self._pools(group)):
             if number == half and group.params:
                 self._swap_weights(entry, group, sides, generator)
             expectations = [expectation(group.exact, case, self.oracle_device) for case in pool.cases]
             drawn: dict[int, Call] = {}
+            earlier: dict[int, tuple[Part, ...]] = {}
             for side in sides.values():
                 with side.blame():
                     side.lay_out(pool, self.config.is_remote, flush_bytes=0)
@@ -247,7 +247,7 @@ class Judge:
         sides: dict[str, Side],
         planned: PlannedCall,
         expected: Expectation,
-        earlier: dict[str, dict[int, tuple[Part, ...]]],
+        earlier: dict[int, tuple[Part, ...]],
         record: OpRecord,
     ) -> Call:
         """The candidate's call, looked at. Errors: Rejection of what is wrong."""
@@ -274,9 +274,7 @@ class Judge:
             record.num_calls += 1
             finding = worst_of(check_call(group.op, expected, call, tolerances, case.inputs))
             row.error, row.share = asdict(finding.error), asdict(finding.share)
-            check_echo(call, earlier[CANDIDATE])
-            assert call.parts is not None
-            earlier[CANDIDATE][call.sequence] = call.parts
+            check_echo(call, earlier)
             return call
         except Rejection as rejection:
             row.verdict, row.message = rejection.verdict.value, rejection.message

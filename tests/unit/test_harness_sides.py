@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 from fastkernels.capture.case import Case
 from fastkernels.harness.answers import Part
-from fastkernels.harness.checks import check_call
+from fastkernels.harness.checks import check_call, check_echo
 from fastkernels.harness.compare import Expected
+from fastkernels.harness.control import HELD_ANSWERS
 from fastkernels.harness.expect import Expectation
 from fastkernels.harness.groups import make_groups
 from fastkernels.harness.judge import Judge
@@ -93,3 +95,17 @@ def test_tuple_of_one_is_not_the_value_itself(is_sequence: bool) -> None:
     with pytest.raises(Rejection, match="Returned was") as caught:
         check_call(op, Expectation((expected,), {}, not is_sequence), call, tolerances, {})
     assert caught.value.verdict is Verdict.INCORRECT_SHAPE
+
+
+def test_earlier_answers_are_kept_as_long_as_a_worker_may_show_them() -> None:
+    earlier: dict[int, tuple[Part, ...]] = {}
+    for sequence in range(1, 30):
+        parts = (Part("tensor", {}, torch.full((4,), float(sequence))),)
+        shown = sequence - HELD_ANSWERS
+        call = Call(1000, 10, 0, 0, 0, False, parts, sequence=sequence)
+        if shown > 0:
+            with pytest.raises(Rejection, match="An earlier answer changed"):
+                check_echo(replace(call, echo=(shown, parts)), earlier)
+            call = replace(call, echo=(shown, (Part("tensor", {}, torch.full((4,), float(shown))),)))
+        check_echo(call, earlier)
+        assert len(earlier) <= HELD_ANSWERS
