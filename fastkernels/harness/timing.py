@@ -67,7 +67,9 @@ def run_restart(
 def _run_blocks(
     restart: int, sides: dict[str, Side], protocol: Protocol, check: Checker, timed: Timed, *, is_remote: bool
 ) -> None:
-    telemetry, num_calls = Telemetry(is_remote), protocol.calls_per_visit
+    pool, num_calls = sides[CANDIDATE].pool, protocol.calls_per_visit
+    assert pool is not None
+    telemetry = Telemetry(pool.device)
     for name, side in sides.items():
         for _ in range(WARM_UP_VISITS):
             _visit(side, num_calls, check, timed, telemetry, (restart, -1, name), is_cold=True)
