@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -47,11 +48,16 @@ class Op(nn.Module):
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         """Bytes and flops of one call; the default reads inputs and parameters and writes outputs once.
 
-        inputs: by argument name, as passed; outputs: by output name, declared mutations not among them.
+        inputs: by argument name, as passed; outputs: by output name, declared mutations not among them. What is
+        expanded lies in memory once.
         """
         tensors = [t for t in (*inputs.values(), *outputs.values()) if isinstance(t, Tensor)]
         tensors += list(self.parameters())
-        return Cost(num_bytes=sum(t.numel() * t.element_size() for t in tensors))
+        return Cost(num_bytes=sum(_num_stored(t) * t.element_size() for t in tensors))
+
+
+def _num_stored(tensor: Tensor) -> int:
+    return math.prod(size for size, step in zip(tensor.shape, tensor.stride(), strict=True) if step or not size)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -43,7 +43,7 @@ class Role(StrEnum):
     BITMASK = "bitmask"  # int32 words, bit i of word w for token 32 * w + i
     SEED = "seed"  # int64 per row; the same seed gives the same sample
     MASK = "mask"  # bool; True takes part, at least one in each row of the last axis
-    COUPLED = "coupled"  # values that make sense only beside others: drawn by the op's `coupled_inputs`, never varied
+    COUPLED = "coupled"  # values that make sense only beside others: drawn by the op's `coupled_inputs`
     SCALAR = "scalar"  # a Python number or bool; one named as an axis is that axis' size
     MAX_QUERY_LEN = "max_query_len"  # Python int: the largest query length of the batch
     MAX_SEQ_LEN = "max_seq_len"  # Python int: the largest sequence length of the batch
@@ -75,6 +75,19 @@ class Compare(StrEnum):
     SAMPLE = "sample"  # a statistical test over many draws
 
 
+@dataclass(frozen=True)
+class Vary:
+    """How a coupled input differs from one timed call to the next and stays one that the op can be given.
+
+    rolls: the axis along which all inputs that name it are rolled alike. share: by how much of itself, at most, every
+    float becomes smaller, in (0, 0.4]; one that nobody can guess by up to twice as much. is_few: that one alone.
+    """
+
+    rolls: str | None = None
+    share: float = 0.0
+    is_few: bool = False
+
+
 _AXIS = re.compile(r"^(?:\.\.\.|(?:\d+|[a-z_][a-z0-9_]*|\d+\*[a-z_][a-z0-9_]*))$")
 
 
@@ -83,8 +96,9 @@ class TensorSpec:
     """One argument or result: axes by name, dtype, role.
 
     dtype "op" means the op's activation dtype; otherwise a torch dtype name ("int64", "float32").
-    `bound` names the axis that bounds integer values; `of` names the input whose values an index
-    output points at (for Compare.VALUE_AT_INDEX).
+    `bound` names the axis that bounds integer values, or the op's attribute with a bound for each index of the last
+    axis but one; coupled integers that have one are shifted within it in timed calls. `of` names the input whose
+    values an index output points at (for Compare.VALUE_AT_INDEX). `vary`: of Role.COUPLED.
     """
 
     axes: tuple[str, ...] = ()
@@ -95,6 +109,7 @@ class TensorSpec:
     compare: Compare = Compare.VALUES
     of: str | None = None
     may_be_strided: bool = False
+    vary: Vary | None = None
 
     def __post_init__(self) -> None:
         for axis in self.axes:

@@ -27,6 +27,17 @@ def with_stride(tensor: Tensor, stride: Sequence[int]) -> Tensor:
     return storage.as_strided(tuple(tensor.shape), tuple(stride))
 
 
+def stored(tensor: Tensor, stride: Sequence[int] | None = None) -> Tensor:
+    """A view of what memory holds of `tensor`: axes of stride 0, along which values are repeated, have size 1.
+
+    stride: where that of another tensor decides which these are.
+    """
+    for axis, step in enumerate(tensor.stride() if stride is None else stride):
+        if step == 0 and tensor.shape[axis] > 1:
+            tensor = tensor.narrow(axis, 0, 1)
+    return tensor
+
+
 def kept_stride(tensor: Tensor) -> tuple[int, ...] | None:
     """The stride that a copy must have; None: dense. Overlapping and very sparse views count as dense."""
     if tensor.is_contiguous() or not tensor.numel():

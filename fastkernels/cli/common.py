@@ -63,6 +63,8 @@ def reports_errors(function: Callable[_Parameters, _Result]) -> Callable[_Parame
 _MACHINE_TROUBLE = {
     errno.ENOSPC: "The disk is full",
     errno.EDQUOT: "The disk quota is used up",
+    errno.EMFILE: "Too many files are open in one process (ulimit -n says how many may be)",
+    errno.ENFILE: "Too many files are open on this machine (see /proc/sys/fs/file-max)",
     errno.EACCES: "No permission to write or read",
     errno.EROFS: "The file system is read-only",
 }

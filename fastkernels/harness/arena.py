@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastkernels.capture.tensors import stored
 from fastkernels.harness.vary import PERIOD
 
 GUARD_BYTES = 256
@@ -83,11 +84,9 @@ class Layout:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
-        """Shapes and strides are kept as they are; broadcast (stride 0) tensors are refused."""
+        """Shapes and strides are kept as they are; an expanded tensor (stride 0) is held once."""
         slots, offset = [], GUARD_BYTES
         for name, tensor in tensors.items():
-            if any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
-                raise ValueError(f"{name} is an expanded tensor (stride 0); a case holds its values.")
             slot = Slot(name, offset, tuple(tensor.shape), tuple(tensor.stride()), dtype_name(tensor.dtype))
             slots.append(slot)
             offset = _aligned(offset + slot.num_bytes + GUARD_BYTES)
@@ -106,7 +105,7 @@ class Layout:
         """Guard value everywhere, then the tensors' values."""
         region[: self.num_bytes].fill_(GUARD_VALUE)
         for name, view in self.views(region).items():
-            view.copy_(tensors[name])
+            stored(view).copy_(stored(tensors[name], view.stride()))
 
 
 def _aligned(offset: int) -> int:

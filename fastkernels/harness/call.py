@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fastkernels.cache import bind_caches
+from fastkernels.capture.tensors import stored
 from fastkernels.context import ForwardContext, Phase, set_forward_context
 from fastkernels.harness.arena import ALIGNMENT, Arena, Layout, Slot
 from fastkernels.harness.control import ANSWER_BYTES, Bell, Word
 from fastkernels.harness.cuda_device import CudaDevice
 from fastkernels.harness.device import CpuDevice
 from fastkernels.harness.sample import Sample
-from fastkernels.harness.vary import Variation, vary_floats, vary_tokens
+from fastkernels.harness.vary import Rule, Variation, vary
 
 _data_ptr = torch._C.TensorBase.data_ptr
 _get_type = type
@@ -51,8 +52,8 @@ class CallPlan:
         self.argument_names: list[str] = message["arguments"]
         self.context: dict[str, Any] | None = message["context"]
         self.num_caches: int = message["num_caches"]
-        self.vary_floats: list[str] = message["vary_floats"]
-        self.vary_tokens: dict[str, int] = message["vary_tokens"]
+        self.rules = {name: Rule.from_json(rule) for name, rule in message["rules"].items()}
+        self.bounds = {name: rule.bound(device.torch_device) for name, rule in self.rules.items()}
         self.answer_start: int = message["answer_start"]
         self.answer_bytes: int = message["answer_bytes"]
         self.flush_bytes: int = message["flush_bytes"]
@@ -82,10 +83,9 @@ class CallPlan:
         given.region.copy_(self.regions[bell.read(Word.POOL)])
         if bell.read(Word.VARIES):
             variation = Variation(bell.read(Word.ROLL), vector, shift)
-            for name in self.vary_floats:
-                given.views[name].copy_(vary_floats(given.views[name], variation))
-            for name, bound in self.vary_tokens.items():
-                given.views[name].copy_(vary_tokens(given.views[name], variation, bound))
+            for name, rule in self.rules.items():
+                values = stored(given.views[name])
+                values.copy_(vary(values, rule, variation, self.bounds[name]))
         self.device.poison(self.poison_bytes)
         self.device.flush(self.flush_bytes if bell.read(Word.FLUSH) else 0)
 

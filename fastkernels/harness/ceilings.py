@@ -13,6 +13,10 @@ import torch
 _FLOOR_SHARE = 1.5
 """A time is refused when it would need this many times the measured bandwidth or rate."""
 
+_SPLIT_PRODUCTS = 3
+"""Of half precision, or TF32, make one of about float32's accuracy: each factor is split in two, the least part left
+out (https://arxiv.org/abs/2203.03341). Tensor cores do them faster than the float32 product that is measured here."""
+
 
 @dataclass(frozen=True)
 class Ceilings:
@@ -33,14 +37,18 @@ class Ceilings:
         return _measure_cuda(device) if device.startswith("cuda") else _measure_cpu()
 
     def ideal_us(self, num_bytes: int, num_flops: int, dtype: torch.dtype) -> float:
-        """The larger of the time to move the bytes and to do the operations."""
-        rate = self.flops_per_s.get(str(dtype).removeprefix("torch."), max(self.flops_per_s.values()))
-        return 1e6 * max(num_bytes / self.copy_bytes_per_s, num_flops / rate)
+        """The larger of the time to move the bytes and to do the operations, as a library's product does them."""
+        return 1e6 * max(num_bytes / self.copy_bytes_per_s, num_flops / self._rate(dtype))
 
     def floor_us(self, num_bytes: int, num_flops: int, dtype: torch.dtype) -> float:
         """No honest call takes less. What fits the cache may not reach memory within the call: it is not counted."""
         counted = max(0, num_bytes - self.flush_bytes) if self.flush_bytes else 0
-        return max(self.least_us, self.ideal_us(counted, num_flops, dtype) / _FLOOR_SHARE)
+        rate = max(self._rate(dtype), max(self.flops_per_s.values()) / _SPLIT_PRODUCTS)
+        seconds = max(counted / self.copy_bytes_per_s, num_flops / rate)
+        return max(self.least_us, 1e6 * seconds / _FLOOR_SHARE)
+
+    def _rate(self, dtype: torch.dtype) -> float:
+        return self.flops_per_s.get(str(dtype).removeprefix("torch."), max(self.flops_per_s.values()))
 
 
 def _measure_cpu() -> Ceilings:
@@ -48,8 +56,9 @@ def _measure_cpu() -> Ceilings:
     target = torch.empty_like(source)
     seconds = _best(lambda: target.copy_(source))
     rates: dict[str, float] = {}
-    a = torch.randn(512, 512)
-    rates["float32"] = 2 * 2 * 512**3 / _best(lambda: torch.mm(a, a))
+    for dtype in (torch.float32, torch.bfloat16):  # float16 may have no instructions; it is held to the faster of both
+        a = torch.randn(512, 512).to(dtype)
+        rates[str(dtype).removeprefix("torch.")] = 2 * 2 * 512**3 / _best(partial(torch.mm, a, a))
     return Ceilings("cpu", 2 * source.numel() * 4 / seconds, rates, least_noise=0.03, least_us=0.2)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastkernels.harness.answers import Part
 from fastkernels.harness.compare import NOISE_FACTOR, Expected, Finding, RowNoise, check_form, check_values
+from fastkernels.harness.control import HELD_ANSWERS
 from fastkernels.harness.expect import Expectation
 from fastkernels.harness.sampling import check_same_tokens, check_samples
 from fastkernels.harness.side import Call
@@ -37,10 +38,15 @@ def check_call(
     wanted, given = expectation.outputs, call.parts
     if not wanted and len(given) == 1 and given[0].kind == "none":
         given = ()
-    if len(wanted) != len(given) or (len(wanted) > 1 and not call.is_sequence):
+    if len(wanted) != len(given):
         raise Rejection(
             Verdict.INCORRECT_SHAPE, f"{len(given)} values were returned, the contract returns {len(wanted)}."
         )
+    if call.is_sequence != expectation.is_sequence:
+        returned, contract = (
+            "a tuple" if it else "the value itself" for it in (call.is_sequence, expectation.is_sequence)
+        )
+        raise Rejection(Verdict.INCORRECT_SHAPE, f"Returned was {returned}, the contract returns {contract}.")
     findings: dict[str, Finding] = {}
     for expected, part in zip(wanted, given, strict=True):
         answer = _tensor_of(expected, part)
@@ -135,15 +141,14 @@ def _tensor_of(expected: Expected | None, part: Part) -> Tensor | None:
     return part.tensor
 
 
-def check_echo(call: Call, earlier: Mapping[int, tuple[Part, ...]]) -> None:
-    """An answer that was fetched before must still hold the same bytes.
+def check_echo(call: Call, earlier: dict[int, tuple[Part, ...]]) -> None:
+    """An answer that was fetched before must still hold the same bytes. This one joins the `earlier` ones of its cases,
+    of which only those are kept that a worker may show again.
 
     Errors: Rejection INCORRECT_NUMERICAL.
     """
-    if call.echo is None or call.echo[0] not in earlier:
-        return
-    sequence, parts = call.echo
-    for then, now in zip(earlier[sequence], parts, strict=False):
+    sequence, parts = call.echo or (0, ())
+    for then, now in zip(earlier.get(sequence, ()), parts, strict=False):
         if then.tensor is None or now.tensor is None:
             continue
         if then.tensor.shape != now.tensor.shape or not torch.equal(_bits(then.tensor), _bits(now.tensor)):
@@ -151,6 +156,10 @@ def check_echo(call: Call, earlier: Mapping[int, tuple[Part, ...]]) -> None:
                 Verdict.INCORRECT_NUMERICAL,
                 "An earlier answer changed after it was given: it shares memory with an argument or a later answer.",
             )
+    assert call.parts is not None
+    earlier[call.sequence] = call.parts
+    for old in [sequence for sequence in earlier if sequence <= call.sequence - HELD_ANSWERS]:
+        del earlier[old]
 
 
 def check_same_draws(expectation: Expectation, before: Call, call: Call) -> None:

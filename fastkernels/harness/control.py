@@ -11,6 +11,8 @@ from collections.abc import Callable
 from enum import IntEnum
 
 ANSWER_BYTES = 65536
+HELD_ANSWERS = 3
+"""Answers that a worker keeps, of the cases that it was given last: the oldest is shown again."""
 _NAP_SECONDS = 2e-5
 _TIGHT_LOOKS = {False: 1_000, True: 200_000}
 

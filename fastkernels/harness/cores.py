@@ -39,9 +39,10 @@ def own_cores(workers: Sequence[Worker]) -> Iterator[None]:
 
 
 def _idlest(cores: set[int]) -> list[int]:
-    """`cores`, those that others use least first."""
+    """All of `cores`, those that others use least first; a container may show other cores than its own, or fewer: of
+    what it does not show nothing is known."""
     first = psutil.cpu_times(percpu=True)
     time.sleep(_LOOK_SECONDS)
     second = psutil.cpu_times(percpu=True)
-    idle = {core: second[core].idle - first[core].idle for core in cores if core < len(second)}
-    return sorted(idle, key=lambda core: -idle[core])
+    idle = {core: second[core].idle - first[core].idle for core in cores if core < min(len(first), len(second))}
+    return sorted(cores, key=lambda core: (-idle.get(core, 0.0), core))

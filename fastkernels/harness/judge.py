@@ -190,13 +190,13 @@ class Judge:
                 workers[name] = self.nursery.start(name.replace(" ", "-"), needed, readable)
                 stack.callback(workers[name].end)
             for name, worker in workers.items():
-                chosen = implementations if name == CANDIDATE else None
-                worker.confirm()
-                side = Side(worker, entry, chosen)
-                side.load(group.init, group.dtype)
-                side.put_params(group.params)
+                side = Side(worker, entry, implementations if name == CANDIDATE else None)
+                with side.blame():
+                    worker.confirm()
+                    side.load(group.init, group.dtype)
+                    side.put_params(group.params)
                 sides[name] = side
-                if chosen:
+                if not side.is_baseline:
                     record.confinement = worker.confinement
             yield sides
             if CANDIDATE in sides:
@@ -213,14 +213,15 @@ class Judge:
     ) -> None:
         """Every case of every pool, in a random order; halfway through, the weights change in place."""
         half = (len(group.pools) + 1) // 2
-        earlier: dict[str, dict[int, tuple[Part, ...]]] = {name: {} for name in sides}
         for number, pool in enumerate(self._pools(group)):
             if number == half and group.params:
                 self._swap_weights(entry, group, sides, generator)
             expectations = [expectation(group.exact, case, self.oracle_device) for case in pool.cases]
             drawn: dict[int, Call] = {}
+            earlier: dict[int, tuple[Part, ...]] = {}
             for side in sides.values():
-                side.lay_out(pool, self.config.is_remote, flush_bytes=0)
+                with side.blame():
+                    side.lay_out(pool, self.config.is_remote, flush_bytes=0)
             order = torch.randperm(len(pool.cases), generator=generator).tolist()
             for index in [*order, order[0]]:
                 is_echoed = pool.is_small or index == order[0]
@@ -236,7 +237,8 @@ class Judge:
     def _swap_weights(self, entry: OpEntry, group: Group, sides: dict[str, Side], generator: torch.Generator) -> None:
         group.use_params(draw_params(group.op, generator))
         for side in sides.values():
-            side.put_params(group.params)
+            with side.blame():
+                side.put_params(group.params)
 
     def _check_one(
         self,
@@ -245,7 +247,7 @@ class Judge:
         sides: dict[str, Side],
         planned: PlannedCall,
         expected: Expectation,
-        earlier: dict[str, dict[int, tuple[Part, ...]]],
+        earlier: dict[int, tuple[Part, ...]],
         record: OpRecord,
     ) -> Call:
         """The candidate's call, looked at. Errors: Rejection of what is wrong."""
@@ -263,7 +265,7 @@ class Judge:
         record.cases.append(row)
         tolerances = tolerances_for(entry.name, case.dtype, case.family, expected)
         try:
-            found = self._baseline_findings(entry, group, sides[BASELINE], plan, expected, tolerances, case)
+            found = self._baseline_findings(group, sides[BASELINE], plan, expected, tolerances, case)
             row.baseline_error = asdict(worst_of(found).error)
             is_widened = case.family != "wide_range" or entry.level > 1
             expected, tolerances = beside_baseline(expected, tolerances, found, is_widened=is_widened)
@@ -272,9 +274,7 @@ class Judge:
             record.num_calls += 1
             finding = worst_of(check_call(group.op, expected, call, tolerances, case.inputs))
             row.error, row.share = asdict(finding.error), asdict(finding.share)
-            check_echo(call, earlier[CANDIDATE])
-            assert call.parts is not None
-            earlier[CANDIDATE][call.sequence] = call.parts
+            check_echo(call, earlier)
             return call
         except Rejection as rejection:
             row.verdict, row.message = rejection.verdict.value, rejection.message
@@ -283,7 +283,6 @@ class Judge:
 
     def _baseline_findings(
         self,
-        entry: OpEntry,
         group: Group,
         side: Side,
         plan: list[PlannedCall],
@@ -295,13 +294,9 @@ class Judge:
 
         Errors: Rejection UNTESTABLE.
         """
-        try:
+        with side.blame():
             call = side.calls(plan)[0]
             return check_call(group.op, expected, call, tolerances, case.inputs, BASELINE_FACTOR)
-        except Rejection as rejection:
-            raise Rejection(
-                Verdict.UNTESTABLE, f"The baseline of {entry.name} itself fails here: {rejection.message}"
-            ) from None
 
     def _time(
         self, entry: OpEntry, implementations: ImplementationSet, group: Group, cases: list[Case], record: OpRecord
@@ -335,17 +330,21 @@ class Judge:
             self.progress(f"speed {cases[0].shapes()} {restart + 1}/{config.protocol.num_restarts}")
             with self._sides(entry, implementations, group, names, record, [pool]) as sides:
                 for side in sides.values():
-                    side.lay_out(pool, config.is_remote, flush_bytes=self.ceilings.flush_bytes)
+                    with side.blame():
+                        side.lay_out(pool, config.is_remote, flush_bytes=self.ceilings.flush_bytes)
                 run_restart(
                     restart, sides, config.protocol, self._timed_check(entry, group), timed, is_remote=config.is_remote
                 )
                 setup_seconds = sides[CANDIDATE].setup_seconds
                 if config.is_remote and restart == 0:
-                    graph = {name: sides[name].graph_us(config.protocol.num_blocks) for name in (BASELINE, CANDIDATE)}
+                    for name in (BASELINE, CANDIDATE):
+                        with sides[name].blame():
+                            graph[name] = sides[name].graph_us(config.protocol.num_blocks)
         record.num_calls += sum(len(s.claim_ns) for s in timed.samples if s.side == CANDIDATE)
         timed.late_ns = 0.0 if config.is_remote else late_ns(timed)
         timing = timing_record(group, cases[0], timed, graph, self.ceilings)
         timing.setup_seconds = setup_seconds
+        timing.varied = sorted(name.removeprefix("in:") for name in pool.rules)
         return timed, timing
 
     def _timed_check(self, entry: OpEntry, group: Group) -> Callable[[Side, PlannedCall, Call], None]:
@@ -356,7 +355,8 @@ class Judge:
             case = side.pool.case(planned.index, planned.variation)
             expected = expectation(group.exact, case, self.oracle_device)
             frozen = tolerances_for(entry.name, case.dtype, "captured", expected)
-            check_call(group.op, expected, call, frozen, case.inputs, _TIMED_FACTOR)
+            factor = BASELINE_FACTOR if side.is_baseline else _TIMED_FACTOR
+            check_call(group.op, expected, call, frozen, case.inputs, factor)
 
         return check
 

@@ -12,12 +12,10 @@ from fastkernels.capture.case import Case
 from fastkernels.capture.tensors import copy_to
 from fastkernels.harness.arena import ALIGNMENT, Layout
 from fastkernels.harness.control import ANSWER_BYTES
-from fastkernels.harness.vary import PERIOD, Variation, vary_floats, vary_tokens
+from fastkernels.harness.vary import PERIOD, Variation, rules_of, vary
 from fastkernels.op import Op
-from fastkernels.spec import Role
 
 _SMALL_BYTES = 4 << 20
-_VARIED = frozenset({Role.ACTIVATION, Role.LOGITS})
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,9 @@ class Pool:
         self.mutable = {f"in:{n}" for n in op.spec.mutates if n != "kv_cache"}
         if "kv_cache" in op.spec.mutates:
             self.mutable |= {name for name in self.flat[0] if name.startswith("cache:")}
-        self.vary_floats = [
-            f"in:{n}" for n, s in op.spec.inputs.items() if s.role in _VARIED and f"in:{n}" in self.flat[0]
-        ]
-        self.vary_tokens = {
-            f"in:{n}": int(getattr(op, s.bound))
-            for n, s in op.spec.inputs.items()
-            if s.role is Role.TOKEN_ID and s.bound and f"in:{n}" in self.flat[0]
-        }
+        given = {name.removeprefix("in:"): x for name, x in self.flat[0].items() if name.startswith("in:")}
+        self.rules = {f"in:{name}": rule for name, rule in rules_of(op, given).items()}
+        self._bounds = {name: rule.bound(device) for name, rule in self.rules.items()}
         self.answer_bytes = 2 * answer_bytes + self.layout.num_bytes + (1 << 16)
         self.poison_bytes = min(answer_bytes, 64 << 20)
 
@@ -89,14 +82,22 @@ class Pool:
 
     @property
     def num_varied(self) -> int:
-        """Elements of the smallest varied argument."""
-        return min((self.flat[0][name].numel() for name in self.vary_floats), default=1)
+        """Places that `touch` may choose from: of the smallest argument of floats or integers, so that all change; of
+        coupled ones of the largest, for the smallest may have one or two."""
+        places: dict[str, list[int]] = {"floats": [], "integers": [], "coupled": []}
+        for name, rule in self.rules.items():
+            if rule.kind != "coupled" or rule.share:
+                places[rule.kind].append(rule.num_places(self.flat[0][name]))
+        if places["coupled"] and not places["floats"]:
+            return max(places["coupled"])
+        return min(places["floats"] or places["integers"], default=1)
 
     def decisive_place(self, index: int, variation: Variation, generator: torch.Generator) -> int | None:
         """The place of the multiplier that scales the largest element of a random row: an argmax hangs on it."""
-        if not self.vary_floats:
+        floats = [name for name, rule in self.rules.items() if rule.kind == "floats"]
+        if not floats:
             return None
-        values = self.values(index, variation)[self.vary_floats[0]]
+        values = self.values(index, variation)[floats[0]]
         rows = values.reshape(-1, values.shape[-1])
         row = int(torch.randint(0, len(rows), (1,), generator=generator))
         return (row * rows.shape[-1] + int(rows[row].argmax())) % PERIOD
@@ -109,8 +110,7 @@ class Pool:
         """The flat tensors of one call, as the worker will see them."""
         flat = dict(self.flat[index])
         if variation is not None:
-            flat |= {name: vary_floats(flat[name], variation) for name in self.vary_floats}
-            flat |= {name: vary_tokens(flat[name], variation, bound) for name, bound in self.vary_tokens.items()}
+            flat |= {n: vary(flat[n], rule, variation, self._bounds[n]) for n, rule in self.rules.items()}
         return flat
 
     def case(self, index: int, variation: Variation | None) -> Case:

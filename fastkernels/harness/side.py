@@ -6,10 +6,11 @@ whether it wants to see it, so no call can be told from another by the one who a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -70,6 +71,21 @@ class Side:
         self._starts: list[int] = []
         self._answer_start = 0
 
+    @property
+    def is_baseline(self) -> bool:
+        return self.implementations is None
+
+    @contextlib.contextmanager
+    def blame(self) -> Iterator[None]:
+        """What goes wrong within is said of this side: of the candidate as it is, of the baseline as UNTESTABLE."""
+        try:
+            yield
+        except Rejection as rejection:
+            if not self.is_baseline or rejection.verdict is Verdict.UNTESTABLE:
+                raise
+            message = f"The baseline of {self.entry.name} itself fails here: {rejection.message}"
+            raise Rejection(Verdict.UNTESTABLE, message) from None
+
     def load(self, init: Mapping[str, Any], dtype: torch.dtype) -> None:
         """Errors: Rejection IMPORT_ERROR or RUNTIME_ERROR."""
         implementations = self.implementations
@@ -123,8 +139,7 @@ class Side:
                 "scalars": {n: v for n, v in case.inputs.items() if not isinstance(v, Tensor)},
                 "context": context,
                 "num_caches": len(case.caches),
-                "vary_floats": pool.vary_floats,
-                "vary_tokens": pool.vary_tokens,
+                "rules": {name: rule.to_json() for name, rule in pool.rules.items()},
                 "answer_start": self._answer_start,
                 "answer_bytes": pool.answer_bytes,
                 "flush_bytes": flush_bytes,

@@ -58,7 +58,7 @@ def run_restart(
 ) -> None:
     """One restart's visits, appended to `timed`.
 
-    Errors: Rejection from a candidate's call or a failed check.
+    Errors: Rejection from a candidate's call or a failed check; UNTESTABLE when it is the baseline's.
     """
     with contextlib.nullcontext() if is_remote else own_cores([side.worker for side in sides.values()]):
         _run_blocks(restart, sides, protocol, check, timed, is_remote=is_remote)
@@ -67,7 +67,9 @@ def run_restart(
 def _run_blocks(
     restart: int, sides: dict[str, Side], protocol: Protocol, check: Checker, timed: Timed, *, is_remote: bool
 ) -> None:
-    telemetry, num_calls = Telemetry(is_remote), protocol.calls_per_visit
+    pool, num_calls = sides[CANDIDATE].pool, protocol.calls_per_visit
+    assert pool is not None
+    telemetry = Telemetry(pool.device)
     for name, side in sides.items():
         for _ in range(WARM_UP_VISITS):
             _visit(side, num_calls, check, timed, telemetry, (restart, -1, name), is_cold=True)
@@ -107,11 +109,12 @@ def _visit(
     assert side.pool is not None
     before = telemetry.read()
     plan = draw_plan(side.pool, num_calls)
-    calls = side.calls(plan, is_cold=is_cold)
-    for planned, call in zip(plan, calls, strict=True):
-        if call.parts is not None:
-            check(side, planned, call)
-            timed.num_checked += 1
+    with side.blame():
+        calls = side.calls(plan, is_cold=is_cold)
+        for planned, call in zip(plan, calls, strict=True):
+            if call.parts is not None:
+                check(side, planned, call)
+                timed.num_checked += 1
     kept = [c for c, p in zip(calls, plan, strict=True) if not p.is_sealed]
     restart, block, name = place
     timed.samples.append(

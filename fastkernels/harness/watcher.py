@@ -12,10 +12,13 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """Called between looks at the bell: enforces time, life and memory."""
+    """Called between looks at the bell or the socket: enforces time, life and memory.
 
-    def __init__(self, worker: Worker, seconds: float) -> None:
-        self.worker, self.seconds = worker, seconds
+    is_in_block: whether a word on the socket would go unheard otherwise.
+    """
+
+    def __init__(self, worker: Worker, seconds: float, *, is_in_block: bool) -> None:
+        self.worker, self.seconds, self.is_in_block = worker, seconds, is_in_block
         self._deadline = time.monotonic() + seconds
         self._next_look = time.monotonic() + 0.01
 
@@ -24,6 +27,8 @@ class Watcher:
         if now < self._next_look:
             return
         self._next_look = now + 0.05
+        if self.is_in_block:
+            self.worker.listen()
         if now > self._deadline:
             raise Rejection(
                 Verdict.TIMEOUT, f"A call gave no answer within {self.seconds:.0f} s; the worker was ended."

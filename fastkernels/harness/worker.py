@@ -25,14 +25,12 @@ from fastkernels.capture.case import decode_value
 from fastkernels.harness import sandbox, wire
 from fastkernels.harness.arena import Arena, Layout, Slot, dtype_of
 from fastkernels.harness.call import Answer, CallPlan, Given, Publisher
-from fastkernels.harness.control import Bell, Word
+from fastkernels.harness.control import HELD_ANSWERS, Bell, Word
 from fastkernels.harness.cuda_device import CudaDevice
 from fastkernels.harness.device import CpuDevice
 from fastkernels.harness.launched import names_of_call
 from fastkernels.overlay import load_class, resolve_set
 from fastkernels.registry import ops
-
-_HELD_ANSWERS = 3
 
 
 class Worker:
@@ -131,7 +129,7 @@ class Worker:
             bell.wait(Word.GO, sequence)
             answer = self.answer(sequence, given)
         answer.problem = problem
-        oldest = self.held[0] if len(self.held) == _HELD_ANSWERS else None
+        oldest = self.held[0] if len(self.held) == HELD_ANSWERS else None
         is_sealed = bool(bell.read(Word.SEAL))
         if is_sealed:
             publisher.publish(answer, oldest)
@@ -145,7 +143,7 @@ class Worker:
         if bell.read(Word.FETCH) and not is_sealed:
             publisher.publish(answer, oldest)
         self.held.append((sequence, answer))
-        del self.held[:-_HELD_ANSWERS]
+        del self.held[:-HELD_ANSWERS]
         bell.write(Word.IDLE, sequence)
 
     def answer(self, sequence: int, given: Given) -> Answer:

@@ -31,6 +31,8 @@ from fastkernels.harness.sandbox import PRIVATE_FOLDERS
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.watcher import Watcher
 
+_MESSAGE_SECONDS = 2.0
+"""A message whose first byte is there comes whole within this."""
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME")
 
 
@@ -138,6 +140,7 @@ class Worker:
         self._sock, self._private, self._log_path = sock, private, log_path
         self.peak_memory_bytes = 0
         self._memory_looked_at = 0.0
+        self._early: dict[str, Any] | None = None
         self.confinement: dict[str, Any] = {}
 
     def __enter__(self) -> Worker:
@@ -168,18 +171,23 @@ class Worker:
 
     def reply(self, seconds: float | None = None) -> dict[str, Any]:
         """Errors: Rejection TIMEOUT or RUNTIME_ERROR; IMPORT_ERROR for a reply that says so."""
-        reply = self._receive(seconds or self.limits.load_seconds)
-        if "error" in reply:
-            problem = reply["error"]
-            if not isinstance(problem, dict):
-                raise Rejection(Verdict.RUNTIME_ERROR, "The worker sent a malformed reply.")
-            verdict = Verdict.IMPORT_ERROR if problem.get("kind") == "import" else Verdict.RUNTIME_ERROR
-            raise Rejection(verdict, str(problem.get("text", ""))[-6000:])
-        return reply
+        return _checked(self._receive(seconds or self.limits.load_seconds))
+
+    def listen(self) -> None:
+        """Between turns of a block: what a worker says that cannot take its next one. The reply that follows the last
+        turn may lie there too, and is kept for `reply`.
+
+        Errors: Rejection as `reply`.
+        """
+        if self._early is None and select.select([self._sock], [], [], 0)[0]:
+            self._early = _checked(self._receive(_MESSAGE_SECONDS))
 
     def _receive(self, seconds: float) -> dict[str, Any]:
+        if self._early is not None:
+            early, self._early = self._early, None
+            return early
         self._sock.settimeout(seconds)
-        deadline, watch = time.monotonic() + seconds, self.watcher(math.inf)
+        deadline, watch = time.monotonic() + seconds, Watcher(self, math.inf, is_in_block=False)
         try:
             while not select.select([self._sock], [], [], 0.05)[0]:
                 if time.monotonic() > deadline:
@@ -195,7 +203,8 @@ class Worker:
         return message
 
     def watcher(self, seconds: float) -> Watcher:
-        return Watcher(self, seconds)
+        """For the turns of a block."""
+        return Watcher(self, seconds, is_in_block=True)
 
     def is_alive(self) -> bool:
         return psutil.pid_exists(self.pid) and runs(psutil.Process(self.pid))
@@ -256,3 +265,14 @@ class Worker:
         self._sock.close()
         self.arena.close()
         shutil.rmtree(self._private, ignore_errors=True)
+
+
+def _checked(reply: dict[str, Any]) -> dict[str, Any]:
+    """Errors: Rejection of what a reply says went wrong."""
+    if "error" not in reply:
+        return reply
+    problem = reply["error"]
+    if not isinstance(problem, dict):
+        raise Rejection(Verdict.RUNTIME_ERROR, "The worker sent a malformed reply.")
+    verdict = Verdict.IMPORT_ERROR if problem.get("kind") == "import" else Verdict.RUNTIME_ERROR
+    raise Rejection(verdict, str(problem.get("text", ""))[-6000:])

@@ -172,6 +172,8 @@ def test_bench_is_kernels_and_kb_nano_is_the_same_program() -> None:
         (EnvironmentProblem("No GPU."), 5, "error: No GPU."),
         (KeyboardInterrupt(), 130, "Interrupted"),
         (OSError(errno.ENOSPC, "No space left on device", "/runs/a"), 5, "The disk is full: /runs/a"),
+        (OSError(errno.EMFILE, "Too many open files"), 5, "Too many files are open in one process"),
+        (OSError(errno.ENFILE, "Too many open files in system"), 5, "Too many files are open on this machine"),
         (PermissionError(errno.EACCES, "Permission denied", "/root/b"), 5, "No permission to write or read: /root/b"),
     ],
 )

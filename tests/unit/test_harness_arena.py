@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fastkernels.capture.case import Case
+from fastkernels.capture.tensors import stored
 from fastkernels.harness.arena import (
     ALIGNMENT,
     GUARD_BYTES,
@@ -24,7 +26,10 @@ from fastkernels.harness.arena import (
     extent,
 )
 from fastkernels.harness.control import Bell, Word
-from fastkernels.harness.vary import PERIOD
+from fastkernels.harness.mutation import check_inputs
+from fastkernels.harness.pool import Pool
+from fastkernels.harness.vary import PERIOD, draw_variation, vary
+from fastkernels.tasks.baseline.L1.dense_attention import DenseAttention
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.bool)
 
@@ -98,10 +103,37 @@ def test_slot_survives_json() -> None:
     assert slot.num_bytes == 2 * (2 * 8 + 4 + 1)
 
 
-def test_layout_refuses_expanded_tensor() -> None:
-    with pytest.raises(ValueError, match=r"in:x is an expanded tensor"):
-        Layout.of({"in:x": torch.zeros(1, 4).expand(3, 4)})
-    Layout.of({"in:x": torch.zeros(1, 4).expand(1, 4)})  # a stride over one element means nothing
+def test_expanded_tensor_is_held_once_and_given_as_it_was() -> None:
+    x = torch.randn(2, 1, 5).expand(2, 300, 5)
+    layout = Layout.of({"in:x": x})
+    assert layout.slots[0].num_bytes == x[:, 0].numel() * 4
+    region = _region(layout)
+    layout.write(region, {"in:x": x})
+    view = layout.views(region)["in:x"]
+    assert torch.equal(view, x)
+    assert view.stride() == x.stride()
+    layout.write(region, {"in:x": x.contiguous() + 1})
+    assert torch.equal(view, x + 1)
+
+
+def test_expanded_inputs_are_varied_alike_on_both_sides() -> None:
+    """As a model masks: one mask for every head, one vector of ids for every picture."""
+    attention = DenseAttention(num_heads=2, head_size=8)
+    floats = [torch.randn(2, 5, 2, 8) for _ in range(2)]
+    value, mask = torch.randn(2, 1, 2, 8).expand(2, 5, 2, 8), torch.ones(2, 1, 5, dtype=torch.bool).expand(2, 5, 5)
+    inputs = {"query": floats[0], "key": floats[1], "value": value, "mask": mask}
+    case = Case("dense_attention", {"num_heads": 2, "head_size": 8}, inputs, {}, torch.float32)
+    pool = Pool(attention, [case], 1000, torch.device("cpu"))
+    variation = draw_variation(torch.Generator().manual_seed(1))
+    region = _region(pool.layout)
+    pool.layout.write(region, pool.flat[0])
+    for name, view in pool.layout.views(region).items():  # as a worker does on a GPU
+        assert view.stride() == pool.flat[0][name].stride()
+        if name in pool.rules:
+            stored(view).copy_(vary(stored(view), pool.rules[name], variation, None))
+        assert torch.equal(view, pool.values(0, variation)[name])
+    assert not torch.equal(pool.values(0, variation)["in:value"], value)
+    assert check_inputs(pool, region, pool.values(0, variation)) == {}
 
 
 @pytest.mark.parametrize("name", ["Tensor", "no_such_dtype", "__class__", "load"])

@@ -171,6 +171,14 @@ def test_right_candidate_passes(bench: Bench, op: str) -> None:
     assert record.message == record.witness == ""
 
 
+def test_attention_without_a_cache_is_told_so_at_once(bench: Bench) -> None:
+    """What fails before a call may start has a turn to take, and takes none."""
+    source = CANDIDATES["llama_attention"].replace("self.cache_spec =", "self.my_spec =")
+    record = bench.judge("llama_attention", source, JudgeConfig(num_shapes=1, is_timed=False))
+    assert record.verdict == Verdict.RUNTIME_ERROR, record.message
+    assert "LlamaAttention has 0 cached layers of 0 tensors, got 1 caches." in record.message
+
+
 def test_right_candidate_passes_in_half_precision(bench: Bench) -> None:
     config = JudgeConfig(num_shapes=1, is_timed=False, dtypes=(torch.bfloat16, torch.float16))
     for op in ("rms_norm", "linear"):

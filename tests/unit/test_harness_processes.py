@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,8 @@ import pytest
 from judging import LIMITS, num_descriptors, rms_norm, wait_until, workers, write_set
 
 from fastkernels.errors import EnvironmentProblem
+from fastkernels.harness import wire
+from fastkernels.harness.control import Word
 from fastkernels.harness.process_tree import process_tree
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.workers import Limits, Nursery
@@ -110,6 +113,26 @@ def test_silent_worker_is_a_timeout() -> None:
             worker.reply(0.3)
         assert caught.value.verdict is Verdict.TIMEOUT
         assert time.monotonic() - started < 2
+
+
+def test_error_in_a_block_is_heard_and_an_early_reply_is_kept() -> None:
+    with Nursery("cpu", LIMITS) as nursery, nursery.start("worker", 1 << 16) as worker:
+        worker.send({"cmd": "calls", "first": 1, "count": 1})  # of no case
+        started = time.monotonic()
+        with pytest.raises(Rejection, match="AssertionError") as caught:
+            worker.bell.wait(Word.READY, 1, worker.watcher(20))
+        assert caught.value.verdict is Verdict.RUNTIME_ERROR
+        assert time.monotonic() - started < 5
+        ours, theirs = socket.socketpair()
+        worker._sock.close()
+        worker._sock = ours
+        wire.send(theirs, {"ok": True})
+        for _ in range(2):
+            worker.listen()
+        assert worker.reply(1) == {"ok": True}
+        theirs.close()
+        with pytest.raises(Rejection, match="ended during the call"):
+            worker.listen()
 
 
 def test_unknown_words_to_a_worker_are_an_error_and_it_lives_on() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from types import TracebackType
 
-try:
-    import pynvml
-except ImportError:
-    pynvml = None
+import torch
+
+from fastkernels.harness.telemetry import nvml_handle, pynvml
 
 _PERIOD_SECONDS = 0.1
 
@@ -43,16 +43,15 @@ class BusySampler:
 
     def _sample(self) -> None:
         while not self._ends.wait(_PERIOD_SECONDS):
-            rates = [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in self._handles]
-            self._samples.append((time.monotonic(), sum(rates) / len(rates) / 100))
+            rates = []
+            for handle in self._handles:
+                with contextlib.suppress(pynvml.NVMLError):  # a virtual GPU may not tell
+                    rates.append(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            if rates:
+                self._samples.append((time.monotonic(), sum(rates) / len(rates) / 100))
 
 
 def _handles(num_gpus: int) -> list[object]:
-    if pynvml is None or num_gpus < 1:
-        return []
-    try:
-        pynvml.nvmlInit()
-        count = min(num_gpus, pynvml.nvmlDeviceGetCount())
-        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
-    except pynvml.NVMLError:
-        return []
+    """Of the first `num_gpus` that torch sees."""
+    found = [nvml_handle(torch.device("cuda", index)) for index in range(num_gpus)]
+    return [handle for handle in found if handle is not None]

@@ -30,7 +30,11 @@ class EmbeddingBag(Op):
     """
 
     spec = OpSpec(
-        inputs={"ids": TensorSpec(("num_rows", "num_tables", "num_ids"), dtype="int64", role=Role.COUPLED)},
+        inputs={
+            "ids": TensorSpec(
+                ("num_rows", "num_tables", "num_ids"), dtype="int64", role=Role.COUPLED, bound="num_embeddings"
+            )
+        },
         outputs={"y": TensorSpec(("num_rows", "num_tables", "embedding_dim"))},
         examples=(
             {"num_embeddings": [101, 7, 64], "embedding_dim": 32},

@@ -12,15 +12,19 @@ from torch.nn.functional import normalize
 from fastkernels.context import uses_reference
 from fastkernels.kernels.gaussian_projection import gaussian_projection
 from fastkernels.op import Op, compute_dtype
-from fastkernels.spec import Compare, OpSpec, Role, TensorSpec, scalar
+from fastkernels.spec import Compare, OpSpec, Role, TensorSpec, Vary, scalar
 
 REACH = 3.33
 """Standard deviations beyond which a Gaussian is cut off: its alpha is below 1 / 255 there."""
 _LEAST_DETERMINANT = 1e-10
 
 
-def _coupled(*axes: str) -> TensorSpec:
-    return TensorSpec(axes, role=Role.COUPLED)
+_ROLLED = Vary(rolls="num_gaussians")
+"""With every value another, a radius that the last bit decides would come up every few hundred calls."""
+
+
+def _coupled(*axes: str, vary: Vary | None = None) -> TensorSpec:
+    return TensorSpec(axes, role=Role.COUPLED, vary=vary)
 
 
 class GaussianProjection(Op):
@@ -44,9 +48,9 @@ class GaussianProjection(Op):
 
     spec = OpSpec(
         inputs={
-            "means": _coupled("batch", "num_gaussians", "3"),
-            "quats": _coupled("batch", "num_gaussians", "4"),
-            "scales": _coupled("batch", "num_gaussians", "3"),
+            "means": _coupled("batch", "num_gaussians", "3", vary=Vary("num_gaussians", share=0.1, is_few=True)),
+            "quats": _coupled("batch", "num_gaussians", "4", vary=_ROLLED),
+            "scales": _coupled("batch", "num_gaussians", "3", vary=_ROLLED),
             "viewmats": _coupled("batch", "4", "4"),
             "Ks": _coupled("batch", "3", "3"),
             "width": scalar(),

@@ -12,12 +12,14 @@ from torch import Tensor
 from fastkernels.context import uses_reference
 from fastkernels.kernels.rasterize_gaussians import rasterize_gaussians
 from fastkernels.op import Op, compute_dtype
-from fastkernels.spec import OpSpec, Role, TensorSpec, scalar
+from fastkernels.spec import OpSpec, Role, TensorSpec, Vary, scalar
 
 TILE_SIZE = 16
 MAX_ALPHA = 0.999
 LEAST_ALPHA = 1 / 255
 LEAST_TRANSMITTANCE = 1e-4
+_DIMMED = Vary(share=0.1)
+"""The ellipses stay where they are: which tiles they meet is an input too."""
 
 
 class RasterizeGaussians(Op):
@@ -40,11 +42,11 @@ class RasterizeGaussians(Op):
         inputs={
             "means2d": TensorSpec(("batch", "num_gaussians", "2"), role=Role.COUPLED),
             "conics": TensorSpec(("batch", "num_gaussians", "3"), role=Role.COUPLED),
-            "colors": TensorSpec(("batch", "num_gaussians", "3"), role=Role.COUPLED),
-            "opacities": TensorSpec(("batch", "num_gaussians"), role=Role.COUPLED),
+            "colors": TensorSpec(("batch", "num_gaussians", "3"), role=Role.COUPLED, vary=_DIMMED),
+            "opacities": TensorSpec(("batch", "num_gaussians"), role=Role.COUPLED, vary=_DIMMED),
             "flatten_ids": TensorSpec(("capacity",), dtype="int64", role=Role.COUPLED),
             "offsets": TensorSpec(("num_offsets",), dtype="int32", role=Role.COUPLED),
-            "backgrounds": TensorSpec(("batch", "3"), role=Role.COUPLED),
+            "backgrounds": TensorSpec(("batch", "3"), role=Role.COUPLED, vary=_DIMMED),
             "width": scalar(),
             "height": scalar(),
         },

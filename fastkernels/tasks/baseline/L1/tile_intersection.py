@@ -11,9 +11,10 @@ from torch import Tensor
 from fastkernels.context import uses_reference
 from fastkernels.kernels.tile_intersection import tile_intersection
 from fastkernels.op import Op
-from fastkernels.spec import Compare, OpSpec, Role, TensorSpec, scalar
+from fastkernels.spec import Compare, OpSpec, Role, TensorSpec, Vary, scalar
 
 TILE_SIZE = 16
+_ROLLED = Vary(rolls="num_gaussians")
 
 
 def num_tiles(width: int, height: int) -> tuple[int, int]:
@@ -39,9 +40,9 @@ class TileIntersection(Op):
 
     spec = OpSpec(
         inputs={
-            "means2d": TensorSpec(("batch", "num_gaussians", "2"), role=Role.COUPLED),
-            "radii": TensorSpec(("batch", "num_gaussians", "2"), dtype="int32", role=Role.COUPLED),
-            "depths": TensorSpec(("batch", "num_gaussians"), role=Role.COUPLED),
+            "means2d": TensorSpec(("batch", "num_gaussians", "2"), role=Role.COUPLED, vary=_ROLLED),
+            "radii": TensorSpec(("batch", "num_gaussians", "2"), dtype="int32", role=Role.COUPLED, vary=_ROLLED),
+            "depths": TensorSpec(("batch", "num_gaussians"), role=Role.COUPLED, vary=Vary("num_gaussians", share=0.1)),
             "width": scalar(),
             "height": scalar(),
             "capacity": scalar(),

@@ -138,7 +138,7 @@ class FusedExperts(Op):
         inputs={
             "hidden_states": _HIDDEN.strided(),
             "topk_weights": TensorSpec(("num_tokens", "top_k"), dtype="float32", role=Role.COUPLED),
-            "topk_ids": TensorSpec(("num_tokens", "top_k"), dtype="int32", role=Role.COUPLED),
+            "topk_ids": TensorSpec(("num_tokens", "top_k"), dtype="int32", role=Role.COUPLED, bound="num_experts"),
         },
         outputs={"y": _HIDDEN},
         examples=(

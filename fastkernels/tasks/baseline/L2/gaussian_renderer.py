@@ -9,22 +9,24 @@ import torch
 from torch import Tensor
 
 from fastkernels.op import Op
-from fastkernels.spec import Compare, OpSpec, Role, TensorSpec, scalar
+from fastkernels.spec import Compare, OpSpec, Role, TensorSpec, Vary, scalar
 from fastkernels.tasks.baseline.L1.gaussian_projection import GaussianProjection, random_views
 from fastkernels.tasks.baseline.L1.rasterize_gaussians import RasterizeGaussians
 from fastkernels.tasks.baseline.L1.spherical_harmonics import SphericalHarmonics
 from fastkernels.tasks.baseline.L1.tile_intersection import TileIntersection, num_tiles
 from fastkernels.tasks.configs.gaussian_splatting import GaussianSplattingConfig
 
+_ROLLED = Vary(rolls="num_gaussians")
+_DIMMED = Vary(rolls="num_gaussians", share=0.1)
 SCENE_INPUTS = {
-    "means": TensorSpec(("batch", "num_gaussians", "3"), role=Role.COUPLED),
-    "quats": TensorSpec(("batch", "num_gaussians", "4"), role=Role.COUPLED),
-    "scales": TensorSpec(("batch", "num_gaussians", "3"), role=Role.COUPLED),
-    "opacities": TensorSpec(("batch", "num_gaussians"), role=Role.COUPLED),
-    "coeffs": TensorSpec(("batch", "num_gaussians", "num_bases", "3"), role=Role.COUPLED),
+    "means": TensorSpec(("batch", "num_gaussians", "3"), role=Role.COUPLED, vary=_ROLLED),
+    "quats": TensorSpec(("batch", "num_gaussians", "4"), role=Role.COUPLED, vary=_ROLLED),
+    "scales": TensorSpec(("batch", "num_gaussians", "3"), role=Role.COUPLED, vary=_ROLLED),
+    "opacities": TensorSpec(("batch", "num_gaussians"), role=Role.COUPLED, vary=_DIMMED),
+    "coeffs": TensorSpec(("batch", "num_gaussians", "num_bases", "3"), role=Role.COUPLED, vary=_DIMMED),
     "viewmats": TensorSpec(("batch", "4", "4"), role=Role.COUPLED),
     "Ks": TensorSpec(("batch", "3", "3"), role=Role.COUPLED),
-    "backgrounds": TensorSpec(("batch", "3"), role=Role.COUPLED),
+    "backgrounds": TensorSpec(("batch", "3"), role=Role.COUPLED, vary=Vary(share=0.1)),
     "width": scalar(),
     "height": scalar(),
 }

@@ -41,7 +41,9 @@ class DLRM_DCN(Op):  # noqa: N801 - the library of record's name
     spec = OpSpec(
         inputs={
             "dense_features": TensorSpec(("num_rows", "num_dense_features")),
-            "ids": TensorSpec(("num_rows", "num_features", "num_ids"), dtype="int64", role=Role.COUPLED),
+            "ids": TensorSpec(
+                ("num_rows", "num_features", "num_ids"), dtype="int64", role=Role.COUPLED, bound="num_embeddings"
+            ),
         },
         outputs={"logits": TensorSpec(("num_rows",))},
         examples=(
@@ -59,6 +61,7 @@ class DLRM_DCN(Op):  # noqa: N801 - the library of record's name
         super().__init__()
         self.num_dense_features = config.num_dense_features
         self.num_features = config.num_features
+        self.num_embeddings = tuple(config.num_embeddings_per_feature)
         self.dense_arch = DenseMLP(config.num_dense_features, config.dense_arch_layer_sizes)
         self.embedding_bag = EmbeddingBag(config.num_embeddings_per_feature, config.embedding_dim)
         self.cross_net = LowRankCrossNet(config.interaction_size, config.dcn_num_layers, config.dcn_low_rank_dim)
