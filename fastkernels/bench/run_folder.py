@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fastkernels import env
-from fastkernels.errors import RunFolderError
+from fastkernels.errors import RunFolderError, UsageError
 from fastkernels.harness.records import SCHEMA_VERSION, OpRecord
+
+RESUMABLE = ("kernels", "eval")
+"""Kinds of run whose command has --resume."""
 
 
 class RunFolder:
@@ -34,7 +37,11 @@ class RunFolder:
         out: Path | None = None,
         **extra: Any,
     ) -> RunFolder:
-        """extra: more top-level entries of run.json."""
+        """extra: more top-level entries of run.json. Errors: UsageError when `out` holds a run already."""
+        if out is not None and (out / "run.json").exists():
+            is_alike = kind in RESUMABLE and cls(out).header().get("kind") == kind
+            go_on = f"go on with it by --resume {out}, or " if is_alike else ""
+            raise UsageError(f"{out} holds a run already; {go_on}name another folder.")
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         path = out or _free(env.home() / f"{stamp}-{kind}")
         (path / "ops").mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer import Option
 
 from fastkernels.bench.run_folder import RunFolder
-from fastkernels.bench.sweep import Item, Sweep, plan_items, run_sweep, start_run
+from fastkernels.bench.sweep import Item, Sweep, plan_items, resumed_run, run_sweep, start_run
 from fastkernels.bench.sweep import Progress as SweepProgress
 from fastkernels.capture.store import CaseSet
 from fastkernels.cli.common import console, error_console, print_json
@@ -54,6 +54,8 @@ def kernels(
     as_json: Annotated[bool, Option("--json", help="results.json on stdout.")] = False,
 ) -> int:
     """Judge candidate kernels, correctness first, then speed. Exit code 1 when any verdict is not PASSED."""
+    if resume is not None and out is not None:
+        raise UsageError("--out names a new run folder and --resume one that is there: give one of them.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if self_test:
         from fastkernels.cli.self_test import self_test as run_self_test
@@ -78,7 +80,7 @@ def kernels(
             "memory_gb": memory_gb,
         },
     )
-    folder = _folder(sweep, out, resume)
+    folder = start_run(sweep, out) if resume is None else resumed_run(sweep, resume)
     try:
         results = judge_items(sweep, folder)
     finally:  # an interrupted run has a report of what it finished
@@ -117,16 +119,6 @@ def _config(device: str, dtypes: list[str] | None, *, quick: bool, is_timed: boo
         protocol=Protocol.quick() if quick else Protocol(),
         is_timed=is_timed,
     )
-
-
-def _folder(sweep: Sweep, out: Path | None, resume: Path | None) -> RunFolder:
-    if resume is None:
-        return start_run(sweep, out)
-    folder = RunFolder(resume)
-    before = folder.header()["request"].get("device")
-    if before != sweep.config.device:
-        raise UsageError(f"{resume} ran on {before}; it cannot go on with --device {sweep.config.device}.")
-    return folder
 
 
 def judge_items(sweep: Sweep, folder: RunFolder) -> dict[str, Any]:

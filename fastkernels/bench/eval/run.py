@@ -57,8 +57,6 @@ class EvalRun:
     def start(self, out: Path | None) -> RunFolder:
         """A new run folder, once all words are known to be right. Errors: UsageError."""
         self.plans({})
-        if out is not None and (out / "run.json").exists():
-            raise UsageError(f"{out} holds a run already; go on with it by --resume {out}, or name another folder.")
         here = environment(self.device if torch.cuda.is_available() else "cpu")  # a cluster's driver may have no GPU
         return RunFolder.create(KIND, self.request, {**here, "device": self.device}, out, **self.facts())
 
