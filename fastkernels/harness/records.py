@@ -53,7 +53,8 @@ class TimingRecord:
     noise_floor: what the baseline against itself strays. speed: WIN, LOSS or TIE. roofline_share: of the
     ceiling that the op's own bytes and flops allow, for the candidate and the baseline. late_us: charged
     to each of the candidate's calls, whose answers came so late after DONE (a CPU's alone; samples are as measured).
-    suspicion: what the clocks said against the candidate in this trial.
+    suspicion: what the clocks said against the candidate in this trial. init: how the op was built (Case.init_text), ""
+    in runs of before.
     """
 
     case: str
@@ -83,6 +84,7 @@ class TimingRecord:
     num_checked: int = 0
     late_us: float = 0.0
     suspicion: str = ""
+    init: str = ""
     samples: list[Samples] = field(default_factory=list)
 
 
