@@ -75,7 +75,10 @@ class EvalRun:
 
 
 def _is_done(item: Json | None, sha256: str) -> bool:
-    return item is not None and item["is_complete"] and item["set_sha256"] == sha256
+    """What the machine could not run, it may now."""
+    if item is None or item["outcome"] == Outcome.BLOCKED:
+        return False
+    return bool(item["is_complete"]) and item["set_sha256"] == sha256
 
 
 def read_manifest(path: Path | None = None) -> Manifest:
