@@ -26,6 +26,7 @@ from fastkernels.harness.workers import Limits
 from fastkernels.report.publish import publish
 from fastkernels.sets import CANDIDATE, resolve_set
 
+_MOST_SECONDS, _MOST_GIGABYTES = 86_400, 1 << 20
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -57,6 +58,7 @@ def kernels(
     if resume is not None and out is not None:
         raise UsageError("--out names a new run folder and --resume one that is there: give one of them.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_limits(device, timeout, memory_gb)
     if self_test:
         from fastkernels.cli.self_test import self_test as run_self_test
 
@@ -91,6 +93,15 @@ def kernels(
         console.print(verdict_table(results))
         console.print(f"report: {report}\nrun:    {folder.path}", soft_wrap=True)
     return _exit_code(results)
+
+
+def _check_limits(device: str, timeout: float, memory_gb: float) -> None:
+    """Errors: UsageError."""
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device} is not cpu or cuda.")
+    for name, value, most in (("--timeout", timeout, _MOST_SECONDS), ("--memory-gb", memory_gb, _MOST_GIGABYTES)):
+        if not 0 < value <= most:
+            raise UsageError(f"{name} is {value:g}; it is above 0 and at most {most}.")
 
 
 def _exit_code(results: dict[str, Any]) -> int:

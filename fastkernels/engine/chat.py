@@ -66,7 +66,10 @@ def find_chat_template(model: str, file: Path | None = None) -> ChatTemplate:
     if file is not None:
         if not file.is_file():
             raise UsageError(f"--chat-template {file} does not exist.")
-        return ChatTemplate(file.read_text(encoding="utf-8"))
+        try:
+            return ChatTemplate(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--chat-template {file} is no UTF-8 text: {error}.") from error
     folder = Path(model)
     if folder.is_dir() and _has_template(folder):
         return _TokenizerTemplate(_load_tokenizer(folder))

@@ -93,6 +93,13 @@ def test_right_and_wrong_candidates_give_0_and_1_and_json(tmp_path: Path) -> Non
         (("--candidates", "reference", "--dtype", "int8"), 2, "--dtype int8 is not one of"),
         (("--candidates", "reference", "--cases", "no_such_cases"), 3, "no_such_cases"),
         (("--candidates", "reference", "--device", "cpu", "--resume", "no_such_run"), 3, "run.json is missing"),
+        (("--candidates", "reference", "--device", "cpu", "--resume", __file__), 3, "is a file; a run is a folder"),
+        (("--candidates", "reference", "--device", "cpu", "--out", __file__), 2, "a part of the path is a file"),
+        (("--candidates", "reference", "--device", "cpu", "--out", f"{__file__}/x"), 2, "a part of the path is a file"),
+        (("--candidates", "reference", "--device", "gpu"), 2, "--device gpu is not cpu or cuda"),
+        (("--candidates", "reference", "--timeout", "0"), 2, "--timeout is 0; it is above 0 and at most 86400"),
+        (("--candidates", "reference", "--timeout", "nan"), 2, "--timeout is nan"),
+        (("--candidates", "reference", "--memory-gb", "inf"), 2, "--memory-gb is inf; it is above 0 and at most"),
     ],
 )
 def test_mistake_is_one_message_and_its_exit_code(
