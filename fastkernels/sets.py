@@ -83,9 +83,17 @@ def _offered(level: int, stem: str, path: Path) -> list[OpEntry]:
 
 
 def adapt_levels(path: Path) -> tuple[int, ...]:
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    """Errors: UsageError when the file is not Python, or its LEVELS are not literals."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text
+        raise UsageError(f"{path} does not parse: {error}") from error
+    for node in tree.body:
         if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["LEVELS"]:
-            return tuple(ast.literal_eval(node.value))
+            try:
+                return tuple(ast.literal_eval(node.value))
+            except (TypeError, ValueError):
+                raise UsageError(f"{path}: LEVELS is no literal of levels, as LEVELS = (1, 2).") from None
     return LEVELS
 
 
@@ -121,7 +129,7 @@ def _read_set(name: str, path: Path) -> ImplementationSet:
     files: dict[tuple[int, str], Path] = {}
     for level in LEVELS:
         for file in sorted((path / f"L{level}").glob("*.py")):
-            if file.name.startswith("_"):
+            if file.name.startswith("_") or not file.is_file():
                 continue
             if not ops_of_file(level, file.stem):
                 known = {f"L{e.level}/{e.stem}" for e in ops().values()}

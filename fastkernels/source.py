@@ -30,7 +30,7 @@ def read_module(path: Path, level: int) -> SourceModule:
     """Errors: UsageError when the file is not Python."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text
         raise UsageError(f"{path} does not parse: {error}") from error
     definitions: dict[str, ast.stmt] = {}
     for node in tree.body:

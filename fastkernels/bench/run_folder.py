@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fastkernels import env
-from fastkernels.errors import RunFolderError
+from fastkernels.errors import RunFolderError, UsageError
 from fastkernels.harness.records import SCHEMA_VERSION, OpRecord
+
+RESUMABLE = ("kernels", "eval")
+"""Kinds of run whose command has --resume."""
 
 
 class RunFolder:
@@ -34,10 +37,17 @@ class RunFolder:
         out: Path | None = None,
         **extra: Any,
     ) -> RunFolder:
-        """extra: more top-level entries of run.json."""
+        """extra: more top-level entries of run.json. Errors: UsageError when `out` is a file or holds a run."""
+        if out is not None and (out / "run.json").exists():
+            is_alike = kind in RESUMABLE and cls(out).header().get("kind") == kind
+            go_on = f"go on with it by --resume {out}, or " if is_alike else ""
+            raise UsageError(f"{out} holds a run already; {go_on}name another folder.")
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         path = out or _free(env.home() / f"{stamp}-{kind}")
-        (path / "ops").mkdir(parents=True, exist_ok=True)
+        try:
+            (path / "ops").mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"{path} cannot be a run folder: a part of the path is a file. Name a folder.") from None
         folder = cls(path)
         header = {
             "schema_version": SCHEMA_VERSION,
@@ -104,6 +114,10 @@ class RunFolder:
             data = json.loads(path.read_text())
         except FileNotFoundError:
             raise RunFolderError(f"{self.path} is not a run folder: {path.name} is missing.") from None
+        except NotADirectoryError:
+            raise RunFolderError(f"{self.path} is a file; a run is a folder with {path.name}.") from None
+        except IsADirectoryError:
+            raise RunFolderError(f"{path} is a folder; in a run it is a file.") from None
         except ValueError as error:
             raise RunFolderError(f"{path} is cut off or altered: {error}.") from None
         if not isinstance(data, dict):

@@ -16,7 +16,7 @@ from fastkernels.bench.run_folder import RunFolder
 from fastkernels.capture.case import Case
 from fastkernels.capture.digest import case_digest
 from fastkernels.capture.store import CaseSet
-from fastkernels.errors import EnvironmentProblem, UsageError
+from fastkernels.errors import EnvironmentProblem, RunFolderError, UsageError
 from fastkernels.harness.ceilings import Ceilings
 from fastkernels.harness.judge import Judge, JudgeConfig
 from fastkernels.harness.records import OpRecord
@@ -26,6 +26,10 @@ from fastkernels.registry import OpEntry
 from fastkernels.sets import ImplementationSet, folder_digest
 
 Item = tuple[OpEntry, ImplementationSet]
+
+KIND = "kernels"
+_JUDGED_BY = ("device", "dtype", "cases", "quick", "check_only", "timeout", "memory_gb")
+"""Words of the command that change a judgement; the others say which judgements are made."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,13 @@ def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, 
     require_device(sweep.config.device)
     started = time.monotonic()
     done = {
-        (r["implementation"], r["op"], r["source_sha256"])
+        (r["implementation"], r["op"], r["source_sha256"], r.get("set_sha256"))
         for r in folder.records()
         if r["verdict"] != Verdict.JUDGE_ERROR  # to be tried again
     }
+    sets, earlier = sets_of(sweep.items), folder.results()
+    digests = {s["name"]: s["sha256"] for s in sets}
+    others = [s for s in earlier.get("sets", ()) if s["name"] not in digests]  # of which this sweep judges nothing
     status = "interrupted"
     ceilings: Ceilings | None = None
     try:
@@ -89,21 +96,24 @@ def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, 
             for number, item in enumerate(sweep.items):
                 entry, implementations = item
                 progress.begins(item, number, len(sweep.items))
-                if (implementations.name, entry.name, judge.source_sha256(item[0], item[1])) in done:
+                digest = digests[implementations.name]
+                if (implementations.name, entry.name, judge.source_sha256(*item), digest) in done:
                     continue
                 chosen = cases_of(sweep.cases, entry)
                 record = judge.judge(entry, implementations, chosen)
+                record.set_sha256 = digest
                 if sweep.cases is not None and not chosen:
                     _mark_never_called(record, sweep.cases)
                 folder.add(record)
                 progress.ends(record)
         status = "finished"
     finally:
-        extra: dict[str, Any] = {"status": status, "seconds": time.monotonic() - started, "sets": sets_of(sweep.items)}
+        extra: dict[str, Any] = {"status": status, "seconds": time.monotonic() - started, "sets": [*others, *sets]}
         if ceilings is not None:
             extra["ceilings"] = ceilings.to_json()
         if sweep.cases is not None:
-            extra["case_hashes"] = case_hashes(sweep.cases, {entry.name for entry, _ in sweep.items})
+            hashes = case_hashes(sweep.cases, {entry.name for entry, _ in sweep.items})
+            extra["case_hashes"] = {**earlier.get("case_hashes", {}), **hashes}
         results = folder.finish(**extra)
     return results
 
@@ -140,13 +150,44 @@ def case_hashes(cases: CaseSet, names: set[str]) -> dict[str, list[str]]:
     return hashes
 
 
-def start_run(sweep: Sweep, out: Path | None, kind: str = "kernels") -> RunFolder:
+def start_run(sweep: Sweep, out: Path | None, kind: str = KIND) -> RunFolder:
     """A new run folder; kind: the command that made it.
 
-    Errors: EnvironmentProblem when the device is missing.
+    Errors: EnvironmentProblem when the device is missing; UsageError when `out` holds a run.
     """
     require_device(sweep.config.device)
     return RunFolder.create(kind, sweep.request, environment(sweep.config.device), out)
+
+
+def resumed_run(sweep: Sweep, path: Path) -> RunFolder:
+    """A run folder to go on with.
+
+    Errors: RunFolderError for another kind of run; UsageError for words by which the rest would be judged otherwise.
+    """
+    folder = RunFolder(path)
+    header = folder.header()
+    if header.get("kind") != KIND:
+        raise RunFolderError(f"{path} is a run of kind {header.get('kind')!r}; only a kernels run is gone on with.")
+    before = header.get("request")
+    if not isinstance(before, dict):
+        raise RunFolderError(f"{path} is incomplete: its run.json does not say how it was started.")
+    for name in _JUDGED_BY:
+        was, now = before.get(name), sweep.request.get(name)
+        if was != now and not (name == "cases" and was and now and Path(was).resolve() == Path(now).resolve()):
+            raise UsageError(
+                f"{path} was started with {_said(name, was)}; it cannot go on with {_said(name, now)}, which judges "
+                "otherwise. Give the words that it was started with, or start a new run."
+            )
+    return folder
+
+
+def _said(name: str, value: Any) -> str:
+    """A word of the command as it was given."""
+    option = f"--{name.replace('_', '-')}"
+    if value is None or value is False:
+        return f"no {option}"
+    values = value if isinstance(value, list) else [value]
+    return option if value is True else " ".join(f"{option} {v}" for v in values)
 
 
 def require_device(device: str) -> None:

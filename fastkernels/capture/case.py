@@ -6,6 +6,7 @@ Knows no file format (capture/store.py) and no model.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,21 @@ class Case:
     def shapes(self) -> str:
         """Short text of the tensor inputs: "x[5, 64] residual[5, 64]"."""
         return " ".join(f"{n}{list(v.shape)}" for n, v in self.inputs.items() if isinstance(v, Tensor))
+
+    def init_text(self) -> str:
+        """Short text of the constructor's arguments: "bias=False config=LlamaConfig#1f0c22ab in_features=64".
+        It differs where one of them does, and no argument's part of it holds a space."""
+        return " ".join(f"{name}={_short(value)}" for name, value in sorted(self.init.items()))
+
+
+_LONGEST_VALUE = 24
+
+
+def _short(value: Any) -> str:
+    text = str(value).replace(", ", ",").removeprefix("torch.")
+    if len(text) <= _LONGEST_VALUE and " " not in text:
+        return text
+    return f"{type(value).__name__}#{hashlib.sha256(repr(value).encode()).hexdigest()[:8]}"
 
 
 def encode_value(value: Any) -> Any:

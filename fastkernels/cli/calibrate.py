@@ -31,6 +31,8 @@ def calibrate(
     """Measure a family's thresholds on a CPU: the noise of models against themselves, and the cliff of damaged ones."""
     chosen = chosen_families(family)
     places = checkout_paths() if write else None
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # before the minutes that measuring takes
     command = f"fastkernels calibrate {family}" + (f" --seed {seed}" if seed else "") + (" --write" if write else "")
     with error_console.status("starting") as status:
         record = measure(chosen, command, seed, status.update)

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from rich.console import Console
 from rich.markup import escape
 
-from fastkernels.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, FastKernelsError
+from fastkernels.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_USAGE, FastKernelsError
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -49,6 +49,8 @@ def reports_errors(function: Callable[_Parameters, _Result]) -> Callable[_Parame
         except KeyboardInterrupt as error:
             raise stop("Interrupted. What was finished is kept.", EXIT_INTERRUPTED) from error
         except OSError as error:
+            if error.errno in _WRONG_PLACE and error.filename:
+                raise stop(f"{error.filename} cannot be used: {_WRONG_PLACE[error.errno]}.", EXIT_USAGE) from error
             if error.errno not in _MACHINE_TROUBLE:
                 raise
             message = f"{_MACHINE_TROUBLE[error.errno]}: {error.filename or error}. What was written before is kept."
@@ -60,6 +62,11 @@ def reports_errors(function: Callable[_Parameters, _Result]) -> Callable[_Parame
     return guarded
 
 
+_WRONG_PLACE = {
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder where a file is due",
+    errno.EEXIST: "a file is there where a folder is due",
+}
 _MACHINE_TROUBLE = {
     errno.ENOSPC: "The disk is full",
     errno.EDQUOT: "The disk quota is used up",

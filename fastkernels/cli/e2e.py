@@ -92,7 +92,7 @@ def e2e(
         None
         if arrivals is None
         else LoadPlan(
-            Endpoint(server, env.api_key()) if server else None,
+            None if server is None else Endpoint(server, env.api_key()),
             served_model_name,
             arrivals,
             _at_least_one("--max-concurrency", max_concurrency),
@@ -152,7 +152,9 @@ def _arrivals(
         return Arrivals(request_rate, burstiness, seed=scenario.seed)
     if speedup is None and server is None:
         return None
-    return Arrivals(None, burstiness, speedup or 1.0) if has_times else Arrivals(math.inf, burstiness)
+    if not has_times:
+        return Arrivals(math.inf, burstiness)
+    return Arrivals(None, burstiness, 1.0 if speedup is None else speedup)
 
 
 def _check_load(scenario: Scenario, **given: Any) -> None:

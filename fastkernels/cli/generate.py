@@ -166,7 +166,10 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
     if file is not None:
         if not file.is_file():
             raise UsageError(f"--prompts-file {file} does not exist.")
-        prompts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            prompts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--prompts-file {file} is no UTF-8 text: {error}.") from error
     if not prompts:
         raise UsageError("There is nothing to continue; give --prompt or --prompts-file.")
     return prompts

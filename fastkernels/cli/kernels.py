@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer import Option
 
 from fastkernels.bench.run_folder import RunFolder
-from fastkernels.bench.sweep import Item, Sweep, plan_items, run_sweep, start_run
+from fastkernels.bench.sweep import Item, Sweep, plan_items, resumed_run, run_sweep, start_run
 from fastkernels.bench.sweep import Progress as SweepProgress
 from fastkernels.capture.store import CaseSet
 from fastkernels.cli.common import console, error_console, print_json
@@ -26,6 +26,7 @@ from fastkernels.harness.workers import Limits
 from fastkernels.report.publish import publish
 from fastkernels.sets import CANDIDATE, resolve_set
 
+_MOST_SECONDS, _MOST_GIGABYTES = 86_400, 1 << 20
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -54,7 +55,10 @@ def kernels(
     as_json: Annotated[bool, Option("--json", help="results.json on stdout.")] = False,
 ) -> int:
     """Judge candidate kernels, correctness first, then speed. Exit code 1 when any verdict is not PASSED."""
+    if resume is not None and out is not None:
+        raise UsageError("--out names a new run folder and --resume one that is there: give one of them.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_limits(device, timeout, memory_gb)
     if self_test:
         from fastkernels.cli.self_test import self_test as run_self_test
 
@@ -78,7 +82,7 @@ def kernels(
             "memory_gb": memory_gb,
         },
     )
-    folder = _folder(sweep, out, resume)
+    folder = start_run(sweep, out) if resume is None else resumed_run(sweep, resume)
     try:
         results = judge_items(sweep, folder)
     finally:  # an interrupted run has a report of what it finished
@@ -89,6 +93,15 @@ def kernels(
         console.print(verdict_table(results))
         console.print(f"report: {report}\nrun:    {folder.path}", soft_wrap=True)
     return _exit_code(results)
+
+
+def _check_limits(device: str, timeout: float, memory_gb: float) -> None:
+    """Errors: UsageError."""
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device} is not cpu or cuda.")
+    for name, value, most in (("--timeout", timeout, _MOST_SECONDS), ("--memory-gb", memory_gb, _MOST_GIGABYTES)):
+        if not 0 < value <= most:
+            raise UsageError(f"{name} is {value:g}; it is above 0 and at most {most}.")
 
 
 def _exit_code(results: dict[str, Any]) -> int:
@@ -117,16 +130,6 @@ def _config(device: str, dtypes: list[str] | None, *, quick: bool, is_timed: boo
         protocol=Protocol.quick() if quick else Protocol(),
         is_timed=is_timed,
     )
-
-
-def _folder(sweep: Sweep, out: Path | None, resume: Path | None) -> RunFolder:
-    if resume is None:
-        return start_run(sweep, out)
-    folder = RunFolder(resume)
-    before = folder.header()["request"].get("device")
-    if before != sweep.config.device:
-        raise UsageError(f"{resume} ran on {before}; it cannot go on with --device {sweep.config.device}.")
-    return folder
 
 
 def judge_items(sweep: Sweep, folder: RunFolder) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastkernels.harness.verdict import Speed, Verdict
+from fastkernels.report.cases import told_apart
 
 _COLOURS = {Speed.WIN: "green", Speed.LOSS: "red", Speed.TIE: "yellow"}
 
@@ -28,14 +29,14 @@ def verdict_table(results: dict[str, Any]) -> Table:
             continue
         for index, timing in enumerate(record["timings"]):
             head = (record["op"], record["implementation"], verdict) if index == 0 else ("", "", "")
-            table.add_row(*head, escape(_case(timing)), *_figures(timing))
+            table.add_row(*head, escape(_case(timing, record["timings"])), *_figures(timing))
     return table
 
 
-def _case(timing: dict[str, Any]) -> str:
-    """The phase and the first argument's shape: enough to tell cases apart in a narrow cell."""
+def _case(timing: dict[str, Any], others: list[dict[str, Any]]) -> str:
+    """The phase, what of the constructor's arguments tells it apart, and the first argument's shape: a narrow cell."""
     first = timing["shapes"].split("]")[0]
-    return f"{timing['phase']} {first}]".strip()
+    return " ".join(filter(None, (timing["phase"], told_apart(timing, others), f"{first}]")))
 
 
 def _figures(timing: dict[str, Any]) -> tuple[str, ...]:

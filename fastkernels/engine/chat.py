@@ -84,7 +84,10 @@ def find_chat_template(model: str, file: Path | None = None) -> ChatTemplate:
     if file is not None:
         if not file.is_file():
             raise UsageError(f"--chat-template {file} does not exist.")
-        source = file.read_text(encoding="utf-8")
+        try:
+            source = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--chat-template {file} is no UTF-8 text: {error}.") from error
         template = ChatTemplate(source, {} if (folder / "tokenizer.json").is_file() else _BYTE_TOKENS)
         if (folder / "tokenizer_config.json").is_file():
             return _TokenizerTemplate(_load_tokenizer(folder), source)

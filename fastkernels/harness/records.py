@@ -54,7 +54,8 @@ class TimingRecord:
     ceiling that the op's own bytes and flops allow, for the candidate and the baseline. late_us: charged
     to each of the candidate's calls, whose answers came so late after DONE (a CPU's alone; samples are as measured).
     suspicion: what the clocks said against the candidate in this trial. varied: the inputs that differed from call to
-    call; with none of them, remembered answers would not have been found out.
+    call; with none of them, remembered answers would not have been found out. init: how the op was built
+    (Case.init_text), "" in runs of before.
     """
 
     case: str
@@ -85,6 +86,7 @@ class TimingRecord:
     late_us: float = 0.0
     suspicion: str = ""
     varied: list[str] = field(default_factory=list)
+    init: str = ""
     samples: list[Samples] = field(default_factory=list)
 
 
@@ -102,7 +104,8 @@ class NullRecord:
 class OpRecord:
     """The judgement of one implementation of one op. suspected: trials whose clocks spoke against it; the same case was
     timed again, and the verdict is CHEATING only when all trials of a case are suspected. launched: kernels of one
-    call, on a CPU operators of PyTorch, as the candidate's own process says."""
+    call, on a CPU operators of PyTorch, as the candidate's own process says. set_sha256: of all files of the set, any
+    of which the op's own may import; "" in runs of before."""
 
     op: str
     level: int
@@ -125,6 +128,7 @@ class OpRecord:
     source: str = ""
     baseline_source: str = ""
     launched: list[str] = field(default_factory=list)
+    set_sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -53,5 +53,6 @@ def timing_record(
         is_launch_bound=bool(enqueue) and median(enqueue) / 1e3 > candidate_us,
         num_checked=timed.num_checked,
         late_us=timed.late_ns / 1e3,
+        init=case.init_text(),
         samples=[*timed.samples],
     )

@@ -54,6 +54,7 @@ def build_site(entries: Sequence[Json], out: Path) -> Built:
         raise UsageError(f"{out} is a file; --out is a folder for the site.")
     if out.is_dir() and any(out.iterdir()) and not (out / _MARKER).exists():
         raise UsageError(f"{out} holds files that are no site of ours; choose an empty or a new folder for --out.")
+    out = out.resolve()  # "." has no name
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -45,7 +45,7 @@ MOST_SOURCE_LINES = 600
 
 _LONGEST_MESSAGE = 400
 _TIMING = (
-    *("phase", "dtype", "shapes", "clock", "ratio", "low", "high", "num_pairs", "noise_floor", "speed"),
+    *("phase", "dtype", "shapes", "init", "clock", "ratio", "low", "high", "num_pairs", "noise_floor", "speed"),
     *("baseline_us", "candidate_us", "warm_baseline_us", "warm_candidate_us", "graph_baseline_us"),
     *("graph_candidate_us", "baseline_roofline_share", "candidate_roofline_share", "is_launch_bound"),
 )

@@ -46,7 +46,7 @@ KERNELS_METRICS = (
         has_interval=True,
     ),
     Metric("speedup", "S", "geometric mean over the ops that passed and were timed", has_interval=True),
-    Metric("correctness", "C", "ops that passed, of those judged"),
+    Metric("correctness", "C", "ops that passed, of those judged: UNTESTABLE is no judgement"),
     Metric("coverage_macro", "Coverage", "ops that passed, of all that there are"),
     Metric("fast_1", "fast\u2081", "ops whose whole interval is faster than the baseline, of all", has_interval=True),
     Metric("fast_1_5", "fast\u2081\u22c5\u2085", "the same, faster than 1.5 times the baseline", has_interval=True),

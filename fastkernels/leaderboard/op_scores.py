@@ -51,20 +51,21 @@ def _scope(num_registered: int, ops: Sequence[Json]) -> Json:
     num_targets = max(num_registered, len(ops))
     lows = lower_bounds(ops, num_targets)
     passed = [op for op in ops if op["verdict"] == Verdict.PASSED]
+    num_judged = sum(op["verdict"] != Verdict.UNTESTABLE for op in ops)  # which says nothing of the candidate
     deployable = [op_deployable(op["verdict"], op["timings"]) for op in ops]
     deployable += [LogInterval()] * (num_targets - len(ops))
     timed = [speedup for op in passed if (speedup := mean_speedup(op["timings"])) is not None]
     speeds = [op_speed(op["timings"]) for op in passed]
     return {
         "num_targets": num_targets,
-        "num_judged": len(ops),
+        "num_judged": num_judged,
         "num_valid": len(passed),
         "num_wins": speeds.count("WIN"),
         "num_losses": speeds.count("LOSS"),
         "num_ties": speeds.count("TIE"),
         "deployable": mean_with_interval(deployable),
         "speedup": mean_with_interval(timed) if timed else None,
-        "correctness": len(passed) / len(ops) if ops else 0.0,
+        "correctness": len(passed) / num_judged if num_judged else 0.0,
         "coverage": len(passed) / num_targets,
         "fast_1": asdict(fast_p(lows, 1.0)),
         "fast_1_5": asdict(fast_p(lows, 1.5)),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastkernels.errors import RunFolderError, UnknownNameError, UsageError
+from fastkernels.harness.verdict import Verdict
 from fastkernels.report.load import load_results
 
 Json = dict[str, Any]
@@ -42,8 +43,8 @@ class Submission:
 
 
 def submission(run: Path, agent: str, implementation: str | None = None) -> Submission:
-    """Errors: RunFolderError when the run is not whole; UsageError when it is of another kind, or holds several sets
-    and none is named; UnknownNameError when it does not hold the named one."""
+    """Errors: RunFolderError when the run is not whole, or not of one state of the set; UsageError when it is of
+    another kind, or holds several sets and none is named; UnknownNameError when it does not hold the named one."""
     results = load_results(run)
     if results["kind"] not in KINDS:
         raise UsageError(f"{run} is a run of {results['kind']}; a leaderboard takes runs of {' and '.join(KINDS)}.")
@@ -59,9 +60,27 @@ def submission(run: Path, agent: str, implementation: str | None = None) -> Subm
     chosen = implementation or names[0]
     if chosen not in names:
         raise UnknownNameError(f"set in {run}", chosen, names)
+    if results["kind"] == "kernels":
+        _check_judgements(run, [r for r in results["ops"] if r["implementation"] == chosen])
     if not agent.strip() or len(agent) > _LONGEST_NAME or not agent.isprintable():
         raise UsageError(f"--agent {agent!r} is no name; it has 1 to {_LONGEST_NAME} printable characters.")
     return Submission(run, results, agent.strip(), chosen)
+
+
+def _check_judgements(run: Path, records: list[Json]) -> None:
+    """Errors: RunFolderError."""
+    failed = sorted(r["op"] for r in records if r["verdict"] == Verdict.JUDGE_ERROR)
+    if failed:
+        raise RunFolderError(
+            f"{run} holds no judgement of {', '.join(failed)}: the judge itself failed (JUDGE_ERROR), which says "
+            "nothing of the candidate. The same command with --resume tries them again."
+        )
+    states = {r["set_sha256"] for r in records if r["set_sha256"]}
+    if len(states) > 1:
+        raise RunFolderError(
+            f"{run} holds judgements of {len(states)} states of the set, whose files changed on the way. The command "
+            "that it was started with judges, with --resume, what is of an earlier one again."
+        )
 
 
 def _sets(results: Json) -> list[str]:

@@ -32,7 +32,10 @@ class LightGCNPipeline:
         """Errors: UsageError for users that are not there and a k over the number of items."""
         if "users" not in inputs:
             raise UsageError(f"A request has 'users', got {', '.join(inputs) or 'nothing'}.")
-        users = torch.as_tensor(inputs["users"], dtype=torch.int64).flatten()
+        try:
+            users = torch.as_tensor(inputs["users"], dtype=torch.int64).flatten()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"users is {inputs['users']!r:.80}; it is a list of ids.") from error
         if not len(users) or not 0 <= int(users.min()) <= int(users.max()) < self.config.num_users:
             raise UsageError(f"users are ids in [0, {self.config.num_users}), got {users.tolist()[:8]}.")
         k = int(inputs.get("k", min(20, self.config.num_items)))

@@ -53,6 +53,8 @@ def read_bytes(source: str | bytes | Path, what: str) -> bytes:
         data = source
     elif isinstance(source, Path):
         data = _of_file(source, what)
+    elif not isinstance(source, str):
+        raise UsageError(f"The {what} is {source!r:.80}; it is a file, a URL or base64.")
     elif source.startswith("data:"):
         head, _, body = source.partition(",")
         data = _of_base64(body, what) if head.endswith(";base64") else unquote_to_bytes(body)

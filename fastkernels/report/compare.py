@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastkernels.harness.verdict import Verdict
+from fastkernels.report.cases import case_name, paired
 from fastkernels.report.view import headline
 
 Json = dict[str, Any]
@@ -110,16 +111,11 @@ def _changes(old: Json | None, new: Json | None) -> list[Change]:
         return [_verdict_change(old, new, "now passes" if is_new else "no longer passes")]
     if not is_new:
         return [_verdict_change(old, new, "same" if old["verdict"] == new["verdict"] else "another verdict")]
-    timings = {_case(t): t for t in old["timings"]}
-    shared = [(timings[_case(t)], t) for t in new["timings"] if _case(t) in timings]
+    shared = paired(old["timings"], new["timings"])
     if not shared:
         is_timed = bool(old["timings"] or new["timings"])
         return [_verdict_change(old, new, "not comparable" if is_timed else "same")]
     return [_speed_change(old, new, a, b) for a, b in shared]
-
-
-def _case(timing: Json) -> tuple[str, str, str]:
-    return timing["phase"], timing["dtype"], timing["shapes"]
 
 
 def _verdict_change(old: Json | None, new: Json | None, change: str, **figures: Any) -> Change:
@@ -141,7 +137,7 @@ def _verdict_change(old: Json | None, new: Json | None, change: str, **figures: 
 
 def _speed_change(old: Json, new: Json, before: Json, after: Json) -> Change:
     figures, change = change_of_speed(before, after)
-    return _verdict_change(old, new, change, case=" ".join(filter(None, _case(after))), **figures)
+    return _verdict_change(old, new, change, case=case_name(after), **figures)
 
 
 def change_of_speed(before: Json, after: Json) -> tuple[dict[str, float], str]:

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from fastkernels.harness.verdict import Speed, Verdict
 from fastkernels.report.axes import RATIO_LADDERS, SHARE_LADDERS, TIME_LADDERS, log_axis, short, thinned
+from fastkernels.report.cases import brief_name
 from fastkernels.report.view import Row, View, error_groups, samples_us
 from fastkernels.scoring.statistics import percentile
 
@@ -221,7 +222,8 @@ def labels(rows: Sequence[Row], brief: int) -> tuple[list[str], list[str]]:
     for row in rows:
         assert row.timing is not None
         name = f"{row.record['op']} · {row.record['implementation']}"
-        shapes = " ".join(filter(None, (row.timing["phase"], row.timing["dtype"], row.timing["shapes"])))
+        beside = [other.timing for other in rows if other.timing and other.record is row.record]
+        shapes = brief_name(row.timing, beside)
         small = f'<span style="font-size:11px">{plain(_cut(shapes, 40))}</span>'
         long.append(f"<b>{plain(row.record['op'])}</b> · {plain(row.record['implementation'])}<br>{small}")
         short.append(plain(_cut(shapes if name == before else name, brief)))

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from fastkernels.harness.verdict import Verdict
 from fastkernels.report import figures, view
+from fastkernels.report.cases import case_name
 from fastkernels.report.clocks import clocks
 from fastkernels.report.figures import PALETTE, TIMES
 from fastkernels.report.sources import side_by_side
@@ -99,6 +100,7 @@ def environment() -> jinja2.Environment:
         scientific=scientific,
         bytes=byte_count,
         seconds=seconds,
+        case_name=case_name,
     )
     made.globals.update(
         side_by_side=side_by_side,

@@ -14,6 +14,8 @@ from fastkernels.report.eval_view import check_eval
 
 _TOP = {"run_id": str, "kind": str, "created": str, "status": str, "request": dict, "environment": dict, "ops": list}
 _PARTS: dict[str, type] = {"cases": CaseRecord, "timings": TimingRecord, "nulls": NullRecord}
+_LATER: dict[type, dict[str, Any]] = {OpRecord: {"set_sha256": ""}, TimingRecord: {"init": "", "late_us": 0.0, "varied": []}}
+"""What runs of before do not have, and what it is there."""
 
 
 def find_run(name: Path) -> Path:
@@ -56,6 +58,8 @@ def load_results(run: Path) -> dict[str, Any]:
 def _check(run: Path, where: str, value: object, kind: type) -> None:
     if not isinstance(value, dict):
         raise RunFolderError(f"{run}: {where} is not an object; the results are damaged.")
+    for name, absent in _LATER.get(kind, {}).items():
+        value.setdefault(name, absent)
     missing = [field.name for field in fields(kind) if field.name not in value]
     if missing:
         raise RunFolderError(f"{run}: {where} lacks {', '.join(missing)}; the results are damaged.")

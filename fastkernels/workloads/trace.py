@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
@@ -46,8 +47,8 @@ class TraceWorkload:
         most = trace_facts()[self.name]["num_requests"]
         if not 1 <= self.num_requests <= most:
             raise UsageError(f"Trace {self.name!r}: {self.num_requests} requests asked for; it has 1 to {most}.")
-        if not self.scale > 0:
-            raise UsageError(f"A workload is scaled by a factor above 0, got {self.scale}.")
+        if not 0 < self.scale < math.inf:
+            raise UsageError(f"A workload is scaled by a finite factor above 0, got {self.scale}.")
 
     @property
     def has_arrivals(self) -> bool:

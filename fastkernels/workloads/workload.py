@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -37,8 +38,8 @@ class Workload:
 
     def scaled(self, factor: float) -> Workload:
         """The same mix with lengths times `factor`, never below 1: how a tiny model gets a big mix."""
-        if not factor > 0:
-            raise UsageError(f"A workload is scaled by a factor above 0, got {factor}.")
+        if not 0 < factor < math.inf:
+            raise UsageError(f"A workload is scaled by a finite factor above 0, got {factor}.")
         input_len = self.input_len and max(1, round(self.input_len * factor))
         return replace(self, input_len=input_len, output_len=max(1, round(self.output_len * factor)))
 

@@ -16,6 +16,7 @@ from commands import called
 
 from fastkernels import cli
 from fastkernels.cli import common
+from fastkernels.engine.chat import find_chat_template
 from fastkernels.errors import EnvironmentProblem, UsageError
 
 READ_ONLY = {"list", "stubs", "report", "serve", "leaderboard", "lineage", "version"}
@@ -108,6 +109,28 @@ def test_a_users_mistake_is_one_message_and_exit_code_two(
     assert done.stdout == ""
 
 
+def test_what_is_no_text_is_named(fastkernels: Call, tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\x00")
+    done = fastkernels("generate", "--model", "tiny-llama", "--prompts-file", str(tmp_path / "bytes"))
+    assert done.returncode == 2
+    assert f"--prompts-file {tmp_path / 'bytes'} is no UTF-8 text" in done.stderr
+    with pytest.raises(UsageError, match=r"--chat-template .*bytes is no UTF-8 text"):
+        find_chat_template("tiny-llama", tmp_path / "bytes")
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "says"),
+    [
+        ("tiny-dinov3", "image=3", "The image is 3; it is a file, a URL or base64."),
+        ("tiny-lightgcn", "users=abc", "users is 'abc'; it is a list of ids."),
+    ],
+)
+def test_an_input_of_another_kind_is_named(fastkernels: Call, model: str, given: str, says: str) -> None:
+    done = fastkernels("generate", "--model", model, "--device", "cpu", "--input", given)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+
+
 def test_the_program_ends_with_the_code_of_its_command() -> None:
     done = program("list", "--uses", "rmsnorm")
     assert done.returncode == 2
@@ -175,6 +198,9 @@ def test_bench_is_kernels_and_kb_nano_is_the_same_program() -> None:
         (OSError(errno.EMFILE, "Too many open files"), 5, "Too many files are open in one process"),
         (OSError(errno.ENFILE, "Too many open files in system"), 5, "Too many files are open on this machine"),
         (PermissionError(errno.EACCES, "Permission denied", "/root/b"), 5, "No permission to write or read: /root/b"),
+        (NotADirectoryError(errno.ENOTDIR, "x", "a/b"), 2, "a/b cannot be used: a part of the path is a file"),
+        (FileExistsError(errno.EEXIST, "x", "a"), 2, "a cannot be used: a file is there where a folder is due"),
+        (IsADirectoryError(errno.EISDIR, "x", "a"), 2, "a cannot be used: it is a folder where a file is due"),
     ],
 )
 def test_an_error_ends_a_command_with_its_code(

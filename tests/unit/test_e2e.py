@@ -263,6 +263,16 @@ def test_a_broken_candidate_leaves_the_baseline_and_exit_code_1(
         (("--workload", "balanced", "--server", "http://x", "--candidates", "liger"), 2, "leave --server out"),
         (("--workload", "balanced", "--server", "127.0.0.1:1"), 2, "is not a URL"),
         (("--workload", "azure_conv", "--num-requests", "99999"), 2, "it has 1 to 19366"),
+        (("--workload", "balanced", "--scale", "inf"), 2, "a finite factor above 0, got inf"),
+        (("--workload", "azure_conv", "--scale", "inf"), 2, "a finite factor above 0, got inf"),
+        (("--workload", "azure_conv", "--speedup", "0"), 2, "speedup is 0.0; it must be above 0"),
+        (("--workload", "balanced", "--server", ""), 2, "is not a URL"),
+        (("--workload", "balanced", "--seed", "-1"), 2, "--seed is -1; the least is 0"),
+        (("--workload", "balanced", "--engine", "max_num_seqs=x"), 2, "max_num_seqs is 'x'; it is a whole number"),
+        (("--workload", "balanced", "--engine", "page_size=true"), 2, "page_size is True; it is a whole number"),
+        (("--workload", "balanced", "--engine", "enforce_eager=1"), 2, "enforce_eager is 1; it is true or false"),
+        (("--workload", "balanced", "--engine", "warm=hot"), 2, "warm is 'hot'; it is lazy or full"),
+        (("--workload", "balanced", "--out", __file__), 2, "cannot be a run folder: a part of the path is a file"),
     ],
 )
 def test_a_mistake_is_one_message_before_anything_is_written(

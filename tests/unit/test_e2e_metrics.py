@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import hashlib
 import itertools
 import math
 import statistics
 import struct
+from typing import Any
 
 import pytest
 
-from fastkernels.bench.e2e.load import Arrivals, RequestRecord
+from fastkernels.bench.e2e.http import Endpoint
+from fastkernels.bench.e2e.load import Arrivals, Load, RequestRecord
 from fastkernels.bench.e2e.metrics import (
     engine_shares,
     latencies,
@@ -21,11 +25,16 @@ from fastkernels.bench.e2e.metrics import (
     peak_concurrency,
     ratio,
 )
+from fastkernels.bench.e2e.offline import Side
+from fastkernels.bench.e2e.run import comparisons, side_json
 from fastkernels.bench.e2e.scenario import Scenario
-from fastkernels.bench.e2e.serving import read_counters, serve_words
+from fastkernels.bench.e2e.serving import LoadPlan, _repeat, read_counters, serve_words
 from fastkernels.bench.e2e.tokens import agreement, digest
+from fastkernels.bench.environment import environment
+from fastkernels.cli.e2e_table import e2e_tables
 from fastkernels.errors import UnknownNameError, UsageError
 from fastkernels.report.e2e_figures import token_rates
+from fastkernels.report.e2e_page import render_e2e
 from fastkernels.workloads import TrafficRequest
 
 
@@ -135,6 +144,62 @@ def test_agreement_finds_the_first_difference() -> None:
     assert agreement([[1, 2]], [[1]]).first_difference == (0, 1)
     with pytest.raises(ValueError, match="2 answers are compared with 1"):
         agreement([[1], [2]], [[1]])
+
+
+class _AllButOne:
+    """A route whose request 1 is never answered; the others say their own number."""
+
+    path = "/"
+
+    def body(self, model: str, request: Any) -> dict[str, Any]:
+        return {}
+
+    def record(self, index: int, request: Any, start_s: float) -> RequestRecord:
+        return RequestRecord(index, 3, 2, start_s)
+
+    async def read(self, endpoint: Endpoint, body: bytes, record: RequestRecord, started: float) -> None:
+        if record.index == 1:
+            await asyncio.sleep(600)
+        record.token_ids, record.ttft_s, record.e2e_s = [record.index, 7], 0.1, 0.2
+
+
+def test_a_cancelled_load_keeps_its_records_and_is_compared_where_both_answered() -> None:
+    """As Ctrl-C leaves it: request 2 is held against request 2, and a part is no measure of the speed."""
+    load = Load(Endpoint("http://127.0.0.1:1"), "m", _AllButOne())
+
+    async def cut_short() -> None:
+        async with asyncio.timeout(0.2):
+            await load.run([None] * 3, [0.0] * 3)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(cut_short())
+    assert sorted(r.index for r in load.records) == [0, 2]
+    whole = [dataclasses.replace(load.records[0], index=i, token_ids=[i, 7 - i // 2]) for i in range(3)]
+    sides = [Side("baseline"), Side("mine")]
+    for side, records in zip(sides, (whole, load.records), strict=True):
+        side.repeats.append(_repeat(side, 0, records, {}, {}, None, True))
+    sides[1].repeats[0]["is_whole"] = False
+    (found,) = comparisons(sides)
+    (tokens,) = found["tokens"]
+    assert (tokens["num_answers"], tokens["num_unanswered"], tokens["num_equal_answers"]) == (2, 1, 1)
+    assert (tokens["first_difference"], tokens["num_tokens"], tokens["num_equal_tokens"]) == ((2, 1), 4, 3)
+    assert (found["speed"], found["latency"], found["has_equal_digests"]) == (None, {}, [False])
+    scenario = Scenario("tiny-llama", "demo", 3)
+    results: Any = {
+        **{"kind": "e2e", "run_id": "x", "created": "2026-01-01T00:00:00+00:00", "status": "interrupted"},
+        **{"mode": "serving", "environment": environment("cpu"), "request": {"model": "tiny-llama"}},
+        "comparisons": [found],
+        "workload": scenario.describe(scenario.requests()),
+        "sides": [side_json(side, LoadPlan()) for side in sides],
+    }
+    page = render_e2e(results)
+    assert "<dd>1 of 2; 1 more were not answered by both</dd>" in page
+    assert "<dd>not measured: no repeat came to its end</dd>" in page
+    assert len(e2e_tables(results)) == 3
+    sides[1].tokens[0] = sides[1].tokens[0][:1]  # the second side is shorter
+    assert comparisons(sides)[0]["tokens"][0]["num_unanswered"] == 2
+    sides[1].tokens[0] = []
+    assert comparisons(sides)[0]["tokens"] == [], "Of nothing no share is equal."
 
 
 def test_ratio_is_of_medians_and_one_repeat_has_no_interval() -> None:

@@ -115,6 +115,7 @@ def test_a_run_leaves_items_results_and_a_report_and_goes_on_with_what_is_missin
         (("tiny", "--candidates", "liger", "--device", "fake"), 2, "--device fake is not cpu or cuda"),
         (("tiny", "--out", "x", "--resume", "y"), 2, "give one of them"),
         (("--resume", "no_such_run"), 3, "run.json is missing"),
+        (("--resume", __file__), 3, "is a file; a run is a folder"),
         (("default", "--candidates", "liger", "--device", "cpu"), 2, "cannot be scored: Manifest"),
     ],
 )

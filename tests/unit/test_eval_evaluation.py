@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from eval_sets import DLRM, FASTER, LLAMA, THRESHOLDS, hanging, hanging_set, items_of, plan_for
+from eval_sets import (
+    DLRM,
+    FASTER,
+    LLAMA,
+    SETS,
+    THRESHOLDS,
+    hanging,
+    hanging_set,
+    items_of,
+    plan_for,
+    write_manifest,
+)
 
+from fastkernels.bench.eval.evaluation import Evaluation
+from fastkernels.bench.eval.implementations import read_sets
 from fastkernels.bench.eval.order import Order
-from fastkernels.bench.eval.processes import Nursery, Worker
+from fastkernels.bench.eval.passes import Passes
+from fastkernels.bench.eval.processes import Nursery, Worker, WorkerFailed
+from fastkernels.bench.eval.restarts import Limits, Side, SideRun, Timing
+from fastkernels.bench.eval.run import EvalRun
+from fastkernels.bench.eval.scenarios import ScenarioSet
+from fastkernels.errors import EnvironmentProblem
 from fastkernels.scoring.macroeval import item_correctness
+from fastkernels.scoring.manifest import load_manifest
 from fastkernels.scoring.scores import items_of as scored
+from fastkernels.scoring.scores import scores
 
 Json = dict[str, Any]
 BROKEN = ("crashes", "dies", "not_finite", "wrong_shape", "broken_import", "wrong_signature")
@@ -200,6 +222,44 @@ def test_a_set_that_hangs_is_ended_with_all_that_it_started(nursery: Nursery, tm
     assert (items["hanging"]["outcome"], items["hanging"]["reason"]) == ("INVALID", "TIMEOUT")
     assert items["sound"]["outcome"] == "MEASURED"
     assert not hanging()
+
+
+ENDS = (WorkerFailed("CRASH", "out of memory"), OSError(28, "disk full"), EnvironmentProblem("x"), KeyboardInterrupt())
+
+
+@pytest.mark.parametrize("error", ENDS, ids=lambda error: type(error).__name__)
+def test_what_ends_a_scenario_in_a_later_restart_keeps_the_restarts_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """One set has a restart, of the other nothing is there: it is blocked by the baseline, else not told of. Gone on
+    with, both are measured again."""
+
+    def fails(self: Evaluation, reference: object) -> None:
+        seconds = {("throughput", "examples x16"): [1.0, 1.0], ("latency", "examples x4"): [0.5] * 4}
+        mine = self._entries[0].side = Side("sound", self.plan.order())
+        for side in (self._baseline, self._again, mine):
+            side.runs[0] = SideRun(seconds)
+        self._timing = Timing(Passes(DLRM, 7), Limits(1.0, {}), 2, {}, {}, True, [["sound", "baseline"]])
+        raise error
+
+    monkeypatch.setattr(Evaluation, "_evaluate", fails)
+    monkeypatch.setattr("fastkernels.bench.eval.evaluation.Reference", lambda *given: contextlib.nullcontext())
+    idle = SimpleNamespace(folder=lambda name: tmp_path)
+    events: list[Json] = []
+    is_raised = not isinstance(error, WorkerFailed)
+    with pytest.raises(type(error)) if is_raised else contextlib.nullcontext():
+        Evaluation(plan_for(DLRM, "sound", "late"), idle, events.append).run()  # type: ignore[arg-type]
+    told = {e["record"]["implementation"]: e["record"] for e in events}
+    assert [p["restart"] for p in told["sound"]["passes"]] == [0, 0]
+    assert (told["sound"]["outcome"], told["sound"]["is_complete"]) == ("MEASURED", False)
+    assert "`--resume` measures it again" in told["sound"]["message"]
+    assert [told[name]["outcome"] for name in ("late",) if name in told] == ([] if is_raised else ["BLOCKED"])
+    results = {"kind": "eval", "eval_schema_version": 1, "items": [*told.values()]}
+    assert scores(scored(results)["sound"])["deployable"]["num_items"] == 1
+    sets = read_sets([str(SETS / name) for name in ("sound", "late")])
+    run = EvalRun(ScenarioSet("mine", (DLRM,)), sets, "cpu", load_manifest(write_manifest(tmp_path / "manifest.json")))
+    (plan,) = run.plans({(DLRM.name, name): record for name, record in told.items()})
+    assert [record.name for record in plan.sets] == ["sound", "late"]
 
 
 def test_a_baseline_that_does_not_run_blocks_the_items_and_says_why(nursery: Nursery) -> None:

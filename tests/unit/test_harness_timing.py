@@ -131,6 +131,7 @@ def test_timing_record_holds_every_sample(tied: OpRecord) -> None:
     assert timing.num_checked > 20
     assert 0 < timing.floor_us < timing.candidate_us
     assert timing.low <= timing.ratio <= timing.high
+    assert "hidden_size=" in timing.init
     # Of a ceiling measured beside other work: it may be passed, but both sides are held against the same one.
     shares = timing.baseline_roofline_share, timing.candidate_roofline_share
     assert shares[0] * timing.baseline_us == pytest.approx(shares[1] * timing.candidate_us)

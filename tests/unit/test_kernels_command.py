@@ -93,6 +93,13 @@ def test_right_and_wrong_candidates_give_0_and_1_and_json(tmp_path: Path) -> Non
         (("--candidates", "reference", "--dtype", "int8"), 2, "--dtype int8 is not one of"),
         (("--candidates", "reference", "--cases", "no_such_cases"), 3, "no_such_cases"),
         (("--candidates", "reference", "--device", "cpu", "--resume", "no_such_run"), 3, "run.json is missing"),
+        (("--candidates", "reference", "--device", "cpu", "--resume", __file__), 3, "is a file; a run is a folder"),
+        (("--candidates", "reference", "--device", "cpu", "--out", __file__), 2, "a part of the path is a file"),
+        (("--candidates", "reference", "--device", "cpu", "--out", f"{__file__}/x"), 2, "a part of the path is a file"),
+        (("--candidates", "reference", "--device", "gpu"), 2, "--device gpu is not cpu or cuda"),
+        (("--candidates", "reference", "--timeout", "0"), 2, "--timeout is 0; it is above 0 and at most 86400"),
+        (("--candidates", "reference", "--timeout", "nan"), 2, "--timeout is nan"),
+        (("--candidates", "reference", "--memory-gb", "inf"), 2, "--memory-gb is inf; it is above 0 and at most"),
     ],
 )
 def test_mistake_is_one_message_and_its_exit_code(
@@ -104,6 +111,52 @@ def test_mistake_is_one_message_and_its_exit_code(
     assert says in err
     assert err.count("error:") == 1
     assert not (tmp_path / "runs").exists()
+
+
+REFERENCE = ("--target", "rms_norm", "--candidates", "reference", "--device", "cpu")
+WORDS = {
+    **{"target": ["rms_norm"], "candidates": ["reference"], "device": "cpu", "dtype": None, "cases": None},
+    **{"quick": False, "check_only": False, "timeout": 30.0, "memory_gb": 16.0},
+}
+
+
+@pytest.mark.parametrize("kind", ["kernels", "eval", "e2e"])
+def test_folder_of_a_run_is_written_by_no_other(here: Here, tmp_path: Path, kind: str) -> None:
+    """Not by --out, of any kind, nor by --resume of another kind."""
+    run = tmp_path / "run"
+    RunFolder.create(kind, WORDS, {}, run).finish(status="finished", items=["kept"])
+    before = (run / "run.json").read_bytes(), (run / "results.json").read_bytes()
+    code, _, err = here(*REFERENCE, "--out", run)
+    assert code == 2
+    go_on = f"go on with it by --resume {run}, or " if kind == "kernels" else ""
+    assert f"{run} holds a run already; {go_on}name another folder." in err
+    if kind != "kernels":
+        code, _, err = here(*REFERENCE, "--resume", run)
+        assert code == 3
+        assert f"is a run of kind {kind!r}; only a kernels run is gone on with" in err
+    assert ((run / "run.json").read_bytes(), (run / "results.json").read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "says"),
+    [
+        ({"check_only": True}, (), "started with --check-only; it cannot go on with no --check-only"),
+        ({}, ("--quick",), "started with no --quick; it cannot go on with --quick"),
+        ({"device": "cuda"}, (), "started with --device cuda; it cannot go on with --device cpu"),
+        ({"dtype": ["float32", "bfloat16"]}, (), "--dtype float32 --dtype bfloat16; it cannot go on with no --dtype"),
+        ({}, ("--timeout", "5"), "started with --timeout 30.0; it cannot go on with --timeout 5.0"),
+        ({"cases": "elsewhere"}, (), "started with --cases elsewhere; it cannot go on with no --cases"),
+        ({}, ("--out", "new"), "--out names a new run folder and --resume one that is there"),
+    ],
+)
+def test_run_goes_on_only_with_the_words_that_it_was_judged_by(
+    here: Here, tmp_path: Path, changed: dict[str, object], words: tuple[str, ...], says: str
+) -> None:
+    RunFolder.create("kernels", {**WORDS, **changed}, {}, tmp_path / "run")
+    code, _, err = here(*REFERENCE, "--resume", tmp_path / "run", *words)
+    assert code == 2
+    assert says in err
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_case_set_that_is_cut_off_is_named(here: Here, tmp_path: Path) -> None:

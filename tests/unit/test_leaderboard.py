@@ -84,11 +84,43 @@ def test_all_registered_ops_are_targets_of_a_kernels_run(kernels_entry: dict[str
     assert list(scores) == ["L1+L2", "L1", "L2"]
     assert scores["L1"]["num_targets"] == level1
     assert scores["L1+L2"]["num_targets"] == level1 + level2
-    assert scores["L1"]["num_judged"] == 5
+    assert scores["L1"]["num_judged"] == 4
     passed = [op for op in kernels_entry["ops"] if op["level"] == 1 and op["verdict"] == "PASSED"]
     gained = sum(op_deployable("PASSED", op["timings"]).centre for op in passed)
     assert scores["L1"]["deployable"]["speedup"] == pytest.approx(math.exp(gained / level1))
     assert scores["L1"]["coverage"] == len(passed) / level1
+
+
+def test_what_cannot_be_tested_is_no_failure_of_the_set() -> None:
+    """It counts as not covered, and not as judged."""
+    ops = [{"level": 1, "verdict": v, "low": None, "timings": []} for v in ("PASSED", "TIMEOUT", "UNTESTABLE")]
+    score = op_scores({"1": 8}, ops)["L1"]
+    assert (score["num_judged"], score["correctness"], score["coverage"]) == (2, 0.5, 0.125)
+    score = op_scores({"1": 8}, ops[2:])["L1"]
+    assert (score["num_judged"], score["correctness"]) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"verdict": Verdict.JUDGE_ERROR}, r"no judgement of linear: the judge itself failed .* --resume tries them"),
+        ({"set_sha256": "b" * 64}, "of 2 states of the set.*with --resume, what is of"),
+    ],
+)
+def test_a_kernels_run_that_does_not_speak_of_one_set_is_refused(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    """Of the set that is meant: another one's records are no matter."""
+    found = [
+        make_record("rms_norm", "mine", set_sha256="a" * 64),
+        make_record("embedding", "mine"),  # of a run of before
+        make_record("linear", "mine", **{"set_sha256": "a" * 64, **changed}),
+        make_record("linear", "other", set_sha256="c" * 64),
+    ]
+    run = kernels_run(tmp_path / "run", found)
+    assert submission(run, "A", "other").implementation == "other"
+    with pytest.raises(RunFolderError, match=message):
+        submission(run, "A", "mine")
 
 
 def test_ties_count_as_one_and_losses_as_measured() -> None:

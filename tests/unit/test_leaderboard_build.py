@@ -265,6 +265,13 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_the_folder_that_one_stands_in_can_hold_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site").mkdir()
+    monkeypatch.chdir(tmp_path / "site")
+    assert build_site([], Path()).path == tmp_path / "site"
+    assert (tmp_path / "site" / "index.html").is_file()
+
+
 def run(words: list[str]) -> int:
     with pytest.raises(SystemExit) as ended:
         main(["leaderboard", *words])

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from report_runs import ENVIRONMENT, records, timing, write_run, wrong
 from report_runs import record as make_record
 
+from fastkernels.capture.case import Case
 from fastkernels.cli import main
 from fastkernels.harness.verdict import Verdict
 from fastkernels.report.compare import compare_runs, differences, ratio_of_speedups
@@ -82,6 +84,59 @@ def test_a_folder_that_is_not_there_is_exit_3(tmp_path: Path, capsys: pytest.Cap
 def changes(tmp_path: Path, before: list[Any], after: list[Any]) -> dict[tuple[str, str, str], str]:
     found = compare_runs(results(tmp_path / "before", before), results(tmp_path / "after", after)).changes
     return {(c.op, c.implementation, c.case): c.change for c in found}
+
+
+LINEARS = ("in_features=64 out_features=64", "in_features=64 out_features=256")
+
+
+@pytest.mark.parametrize("inits", [LINEARS, LINEARS[:1] * 2, ("", "")], ids=["told apart", "alike", "of before"])
+def test_a_run_beside_itself_is_all_the_same(tmp_path: Path, inits: tuple[str, str]) -> None:
+    """Two cases of one shape are each held against itself, even where only their order tells them apart."""
+    timings = [timing(ratio, "x[4, 64]", init=init) for ratio, init in zip((2.0, 0.5), inits, strict=True)]
+    run = results(tmp_path / "run", [make_record("linear", "a", timings=timings)])
+    found = compare_runs(run, run).changes
+    assert [(c.change, c.speedup_before, c.speedup_after) for c in found] == [("same", 2.0, 2.0), ("same", 0.5, 0.5)]
+    assert [c.case for c in found] == [f"bfloat16 x[4, 64] {init}".strip() for init in inits]
+
+
+def test_cases_are_paired_by_what_the_op_was_built_with(tmp_path: Path) -> None:
+    """Whatever their order; beside a run of before, which does not say it, by their order."""
+    timings = [timing(ratio, "x[4, 64]", init=init) for ratio, init in zip((2.0, 0.5), LINEARS, strict=True)]
+    old, new = (
+        results(tmp_path / name, [make_record("linear", "a", timings=found)])
+        for name, found in (("old", timings), ("new", [timings[1], timing(8.0, "x[4, 64]", init="in_features=9")]))
+    )
+    assert [(c.change, c.speedup_before, c.speedup_after) for c in compare_runs(old, new).changes] == [
+        ("same", 0.5, 0.5)
+    ]
+    (record,) = old["ops"]
+    for past in record["timings"]:
+        del past["init"]
+    (tmp_path / "old" / "results.json").write_text(json.dumps(old))
+    before = load_results(tmp_path / "old")
+    assert [c.speedup_after for c in compare_runs(before, new).changes] == [0.5, 8.0]
+
+
+def test_labels_tell_cases_of_one_shape_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timings = [timing(2.0, "x[4, 64]", init=init) for init in LINEARS]
+    run = write_run(tmp_path / "run", [make_record("linear", "a", timings=timings)])
+    assert run_command("report", run) == 0
+    shown = capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    for init in LINEARS:
+        assert f"bfloat16 x[4, 64] {init}" in page
+        assert f"bfloat16 {init.split()[1]} x[4, 64]" in page  # beside the marks of a plot
+        assert init.split()[1] in shown
+
+
+def test_how_an_op_was_built_is_one_short_word_an_argument() -> None:
+    """Whole where it is short, else by a digest that changes with it."""
+    few = Case("linear", {"out_features": 4, "bias": False, "dtype": torch.float16, "size": (3, 3)}, {})
+    assert few.init_text() == "bias=False dtype=float16 out_features=4 size=(3,3)"
+    long = [Case("linear", {"sizes": [*range(20), last]}, {}).init_text() for last in (1, 2, 2)]
+    assert long[0] != long[1] == long[2]
+    assert long[0].startswith("sizes=list#")
+    assert len(long[0]) == len("sizes=list#") + 8
 
 
 def test_every_kind_of_change_is_named(tmp_path: Path) -> None:

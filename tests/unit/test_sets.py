@@ -89,6 +89,29 @@ def test_a_file_that_does_not_parse_offers_all_its_ops(tmp_path: Path) -> None:
     assert [entry.name for entry in make_set(tmp_path, rms_norm="class RMSNorm(").ops()] == ["rms_norm"]
 
 
+def test_bytes_that_are_no_text_are_a_file_that_does_not_parse(tmp_path: Path) -> None:
+    """A folder that has a file's name is none."""
+    (tmp_path / "L1" / "linear.py").mkdir(parents=True)
+    (tmp_path / "L1" / "rms_norm.py").write_bytes(b"\xff\x00")
+    assert "rms_norm" in {entry.name for entry in sets.resolve_set(tmp_path).ops()}
+    assert "linear" not in {entry.name for entry in sets.resolve_set(tmp_path).ops()}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"def adapt(", r"adapt\.py does not parse: '\(' was never closed"),
+        (b"\xff", r"adapt\.py does not parse"),
+        (b"LEVELS = 1", r"LEVELS is no literal of levels, as LEVELS = \(1, 2\)"),
+        (b"LEVELS = levels()", r"LEVELS is no literal"),
+    ],
+)
+def test_an_adapt_file_that_cannot_be_read_is_refused(tmp_path: Path, text: bytes, says: str) -> None:
+    (tmp_path / "adapt.py").write_bytes(text)
+    with pytest.raises(UsageError, match=says):
+        sets.resolve_set(tmp_path).ops()
+
+
 def test_select_keeps_the_named_ops_and_refuses_others(tmp_path: Path) -> None:
     found = sets.resolve_set("torch_native")
     assert [entry.name for entry in found.select(["rms_norm"]).ops()] == ["rms_norm"]

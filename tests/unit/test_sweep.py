@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 from pathlib import Path
@@ -94,7 +95,8 @@ def test_plan_of_nothing_says_how_to_write_one(tmp_path: Path) -> None:
 
 
 def test_sweep_judges_all_and_resumes_what_is_missing_or_changed(tmp_path: Path) -> None:
-    """One file ends its process, which is its own verdict; then only what changed is judged again."""
+    """One file ends its process, which is its own verdict; then nothing is judged again until a file of the set
+    changes: any of its ops may import it."""
     sweep, heard, before = sweep_of(a_set(tmp_path / "mine")), Heard(), _children()
     folder = start_run(sweep, tmp_path / "run")
     results = run_sweep(sweep, folder, heard.progress)
@@ -114,8 +116,38 @@ def test_sweep_judges_all_and_resumes_what_is_missing_or_changed(tmp_path: Path)
     write_set(tmp_path / "mine", "silu_and_mul", SILU.replace("* up", "* up * 1.1"))
     (folder.path / "ops" / "mine--rms_norm.json").unlink()
     again = run_sweep(sweep_of(tmp_path / "mine"), RunFolder(folder.path), heard.progress)
-    assert heard.ended == ["rms_norm PASSED", "silu_and_mul INCORRECT_NUMERICAL"]
+    assert heard.ended == ["rms_norm PASSED", "silu_and_mul INCORRECT_NUMERICAL", "store_kvcache RUNTIME_ERROR"]
     assert [r["verdict"] for r in again["ops"]] == ["PASSED", "INCORRECT_NUMERICAL", "RUNTIME_ERROR"]
+
+
+class _JudgeOfAll:
+    """Passes everything, without a worker."""
+
+    ceilings = None
+
+    def __init__(self, *given: Any) -> None: ...
+
+    def source_sha256(self, entry: Any, implementations: Any) -> str:
+        return "0" * 64
+
+    def judge(self, entry: Any, implementations: Any, cases: Any) -> OpRecord:
+        return record(entry.name, implementations.name)
+
+
+def test_op_is_judged_again_when_a_helper_of_its_set_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastkernels.bench.sweep.Nursery", lambda *given: contextlib.nullcontext())
+    monkeypatch.setattr("fastkernels.bench.sweep.Judge", _JudgeOfAll)
+    sets = [write_set(tmp_path / name, "rms_norm", RIGHT) for name in ("mine", "other")]
+    folder = start_run(sweep_of(sets[1]), tmp_path / "run")
+    run_sweep(sweep_of(sets[1]), folder, Progress())
+    for text, ended in (("A = 1", 1), ("A = 1", 0), ("A = 2", 1)):
+        (sets[0] / "L1" / "_helper.py").write_text(text)
+        heard = Heard()
+        results = run_sweep(sweep_of(sets[0]), folder, heard.progress)
+        assert heard.ended == ["rms_norm PASSED"] * ended
+        told = {s["name"]: s["sha256"] for s in results["sets"]}
+        assert told == {r["implementation"]: r["set_sha256"] for r in results["ops"]}
+        assert told.keys() == {"mine", "other"}
 
 
 def _failing_on_silu(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

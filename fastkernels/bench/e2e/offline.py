@@ -29,7 +29,8 @@ class SideError(FastKernelsError):
 
 @dataclass
 class Side:
-    """One implementation of the model and what was measured of it. tokens: of each repeat, by request.
+    """One implementation of the model and what was measured of it. tokens: of each repeat, by the request's index, None
+    of one that was not answered.
 
     name: "baseline", the names of the candidate sets, or a server's URL. outputs: of a candidate for a model that makes
     no tokens, how its results agree with the baseline's, by output name.
@@ -41,7 +42,7 @@ class Side:
     engine: Json = field(default_factory=dict)
     repeats: list[Json] = field(default_factory=list)
     replacements: list[Json] = field(default_factory=list)
-    tokens: dict[int, list[list[int]]] = field(default_factory=dict)
+    tokens: dict[int, list[list[int] | None]] = field(default_factory=dict)
     outputs: list[Json] = field(default_factory=list)
     is_complete: bool = False
 

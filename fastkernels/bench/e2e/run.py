@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from fastkernels.bench.e2e.offline import Json, Side, SideError, Watcher, run_of
 from fastkernels.bench.e2e.outputs import compare_outputs
 from fastkernels.bench.e2e.scenario import Scenario
 from fastkernels.bench.e2e.serving import LoadPlan, run_serving
-from fastkernels.bench.e2e.tokens import agreement
+from fastkernels.bench.e2e.tokens import Agreement, agreement
 from fastkernels.bench.environment import environment
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.sets import resolve_set
@@ -167,29 +168,42 @@ def side_json(side: Side, plan: LoadPlan | None) -> Json:
 
 
 def comparisons(sides: Sequence[Side]) -> list[Json]:
-    """Each other side with the baseline: speed, and the tokens or outputs of every repeat that both have. A side of
-    which nothing came back is compared with none."""
+    """Each other side with the baseline: speed, None as long as one has no whole repeat, and the tokens or outputs of
+    every repeat that both have. A side of which nothing came back is compared with none."""
     if len(sides) < 2:
         return []
     baseline, found = sides[0], []
-    seconds = {side.name: [r["seconds"] for r in side.repeats if r["seconds"]] for side in sides}
     for side in sides[1:]:
-        if not seconds[side.name] or not seconds[baseline.name]:
+        if not all(any(r["seconds"] for r in s.repeats) for s in (baseline, side)):
             continue
-        shared = sorted(set(baseline.tokens) & set(side.tokens))
+        seconds = [[r["seconds"] for r in _whole(s) if r["seconds"]] for s in (baseline, side)]
         found.append(
             {
                 "side": side.name,
                 "latency": latency_ratios(*(_all_latencies(s) for s in (baseline, side))),
-                "speed": ratio(seconds[baseline.name], seconds[side.name]),
+                "speed": ratio(*seconds) if all(seconds) else None,
                 "outputs": side.outputs,
-                "tokens": [agreement(baseline.tokens[n], side.tokens[n]).to_json() for n in shared],
+                "tokens": [a.to_json() for a in _agreements(baseline, side)],
                 "has_equal_digests": [
                     a["digest"] == b["digest"] for a, b in zip(baseline.repeats, side.repeats, strict=False)
                 ],
             }
         )
     return found
+
+
+def _whole(side: Side) -> list[Json]:
+    """Repeats that were not cut short: the requests of one that was are its first and its quickest."""
+    return [repeat for repeat in side.repeats if repeat.get("is_whole", True)]
+
+
+def _agreements(baseline: Side, side: Side) -> list[Agreement]:
+    """Of the repeats in which both answered a request."""
+    found = []
+    for number in sorted(set(baseline.tokens) & set(side.tokens)):
+        both = list(zip_longest(baseline.tokens[number], side.tokens[number]))
+        found.append(agreement([expected for expected, _ in both], [given for _, given in both]))
+    return [one for one in found if one.num_answers]
 
 
 def _is_pipeline(repeat: Json) -> bool:
@@ -199,4 +213,4 @@ def _is_pipeline(repeat: Json) -> bool:
 def _all_latencies(side: Side) -> dict[str, list[float]]:
     if any(_is_pipeline(repeat) for repeat in side.repeats):
         return pipeline_latencies(side.repeats)
-    return latencies([record for repeat in side.repeats for record in repeat.get("_records", ())])
+    return latencies([record for repeat in _whole(side) for record in repeat.get("_records", ())])

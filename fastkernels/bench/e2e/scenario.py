@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from fastkernels.engine.config import EngineConfig
+from fastkernels.engine.config import EngineConfig, Warm
 from fastkernels.engine.model import build_config, find_model
 from fastkernels.errors import UsageError
 from fastkernels.registry import Architecture, Kind, architecture_of
@@ -79,10 +79,16 @@ class Scenario:
 
     def check(self) -> None:
         """Before anything is started. Errors: UsageError names an option or its limit; those of model and workload."""
-        known = {field.name for field in fields(EngineConfig)} - {"model", "candidates", "seed"}
-        for name in self.options:
+        if self.seed < 0:
+            raise UsageError(f"--seed is {self.seed}; the least is 0.")
+        known = {f.name: str(f.type) for f in fields(EngineConfig) if f.name not in ("model", "candidates", "seed")}
+        for name, value in self.options.items():
             if name not in known:
                 raise UsageError(f"The engine has no option {name!r}; it has {', '.join(sorted(known))}.")
+            kind = known[name].removesuffix(" | None")
+            if not _is_of(kind, value):
+                wanted = " or ".join(Warm) if kind == "Warm" else _KINDS[kind][0]
+                raise UsageError(f"The engine's option {name} is {value!r}; it is {wanted}.")
         EngineConfig(model=self.model, **self.options)
         if not self.makes_tokens:
             self._check_examples()
@@ -145,6 +151,21 @@ class Scenario:
             "output_len": _spread([r.output_len for r in requests]),
             **{key: facts[key] for key in ("provenance", "license", "citation") if key in facts},
         }
+
+
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "bool": ("true or false", (bool,)),
+    "str": ("a word", (str,)),
+}
+"""By the annotation of an option: what it is called, and its types."""
+
+
+def _is_of(kind: str, value: Any) -> bool:
+    if kind == "Warm":
+        return value in [*Warm]
+    return isinstance(value, _KINDS[kind][1]) and isinstance(value, bool) == (kind == "bool")
 
 
 def _spread(lengths: Sequence[int]) -> dict[str, float]:

@@ -81,6 +81,7 @@ def run_serving(
                     share = busy.share(since, time.monotonic())
                     after = _counters(endpoint)
                     kept = _repeat(side, repeat, load.records, before, after, share, scenario.makes_tokens)
+                    kept["is_whole"] = len(load.records) == len(requests)
                     side.repeats.append(kept)
                     keeps()
         side.replacements = _replacements(endpoint)
@@ -187,8 +188,9 @@ def _repeat(
     ordered = sorted(records, key=lambda r: r.index)
     has_tokens = makes_tokens and all(r.token_ids is not None for r in ordered if r.is_complete)
     if has_tokens:
-        answers = side.tokens[number] = [r.token_ids or [] for r in ordered]
-        said = digest(answers)
+        said = digest([r.token_ids or [] for r in ordered])
+        answers = {r.index: r.token_ids for r in ordered if r.is_complete}
+        side.tokens[number] = [answers.get(index) for index in range(max(answers, default=-1) + 1)]
     else:
         said = hashlib.sha256("\0".join(r.text for r in ordered).encode()).hexdigest()
     points = load_token_times(ordered) if makes_tokens else answer_times(ordered)

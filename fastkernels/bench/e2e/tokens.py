@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 Tokens = Sequence[Sequence[int]]
+Answers = Sequence[Sequence[int] | None]
+"""By the request's index; None: it was not answered."""
 
 
 def digest(answers: Tokens) -> str:
@@ -23,8 +25,9 @@ def digest(answers: Tokens) -> str:
 
 @dataclass(frozen=True)
 class Agreement:
-    """share_equal: of the expected tokens, those that are there at the same place.
+    """Of the requests that both sides answered; num_unanswered: the others.
 
+    share_equal: of the expected tokens, those that are there at the same place.
     first_difference: (request, place) of the first answer in order that differs; None when all are equal.
     median_first_difference: over the answers that differ, the place of their first difference.
     """
@@ -35,6 +38,7 @@ class Agreement:
     num_equal_tokens: int
     first_difference: tuple[int, int] | None
     median_first_difference: float | None
+    num_unanswered: int = 0
 
     @property
     def share_equal(self) -> float:
@@ -44,21 +48,22 @@ class Agreement:
         return {**asdict(self), "share_equal": self.share_equal}
 
 
-def agreement(expected: Tokens, found: Tokens) -> Agreement:
+def agreement(expected: Answers, found: Answers) -> Agreement:
     """Errors: ValueError when they are not of the same requests."""
     if len(expected) != len(found):
         raise ValueError(f"{len(expected)} answers are compared with {len(found)}.")
-    places = [_first_difference(a, b) for a, b in zip(expected, found, strict=True)]
-    differing = [(i, place) for i, place in enumerate(places) if place is not None]
+    together = enumerate(zip(expected, found, strict=True))
+    pairs = [(index, a, b) for index, (a, b) in together if a is not None and b is not None]
+    places = [(index, _first_difference(a, b)) for index, a, b in pairs]
+    differing = [(index, place) for index, place in places if place is not None]
     return Agreement(
-        num_answers=len(expected),
-        num_equal_answers=len(expected) - len(differing),
-        num_tokens=sum(map(len, expected)),
-        num_equal_tokens=sum(
-            sum(x == y for x, y in zip(a, b, strict=False)) for a, b in zip(expected, found, strict=True)
-        ),
+        num_answers=len(pairs),
+        num_equal_answers=len(pairs) - len(differing),
+        num_tokens=sum(len(a) for _, a, _ in pairs),
+        num_equal_tokens=sum(sum(x == y for x, y in zip(a, b, strict=False)) for _, a, b in pairs),
         first_difference=differing[0] if differing else None,
         median_first_difference=float(median(place for _, place in differing)) if differing else None,
+        num_unanswered=len(expected) - len(pairs),
     )
 
 

@@ -52,7 +52,8 @@ class Evaluation:
         self._timing: Timing | None = None
 
     def run(self) -> None:
-        """Tells of every item of the plan once. Errors: KeyboardInterrupt, after what is there was told of."""
+        """Tells of every item of the plan once. Errors: those of the machine and KeyboardInterrupt, after what is there
+        was told of."""
         self._entries = [entry for record in self.plan.sets if (entry := self._entry(set_of(record)))]
         if not self._entries:
             return
@@ -61,9 +62,10 @@ class Evaluation:
             with Reference(self._nursery, self._baseline.order) as reference:
                 self._evaluate(reference)
         except (WorkerFailed, ReferenceUnfit) as error:
+            self._tell_of_incomplete(f"The baseline itself failed on the way: {error}")
             self._block("BASELINE_FAILED", f"The baseline itself does not run here: {error}")
-        except KeyboardInterrupt:
-            self._tell_of_incomplete()
+        except BaseException as error:
+            self._tell_of_incomplete("Interrupted." if isinstance(error, KeyboardInterrupt) else f"Cut short: {error}")
             raise
 
     def _entry(self, chosen: EvalSet) -> Entry | None:
@@ -248,17 +250,21 @@ class Evaluation:
                 self._finish(self.plan.item(entry.chosen.record, Outcome.BLOCKED, reason, message))
                 entry.is_done = True
 
-    def _tell_of_incomplete(self) -> None:
+    def _tell_of_incomplete(self, why: str) -> None:
         """Whole restarts are kept, with the trial's discrepancies: nothing is compared any more."""
         for entry in self._entries:
             if entry.side is None or entry.is_done or self._timing is None:
                 continue
             record = self._timed(entry, entry.side, self._timing)
             record.discrepancies, record.figures = entry.trial.discrepancies, entry.trial.figures
+            if entry.side.failure is not None:
+                record = self._broken(entry, entry.side.failure, record)
             record.is_complete = False
-            record.message = "Interrupted: fewer restarts than asked for; `--resume` measures it again."
+            kept = f"{why} What was measured till then is kept; `--resume` measures it again."
+            record.message = f"{kept}\n{record.message}".rstrip()
             if record.passes:
                 self._finish(record)
+                entry.is_done = True
 
     def _folders(self, chosen: EvalSet, ops: Sequence[str]) -> tuple[str, str]:
         """The set of these ops, and the one that it is a part of."""

@@ -63,7 +63,7 @@ class ItemRecord:
     figures: what else was compared, by name. reference_noise: log ratios of the baseline's passes to those of the
     baseline again, a second process of every restart. orders: the sides of each restart as they ran one after another.
     engine: by side, what each restart's process told of itself: seconds to start, the engine's counters. confinement:
-    what held for the candidate's process. is_complete: false of what an interruption left behind.
+    what held for the candidate's process. is_complete: false of what an interruption or a failing baseline left.
     """
 
     item: str

@@ -57,8 +57,6 @@ class EvalRun:
     def start(self, out: Path | None) -> RunFolder:
         """A new run folder, once all words are known to be right. Errors: UsageError."""
         self.plans({})
-        if out is not None and (out / "run.json").exists():
-            raise UsageError(f"{out} holds a run already; go on with it by --resume {out}, or name another folder.")
         here = environment(self.device if torch.cuda.is_available() else "cpu")  # a cluster's driver may have no GPU
         return RunFolder.create(KIND, self.request, {**here, "device": self.device}, out, **self.facts())
 
@@ -77,7 +75,10 @@ class EvalRun:
 
 
 def _is_done(item: Json | None, sha256: str) -> bool:
-    return item is not None and item["is_complete"] and item["set_sha256"] == sha256
+    """What the machine could not run, it may now."""
+    if item is None or item["outcome"] == Outcome.BLOCKED:
+        return False
+    return bool(item["is_complete"]) and item["set_sha256"] == sha256
 
 
 def read_manifest(path: Path | None = None) -> Manifest:
