@@ -80,7 +80,8 @@ class Vary:
     """How a coupled input differs from one timed call to the next and stays one that the op can be given.
 
     rolls: the axis along which all inputs that name it are rolled alike. share: by how much of itself, at most, every
-    float becomes smaller, in (0, 0.4]; one that nobody can guess by up to twice as much. is_few: that one alone.
+    float becomes smaller, in (0, 0.4]; one that nobody can guess by up to twice as much. is_few: one in 4093
+    alone.
     """
 
     rolls: str | None = None

@@ -153,7 +153,7 @@ def _vary_coupled(x: Tensor, rule: Rule, variation: Variation) -> Tensor:
         return x.clone()
     size = variation.multiplier.to(x.device).abs()
     if rule.is_few:
-        size = size * (size > _LARGEST)
+        size = size * (size >= size[: x.numel()].amax().clamp_max(_LEAST_TOUCHED))
     less = _repeated(1 - size * (rule.share / _LARGEST), x.numel())
     return (x.reshape(-1).float() * less).to(x.dtype).reshape(x.shape)
 

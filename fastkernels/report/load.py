@@ -14,7 +14,10 @@ from fastkernels.report.eval_view import check_eval
 
 _TOP = {"run_id": str, "kind": str, "created": str, "status": str, "request": dict, "environment": dict, "ops": list}
 _PARTS: dict[str, type] = {"cases": CaseRecord, "timings": TimingRecord, "nulls": NullRecord}
-_LATER: dict[type, dict[str, Any]] = {OpRecord: {"set_sha256": ""}, TimingRecord: {"init": "", "late_us": 0.0, "varied": []}}
+_LATER: dict[type, dict[str, Any]] = {
+    OpRecord: {"set_sha256": ""},
+    TimingRecord: {"init": "", "late_us": 0.0, "varied": []},
+}
 """What runs of before do not have, and what it is there."""
 
 
