@@ -126,6 +126,11 @@ class TensorSpec:
         """The last axis is dense, the others may have any stride: an op must not assume contiguity."""
         return replace(self, may_be_strided=True)
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it may lie in memory as an image does: plane by plane, or channels last."""
+        return len(self.axes) == 4 and self.axes[2].endswith("height") and self.axes[3].endswith("width")
+
 
 TOKENS = TensorSpec(("...", "hidden_size"))
 """Activations, one row a token."""

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fastkernels.harness.tolerance import Error, K, Share, Tolerance, chance_bias, rounded_sizes
 from fastkernels.harness.verdict import Rejection, Verdict
-from fastkernels.spec import Compare
+from fastkernels.spec import Compare, TensorSpec
 
+_CHANNELS_LAST = (0, 2, 3, 1)
 _TINY = 1e-30
 LEAST_ROW = 16
 
@@ -91,9 +92,7 @@ class Finding:
         return Finding(self.error.worst(other.error), self.share.worst(other.share))
 
 
-def check_form(
-    expected: Expected, shape: Sequence[int], stride: Sequence[int], dtype: str, *, is_strided_ok: bool
-) -> None:
+def check_form(expected: Expected, shape: Sequence[int], stride: Sequence[int], dtype: str, spec: TensorSpec) -> None:
     """Errors: Rejection INCORRECT_SHAPE or INCORRECT_DTYPE."""
     wanted = list(expected.value.shape)
     if list(shape) != wanted:
@@ -101,15 +100,17 @@ def check_form(
     wanted_dtype = str(expected.dtype).removeprefix("torch.")
     if dtype != wanted_dtype:
         raise Rejection(Verdict.INCORRECT_DTYPE, f"{expected.name} has dtype {dtype}, expected {wanted_dtype}.")
-    if not is_strided_ok and not _is_dense(shape, stride):
+    orders = [range(len(shape)), *([_CHANNELS_LAST] if spec.is_image and len(shape) == 4 else [])]
+    if not spec.may_be_strided and not any(_is_dense([(shape[i], stride[i]) for i in order]) for order in orders):
         raise Rejection(
             Verdict.INCORRECT_SHAPE, f"{expected.name} has strides {list(stride)}; the contract returns dense tensors."
         )
 
 
-def _is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
+def _is_dense(axes: Sequence[tuple[int, int]]) -> bool:
+    """axes: size and stride of each, the outermost first."""
     step = 1
-    for size, given in zip(reversed(shape), reversed(stride), strict=True):
+    for size, given in reversed(axes):
         if size > 1 and given != step:
             return False
         step *= size

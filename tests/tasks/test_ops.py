@@ -152,6 +152,8 @@ def test_outputs_have_the_shapes_and_dtypes_of_the_spec(name: str, example: int,
             assert list(output.shape[len(output.shape) - len(tail) :]) == tail
             assert ("..." in tensor.axes) == (output.dim() > len(tail))
             assert str(output.dtype) == ("torch.float32" if tensor.dtype == "op" else f"torch.{tensor.dtype}")
+            is_last = tensor.is_image and output.is_contiguous(memory_format=torch.channels_last)
+            assert tensor.may_be_strided or is_last or output.is_contiguous(), f"{out_name}: {output.stride()}"
 
 
 @pytest.mark.parametrize(("name", "example", "phase"), CALLS)

@@ -21,7 +21,7 @@ from fastkernels.harness.compare import (
 from fastkernels.harness.nulls import NullInput, truncated
 from fastkernels.harness.tolerance import Tolerance, tolerance_for
 from fastkernels.harness.verdict import Rejection, Verdict
-from fastkernels.spec import Compare
+from fastkernels.spec import Compare, TensorSpec
 
 STRICT = Tolerance(atol=0.0, rtol=0.0, element=0.05, row=0.01, bias=0.001)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -272,10 +272,13 @@ def test_index_out_of_range_is_a_verdict(bad: int) -> None:
     assert "outside [0, 4)" in rejected(_index([1], of), torch.tensor([bad]), None)
 
 
-def _form(answer: Tensor, *, is_strided_ok: bool = False) -> None:
-    y = expected(torch.zeros(3, 4, dtype=torch.float64))
+ROWS, IMAGES = TensorSpec(("rows", "columns")), TensorSpec(("batch", "channels", "height", "out_width"))
+
+
+def _form(answer: Tensor, spec: TensorSpec = ROWS, shape: tuple[int, ...] = (3, 4)) -> None:
+    y = expected(torch.zeros(shape, dtype=torch.float64))
     dtype = str(answer.dtype).removeprefix("torch.")
-    check_form(y, answer.shape, answer.stride(), dtype, is_strided_ok=is_strided_ok)
+    check_form(y, answer.shape, answer.stride(), dtype, spec)
 
 
 @pytest.mark.parametrize(
@@ -298,8 +301,19 @@ def test_form_names_what_is_there_and_what_was_expected(answer: Tensor, verdict:
 
 def test_form_ignores_strides_of_axes_of_one_element() -> None:
     y = expected(torch.zeros(1, 4, dtype=torch.float64))
-    check_form(y, (1, 4), (77, 1), "float32", is_strided_ok=False)
-    _form(torch.zeros(4, 3).T, is_strided_ok=True)
+    check_form(y, (1, 4), (77, 1), "float32", ROWS)
+    _form(torch.zeros(4, 3).T, ROWS.strided())
+
+
+def test_an_image_may_lie_channels_last_and_nothing_else_may() -> None:
+    shape = (2, 3, 4, 5)
+    _form(torch.zeros(shape), IMAGES, shape)
+    last = torch.zeros(shape).to(memory_format=torch.channels_last)
+    _form(last, IMAGES, shape)
+    heads = TensorSpec(("batch", "num_tokens", "num_heads", "head_size"))
+    for answer, spec in ((last, heads), (torch.zeros(2, 4, 3, 5).transpose(1, 2), IMAGES)):
+        with pytest.raises(Rejection, match="has strides"):
+            _form(answer, spec, shape)
 
 
 def test_empty_answer_passes() -> None:

@@ -179,4 +179,4 @@ class CausalConv1dUpdate(_CausalConv1d):
         window = torch.cat((first_states(conv_states, state_indices, has_initial_state, x.dtype), x[:, None]), dim=1)
         total = torch.einsum("skd,dk->sd", window.to(dtype), weight.to(dtype))
         conv_states[state_indices.long()] = window[:, 1:]
-        return self._activate(total if bias is None else total + bias).to(x.dtype)
+        return self._activate(total if bias is None else total + bias).to(x.dtype).contiguous()

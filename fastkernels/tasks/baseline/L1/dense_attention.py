@@ -80,7 +80,7 @@ class DenseAttention(Op):
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * self.scale
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], float("-inf"))
-        return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v).to(query.dtype)
+        return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v).to(query.dtype).contiguous()
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         num_bytes = super().cost(inputs, outputs).num_bytes

@@ -105,7 +105,7 @@ class GaussianProjection(Op):
         xx, xy, yy = covariance[..., 0, 0] + self.eps2d, covariance[..., 0, 1], covariance[..., 1, 1] + self.eps2d
         determinant = (xx * yy - xy * xy).clamp_min(_LEAST_DETERMINANT)
         conics = torch.stack([yy, -xy, xx], dim=-1) / determinant[..., None]
-        depths = centres[..., 2]
+        depths = centres[..., 2].contiguous()
         means2d = (centres @ camera[:, :2].transpose(1, 2)) / depths[..., None]
         radii = (REACH * torch.stack([xx, yy], dim=-1).sqrt()).ceil()
         size = torch.tensor([width, height], dtype=dtype, device=means.device)

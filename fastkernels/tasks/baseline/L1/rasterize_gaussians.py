@@ -100,7 +100,8 @@ class RasterizeGaussians(Op):
             image[tile], left[tile] = _blend(ellipses[flatten_ids[start:end]], x, y)
         image = image + left * backgrounds.to(dtype)[:, None, None]
         seen = (slice(None), slice(height), slice(width))
-        return image[seen].to(means2d.dtype), (1 - left)[seen].to(means2d.dtype)
+        image, alphas = (part[seen].contiguous().to(means2d.dtype) for part in (image, 1 - left))
+        return image, alphas
 
     def derived_axes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         tiles = -(-sizes["width"] // TILE_SIZE) * -(-sizes["height"] // TILE_SIZE)

@@ -26,7 +26,7 @@ INPUTS = {
     "past_key": _PAST,
     "past_value": _PAST,
 }
-OUTPUTS = {"output": _TOKENS, "key": _NEW, "value": _NEW}
+OUTPUTS = {"output": _TOKENS, "key": _NEW, "value": _NEW.strided()}
 EXAMPLE_AXES = {"batch": (3, 2), "seq_len": (8, 7), "num_past": (9, 5)}
 
 

@@ -48,7 +48,7 @@ class VJEPA2Embeddings(Op):
         x = pixel_values_videos.transpose(1, 2)
         if x.shape[2] < self.tubelet_size:
             x = x.repeat(1, 1, self.tubelet_size, 1, 1)
-        return self.patch_embeddings(x).flatten(2).transpose(1, 2)
+        return self.patch_embeddings(x).flatten(2).transpose(1, 2).contiguous()
 
     def num_patches(self, num_frames: int, height: int, width: int) -> int:
         num_tubelets = max(1, num_frames // self.tubelet_size)
