@@ -16,7 +16,7 @@ from fastkernels.bench.sweep import Progress as SweepProgress
 from fastkernels.capture.store import CaseSet
 from fastkernels.cli.common import console, error_console, print_json
 from fastkernels.cli.select import select_ops
-from fastkernels.cli.table import first_line, verdict_table
+from fastkernels.cli.table import first_line, print_verdicts
 from fastkernels.errors import EXIT_JUDGE_ERROR, EXIT_NOT_PASSED, EXIT_OK, UsageError
 from fastkernels.harness.judge import JudgeConfig
 from fastkernels.harness.records import OpRecord
@@ -86,7 +86,7 @@ def kernels(
     if as_json:
         print_json(results)
     else:
-        console.print(verdict_table(results))
+        print_verdicts(console, results)
         console.print(f"report: {report}\nrun:    {folder.path}", soft_wrap=True)
     return _exit_code(results)
 
