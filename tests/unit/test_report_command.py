@@ -189,6 +189,19 @@ def test_other_versions_are_said(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("hashes", "says"),
+    [
+        ({"linear": ["1"]}, []),  # fewer ops on the same case set
+        ({"linear": ["3"], "gelu": ["2"]}, ["The captured cases differ: linear."]),
+        ({}, ["The captured cases differ: gelu, linear."]),
+    ],
+)
+def test_cases_differ_where_both_runs_judged_the_op(hashes: dict[str, list[str]], says: list[str]) -> None:
+    run = {"environment": ENVIRONMENT, "case_hashes": {"gelu": ["2"], "linear": ["1"]}}
+    assert differences(run, {**run, "case_hashes": hashes}) == says
+
+
 def test_comparing_two_empty_runs_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = write_run(tmp_path / "a", []), write_run(tmp_path / "b", [])
     assert run_command("report", first, second) == 0
