@@ -44,7 +44,9 @@ def kernels(
         bool, Option("--quick", help="A first look: one restart, few blocks, fewer hidden shapes.")
     ] = False,
     check_only: Annotated[bool, Option("--check-only", help="Correctness alone, no timing.")] = False,
-    timeout: Annotated[float, Option(help="Seconds one call may take.")] = 30.0,
+    timeout: Annotated[
+        float, Option(help="Seconds one call may take; the first on new shapes or weights may take ten times as long.")
+    ] = 30.0,
     memory_gb: Annotated[float, Option(help="Gigabytes one worker may use.")] = 16.0,
     out: Annotated[Path | None, Option(help="The run folder; a new one under ./runs when left out.")] = None,
     resume: Annotated[Path | None, Option(help="A run folder to go on with.")] = None,

@@ -81,6 +81,7 @@ def test_help_lists_commands_and_exit_codes(fastkernels: Call) -> None:
     done = fastkernels("--help")
     assert done.returncode == 0
     assert "stubs" in done.stdout
+    assert "6 FastKernels itself failed" in done.stdout
     assert "130 interrupted" in done.stdout
     assert not [line for line in done.stdout.splitlines() if line.strip(" │").startswith("bench")]
 
@@ -94,6 +95,7 @@ def test_help_lists_commands_and_exit_codes(fastkernels: Call) -> None:
         (["list", "--map", "lama"], "Did you mean llama"),
         (["list", "--level", "9"], "There is no level 9"),
         (["list", "--sets", "--uses", "rms_norm"], "give one"),
+        (["stubs"], "Say which: --target, --level or --architecture"),
         (["stubs", "--target", "rms_nrm"], "Did you mean rms_norm"),
         (["stubs", "--target", "rms_norm", "--level", "2"], "No op is all of this: rms_norm, level 2"),
     ],
