@@ -168,5 +168,5 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
             raise UsageError(f"--prompts-file {file} does not exist.")
         prompts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not prompts:
-        raise UsageError("Nothing is given: --prompt or --prompts-file, of a model that makes no tokens --input NAME=VALUE.")
+        raise UsageError("Nothing is given: --prompt or --prompts-file; of a model without tokens --input NAME=VALUE.")
     return prompts
