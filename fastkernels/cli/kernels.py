@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from fastkernels.harness.records import OpRecord
 from fastkernels.harness.timing import Protocol
 from fastkernels.harness.verdict import Verdict
 from fastkernels.harness.workers import Limits
+from fastkernels.registry import OpEntry
 from fastkernels.report.publish import publish
 from fastkernels.sets import CANDIDATE, resolve_set
 
@@ -90,7 +92,22 @@ def kernels(
     else:
         print_verdicts(console, results)
         console.print(f"report: {report}\nrun:    {folder.path}", soft_wrap=True)
+    for warning in _warnings(results, select_ops(target, level, architecture) if target else []):
+        error_console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     return _exit_code(results)
+
+
+def _warnings(results: dict[str, Any], named: Sequence[OpEntry]) -> list[str]:
+    """What the verdicts do not say: ops asked for by name that no set has, and protections not in force."""
+    judged = {record["op"] for record in results["ops"]}
+    found = []
+    if missing := [entry.name for entry in named if entry.name not in judged]:
+        found.append(f"Not judged, because no set has them: {', '.join(missing)}.")
+    off = {name for r in results["ops"] for name, holds in r["confinement"].items() if holds is False}
+    if off:
+        words = ", ".join(sorted(name.replace("_", " ") for name in off))
+        found.append(f"This machine does not grant workers: {words}. Judge only candidates that you trust here.")
+    return found
 
 
 def _exit_code(results: dict[str, Any]) -> int:
@@ -144,6 +161,9 @@ def judge_items(sweep: Sweep, folder: RunFolder) -> dict[str, Any]:
 
         def ends(record: OpRecord) -> None:
             bar.advance(task)
+            if not error_console.is_terminal:  # a log has no bar
+                told = f"{bar.tasks[task].completed:.0f} of {len(sweep.items)}: {record.op} ({record.implementation})"
+                error_console.print(f"{told} {record.verdict}, {record.seconds:.1f} s", soft_wrap=True, markup=False)
 
         stage = lambda text: bar.update(task, description=f"{now['item']}: {text}")  # noqa: E731
         return run_sweep(sweep, folder, SweepProgress(begins, stage, ends))
