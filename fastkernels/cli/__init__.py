@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,9 @@ def build_app(called: str | None) -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and leave with its exit code."""
+    """Run one command and leave with its exit code. SIGTERM (`timeout`, a scheduler) keeps what Ctrl-C keeps."""
     given = [*(sys.argv[1:] if arguments is None else arguments)]  # not list(): that may be the module of `list`
     called = next((a for a in given if not a.startswith("-")), None)
+    if called != "serve":  # which drains
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     reports_errors(build_app)(called)(given, prog_name="fastkernels")

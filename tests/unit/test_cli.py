@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -189,6 +192,21 @@ def test_an_error_ends_a_command_with_its_code(
         common.reports_errors(raising)(error)
     assert ended.value.code == exit_code
     assert message in capsys.readouterr().err
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(fastkernels: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    monkeypatch.setattr(cli.Command, "load", lambda command: common.reports_errors(ended))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # fails without a handler, and ends no test run
+    try:
+        assert fastkernels("version").returncode == 130
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert fastkernels("serve").returncode == 0  # its own handler is to be set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_unforeseen_error_keeps_its_traceback() -> None:
