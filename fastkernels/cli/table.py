@@ -15,8 +15,13 @@ _COLOURS = {Speed.WIN: "green", Speed.LOSS: "red", Speed.TIE: "yellow"}
 
 
 def print_verdicts(console: Console, results: dict[str, Any]) -> None:
-    """The table, and under it what is wrong with each that did not pass, unabridged but for tracebacks."""
+    """The table, the noise floor, and what is wrong with each that did not pass, unabridged but for tracebacks."""
     console.print(verdict_table(results))
+    floors = [t["noise_floor"] for r in results["ops"] if r["verdict"] == Verdict.PASSED for t in r["timings"]]
+    if floors:
+        low, high = (f"{100 * floor:.1f} %" for floor in (min(floors), max(floors)))
+        shown = low if low == high else f"{low} to {high}"
+        console.print(f"Noise floor: {shown}. WIN and LOSS need the whole interval beyond it.", soft_wrap=True)
     for record in results["ops"]:
         if record["verdict"] != Verdict.PASSED:
             text = f"[bold]{escape(record['op'])} ({escape(record['implementation'])}):[/] {escape(_told(record))}"
@@ -29,20 +34,12 @@ def _told(record: dict[str, Any]) -> str:
 
 
 def verdict_table(results: dict[str, Any]) -> Table:
-    """One row a judgement and timed case: verdict, speed with its interval, noise floor, share of the roofline."""
+    """One row a judgement and timed case: verdict, speed with its interval, share of the roofline."""
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for name in ("op", "set", "verdict"):
         table.add_column(name, overflow="fold", min_width=8)
     table.add_column("case", max_width=20, no_wrap=True, overflow="ellipsis")
-    for name, width in (
-        ("base us", 7),
-        ("us", 6),
-        ("speedup", 7),
-        ("95 % interval", 9),
-        ("noise", 5),
-        ("", 4),
-        ("% roof", 3),
-    ):
+    for name, width in (("base us", 7), ("us", 6), ("speedup", 7), ("95 % interval", 9), ("", 4), ("% roof", 3)):
         table.add_column(name, justify="right", min_width=width)
     for record in results["ops"]:
         is_passed = record["verdict"] == Verdict.PASSED
@@ -69,7 +66,6 @@ def _figures(timing: dict[str, Any]) -> tuple[str, ...]:
         f"{timing['candidate_us']:.1f}",
         f"{timing['ratio']:.2f}",
         f"{timing['low']:.2f}-{timing['high']:.2f}",
-        f"{100 * timing['noise_floor']:.1f}%",
         f"[{_COLOURS[Speed(speed)]}]{speed}[/]",
         f"{100 * timing['candidate_roofline_share']:.0f}",
     )

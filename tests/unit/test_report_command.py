@@ -63,7 +63,7 @@ def test_what_failed_is_told_whole_below_the_table(tmp_path: Path, capsys: pytes
     ):
         assert text in out
     assert "(tied)" not in out
-    assert "0.98-1.04  2.0%  TIE" in out  # the noise floor, by which it is one
+    assert "Noise floor: 2.0 %. WIN and LOSS need" in out
 
 
 def test_json_is_the_results_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
