@@ -39,9 +39,9 @@ class UsageError(FastKernelsError):
 
 
 class UnknownNameError(UsageError):
-    """A name that is not registered; the message lists the nearest ones, or all when they are few."""
+    """A name that is not registered; the message lists the nearest ones, or all when they are few, then `note`."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], note: str = "") -> None:
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         if near:
@@ -50,7 +50,7 @@ class UnknownNameError(UsageError):
             hint = f"Known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}."
         else:
             hint = "None is registered."
-        super().__init__(f"There is no {kind} named {name!r}. {hint}")
+        super().__init__(f"There is no {kind} named {name!r}. {hint}{note and ' ' + note}")
         self.kind, self.name, self.near = kind, name, near
 
 

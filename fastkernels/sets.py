@@ -133,7 +133,8 @@ def _read_set(name: str, path: Path) -> ImplementationSet:
                 continue
             if not ops_of_file(level, file.stem):
                 known = {f"L{e.level}/{e.stem}" for e in ops().values()}
-                raise UnknownNameError(f"baseline file for {file}", f"L{level}/{file.stem}", known)
+                note = f"A helper's name begins with an underscore: _{file.name}."
+                raise UnknownNameError(f"baseline file for {file}", f"L{level}/{file.stem}", known, note)
             files[level, file.stem] = file
     adapt = path / "adapt.py"
     if not (files or adapt.is_file() or name == CANDIDATE or any((path / f"L{n}").is_dir() for n in LEVELS)):

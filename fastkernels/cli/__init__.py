@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ COMMANDS = (
     Command("kernels", "kernels:kernels", "Judge candidate kernels: correctness, then speed (tier 1)."),
     Command("bench", "kernels:kernels", "The same as kernels.", is_hidden=True),
     Command("e2e", "e2e:e2e", "Serve a workload whole: throughput, latencies under load, tokens (tier 2)."),
-    Command("generate", "generate:generate", "Generate text with a model."),
+    Command("generate", "generate:generate", "Run a model on your inputs: text, pictures, speech, scores, scenes."),
     Command("report", "report:report", "Show a run, or compare two."),
     Command("serve", "serve:serve", "Serve a model over HTTP."),
     Command("eval", "eval:evaluate", "Judge candidates inside whole models, over a set of scenarios (tier 3)."),
@@ -60,6 +61,7 @@ EXIT_CODES = "\n\n".join(
         "3 a file is not what it should be",
         "4 an op or a request cannot do this",
         "5 the machine lacks something: a GPU, disk, a tool",
+        "6 FastKernels itself failed on an op",
         "130 interrupted",
     )
 )
@@ -89,7 +91,9 @@ def build_app(called: str | None) -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and leave with its exit code."""
+    """Run one command and leave with its exit code. SIGTERM (`timeout`, a scheduler) keeps what Ctrl-C keeps."""
     given = [*(sys.argv[1:] if arguments is None else arguments)]  # not list(): that may be the module of `list`
     called = next((a for a in given if not a.startswith("-")), None)
+    if called != "serve":  # which drains
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     reports_errors(build_app)(called)(given, prog_name="fastkernels")

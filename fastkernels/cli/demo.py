@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.markup import escape
 from rich.table import Table
 from typer import Option
 
@@ -15,7 +14,7 @@ from fastkernels.bench.sweep import Sweep, plan_items, start_run
 from fastkernels.capture.run import capture
 from fastkernels.cli.common import console, error_console
 from fastkernels.cli.kernels import judge_items
-from fastkernels.cli.table import verdict_table
+from fastkernels.cli.table import print_verdicts
 from fastkernels.errors import EXIT_NOT_PASSED, EXIT_OK
 from fastkernels.harness.judge import JudgeConfig
 from fastkernels.harness.timing import Protocol
@@ -54,10 +53,7 @@ def demo(
     folder = start_run(sweep, out, "demo")
     cases.save(folder.path / "cases")
     results = judge_items(sweep, folder)
-    say(verdict_table(results))
-    for record in results["ops"]:
-        if record["verdict"] != Verdict.PASSED:
-            say(f"   [bold]{record['implementation']}[/]: {escape(record['message'])}", soft_wrap=True)
+    print_verdicts(console, results)
     say("[bold]3. The same model serves with each candidate in place; its tokens are compared.[/]")
     served = _serve_each()
     say(_served_table(served))

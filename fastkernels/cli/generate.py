@@ -51,7 +51,7 @@ def generate(
     max_num_seqs: Annotated[int, Option(help="Requests in one step.")] = 256,
     as_json: Annotated[bool, Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
-    """Generate text with a model, or whatever else it makes of its inputs."""
+    """Run a model on your inputs: text, pictures, speech, scores, scenes."""
     if given:
         if prompt or prompts_file or audio:
             raise UsageError("--input and --prompt or --audio are of two kinds of models; give one.")
@@ -171,5 +171,5 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
         except UnicodeDecodeError as error:
             raise UsageError(f"--prompts-file {file} is no UTF-8 text: {error}.") from error
     if not prompts:
-        raise UsageError("There is nothing to continue; give --prompt or --prompts-file.")
+        raise UsageError("Nothing is given: --prompt or --prompts-file; of a model without tokens --input NAME=VALUE.")
     return prompts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +17,14 @@ from fastkernels.bench.sweep import Progress as SweepProgress
 from fastkernels.capture.store import CaseSet
 from fastkernels.cli.common import console, error_console, print_json
 from fastkernels.cli.select import select_ops
-from fastkernels.cli.table import first_line, verdict_table
+from fastkernels.cli.table import first_line, print_verdicts
 from fastkernels.errors import EXIT_JUDGE_ERROR, EXIT_NOT_PASSED, EXIT_OK, UsageError
 from fastkernels.harness.judge import JudgeConfig
 from fastkernels.harness.records import OpRecord
 from fastkernels.harness.timing import Protocol
 from fastkernels.harness.verdict import Verdict
 from fastkernels.harness.workers import Limits
+from fastkernels.registry import OpEntry
 from fastkernels.report.publish import publish
 from fastkernels.sets import CANDIDATE, resolve_set
 
@@ -45,7 +47,9 @@ def kernels(
         bool, Option("--quick", help="A first look: one restart, few blocks, fewer hidden shapes.")
     ] = False,
     check_only: Annotated[bool, Option("--check-only", help="Correctness alone, no timing.")] = False,
-    timeout: Annotated[float, Option(help="Seconds one call may take.")] = 30.0,
+    timeout: Annotated[
+        float, Option(help="Seconds one call may take; the first on new shapes or weights may take ten times as long.")
+    ] = 30.0,
     memory_gb: Annotated[float, Option(help="Gigabytes one worker may use.")] = 16.0,
     out: Annotated[Path | None, Option(help="The run folder; a new one under ./runs when left out.")] = None,
     resume: Annotated[Path | None, Option(help="A run folder to go on with.")] = None,
@@ -90,8 +94,10 @@ def kernels(
     if as_json:
         print_json(results)
     else:
-        console.print(verdict_table(results))
+        print_verdicts(console, results)
         console.print(f"report: {report}\nrun:    {folder.path}", soft_wrap=True)
+    for warning in _warnings(results, select_ops(target, level, architecture) if target else []):
+        error_console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     return _exit_code(results)
 
 
@@ -102,6 +108,19 @@ def _check_limits(device: str, timeout: float, memory_gb: float) -> None:
     for name, value, most in (("--timeout", timeout, _MOST_SECONDS), ("--memory-gb", memory_gb, _MOST_GIGABYTES)):
         if not 0 < value <= most:
             raise UsageError(f"{name} is {value:g}; it is above 0 and at most {most}.")
+
+
+def _warnings(results: dict[str, Any], named: Sequence[OpEntry]) -> list[str]:
+    """What the verdicts do not say: ops asked for by name that no set has, and protections not in force."""
+    judged = {record["op"] for record in results["ops"]}
+    found = []
+    if missing := [entry.name for entry in named if entry.name not in judged]:
+        found.append(f"Not judged, because no set has them: {', '.join(missing)}.")
+    off = {name for r in results["ops"] for name, holds in r["confinement"].items() if holds is False}
+    if off:
+        words = ", ".join(sorted(name.replace("_", " ") for name in off))
+        found.append(f"This machine does not grant workers: {words}. Judge only candidates that you trust here.")
+    return found
 
 
 def _exit_code(results: dict[str, Any]) -> int:
@@ -145,6 +164,9 @@ def judge_items(sweep: Sweep, folder: RunFolder) -> dict[str, Any]:
 
         def ends(record: OpRecord) -> None:
             bar.advance(task)
+            if not error_console.is_terminal:  # a log has no bar
+                told = f"{bar.tasks[task].completed:.0f} of {len(sweep.items)}: {record.op} ({record.implementation})"
+                error_console.print(f"{told} {record.verdict}, {record.seconds:.1f} s", soft_wrap=True, markup=False)
 
         stage = lambda text: bar.update(task, description=f"{now['item']}: {text}")  # noqa: E731
         return run_sweep(sweep, folder, SweepProgress(begins, stage, ends))

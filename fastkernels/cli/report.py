@@ -12,7 +12,7 @@ from typer import Argument, Option
 from fastkernels.cli.common import console, print_json
 from fastkernels.cli.e2e_table import e2e_tables
 from fastkernels.cli.eval_table import eval_tables
-from fastkernels.cli.table import verdict_table
+from fastkernels.cli.table import print_verdicts
 from fastkernels.errors import UsageError
 from fastkernels.report.compare import Change, compare_runs, hardware
 from fastkernels.report.compare_page import render_comparison
@@ -50,7 +50,7 @@ def _show(folder: Path, results: dict[str, Any], *, as_json: bool) -> None:
         for table in _TABLES[results["kind"]](results):
             console.print(table)
     elif results["ops"]:
-        console.print(verdict_table(results))
+        print_verdicts(console, results)
     else:
         console.print("Nothing was judged.")
     console.print(f"report: {path}", soft_wrap=True, markup=False)

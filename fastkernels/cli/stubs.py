@@ -10,6 +10,7 @@ from typer import Option
 from fastkernels.agents.stubs import write_stubs
 from fastkernels.cli.common import console
 from fastkernels.cli.select import select_ops
+from fastkernels.errors import UsageError
 
 
 def stubs(
@@ -20,7 +21,11 @@ def stubs(
 ) -> None:
     """Write candidate files with the baseline's classes, signatures and specs, and forward left to write.
 
-    Without a choice: one for every op. Files that exist are never overwritten.
+    With --out alone: one for every op. Files that exist are never overwritten. Errors: UsageError without any choice.
     """
+    if not (target or architecture or out) and level is None:
+        raise UsageError(
+            "Say which: --target, --level or --architecture; for every op, a folder of their own by --out."
+        )
     for path in write_stubs(select_ops(target, level, architecture), out):
         console.print(str(path), soft_wrap=True)

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fastkernels.harness.verdict import Speed, Verdict
 from fastkernels.report.cases import told_apart
+from fastkernels.report.view import headline, is_traceback
 
 _COLOURS = {Speed.WIN: "green", Speed.LOSS: "red", Speed.TIE: "yellow"}
+
+
+def print_verdicts(console: Console, results: dict[str, Any]) -> None:
+    """The table, the noise floor, and what is wrong with each that did not pass, unabridged but for tracebacks."""
+    console.print(verdict_table(results))
+    floors = [t["noise_floor"] for r in results["ops"] if r["verdict"] == Verdict.PASSED for t in r["timings"]]
+    if floors:
+        low, high = (f"{100 * floor:.1f} %" for floor in (min(floors), max(floors)))
+        shown = low if low == high else f"{low} to {high}"
+        console.print(f"Noise floor: {shown}. WIN and LOSS need the whole interval beyond it.", soft_wrap=True)
+    for record in results["ops"]:
+        if record["verdict"] != Verdict.PASSED:
+            text = f"[bold]{escape(record['op'])} ({escape(record['implementation'])}):[/] {escape(_told(record))}"
+            console.print(text, soft_wrap=True)
+
+
+def _told(record: dict[str, Any]) -> str:
+    message: str = record["message"].strip()
+    return headline(message) if is_traceback(message) else message
 
 
 def verdict_table(results: dict[str, Any]) -> Table:
@@ -25,7 +46,7 @@ def verdict_table(results: dict[str, Any]) -> Table:
         is_passed = record["verdict"] == Verdict.PASSED
         verdict = f"[{'green' if is_passed else 'bold red'}]{record['verdict']}[/]"
         if not record["timings"] or not is_passed:
-            table.add_row(record["op"], record["implementation"], verdict, escape(first_line(record["message"])))
+            table.add_row(record["op"], record["implementation"], verdict)
             continue
         for index, timing in enumerate(record["timings"]):
             head = (record["op"], record["implementation"], verdict) if index == 0 else ("", "", "")
@@ -52,9 +73,6 @@ def _figures(timing: dict[str, Any]) -> tuple[str, ...]:
 
 
 def first_line(message: str, width: int = 100) -> str:
-    """What a cell has room for: of a traceback its last line, of anything else its first."""
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-    if not lines:
-        return ""
-    line = lines[-1] if lines[0].startswith("Traceback") or "does not import" in lines[0] else lines[0]
+    """What a cell has room for."""
+    line = headline(message)
     return line if len(line) <= width else line[: width - 1] + "…"

@@ -66,7 +66,7 @@ def load_model(config: EngineConfig, device: torch.device) -> LoadedModel:
     """The model that a configuration names. Errors: those of its files."""
     source = find_model(config.model)
     if architecture_of(source.hf_config).kind is not Kind.AUTOREGRESSIVE:
-        raise UnsupportedError(f"{source.name} makes no tokens; use Pipeline.")
+        raise UnsupportedError(f"{source.name} makes no tokens; use Pipeline, or `fastkernels generate` with --input.")
     known = build_config(source)
     dtype = find_dtype(config.dtype or known.torch_dtype)
     model = build_model(source, known, dtype, device, config.seed)

@@ -279,7 +279,7 @@ class Judge:
         except Rejection as rejection:
             row.verdict, row.message = rejection.verdict.value, rejection.message
             where = f"[{row.family}{' ' + row.phase if row.phase else ''} {row.dtype} {row.shapes}]"
-            raise Rejection(rejection.verdict, f"{rejection.message} {where}") from None
+            raise Rejection(rejection.verdict, f"{rejection.message.rstrip()} {where}") from None
 
     def _baseline_findings(
         self,

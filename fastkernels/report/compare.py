@@ -79,9 +79,16 @@ def differences(before: Json, after: Json) -> list[str]:
             found.append(f"{name} was {versions[0]} and is {versions[1]}.")
     if old.get("commit") != new.get("commit"):
         found.append(f"FastKernels was at {old.get('commit')} and is at {new.get('commit')}: the baseline may differ.")
-    if before.get("case_hashes") != after.get("case_hashes"):
-        found.append("The captured cases differ.")
+    if differing := _other_cases(before.get("case_hashes") or {}, after.get("case_hashes") or {}):
+        found.append(f"The captured cases differ: {', '.join(differing)}.")
     return found
+
+
+def _other_cases(before: Json, after: Json) -> list[str]:
+    """Ops that both runs judged on cases, and not on the same; all when one run had none."""
+    if not before or not after:
+        return sorted({*before, *after})
+    return sorted(op for op in before.keys() & after.keys() if before[op] != after[op])
 
 
 def hardware_warning(before: Json, after: Json) -> list[str]:

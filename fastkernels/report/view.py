@@ -151,8 +151,13 @@ def headline(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if not lines:
         return ""
-    is_traceback = any(line.startswith("Traceback (most recent call last)") for line in lines[:2])
-    return lines[-1] if is_traceback else lines[0]
+    return lines[-1] if is_traceback(message) else lines[0]
+
+
+def is_traceback(message: str) -> bool:
+    """Whether Python's own text is in it; that of a file which does not parse begins with no "Traceback"."""
+    lines = message.strip().splitlines()[:2]
+    return any("Traceback (most recent call last)" in line or line.endswith("does not import.") for line in lines)
 
 
 def max_error(record: Json) -> float | None:

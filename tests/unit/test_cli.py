@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -82,6 +85,7 @@ def test_help_lists_commands_and_exit_codes(fastkernels: Call) -> None:
     done = fastkernels("--help")
     assert done.returncode == 0
     assert "stubs" in done.stdout
+    assert "6 FastKernels itself failed" in done.stdout
     assert "130 interrupted" in done.stdout
     assert not [line for line in done.stdout.splitlines() if line.strip(" │").startswith("bench")]
 
@@ -95,6 +99,7 @@ def test_help_lists_commands_and_exit_codes(fastkernels: Call) -> None:
         (["list", "--map", "lama"], "Did you mean llama"),
         (["list", "--level", "9"], "There is no level 9"),
         (["list", "--sets", "--uses", "rms_norm"], "give one"),
+        (["stubs"], "Say which: --target, --level or --architecture"),
         (["stubs", "--target", "rms_nrm"], "Did you mean rms_norm"),
         (["stubs", "--target", "rms_norm", "--level", "2"], "No op is all of this: rms_norm, level 2"),
     ],
@@ -215,6 +220,21 @@ def test_an_error_ends_a_command_with_its_code(
         common.reports_errors(raising)(error)
     assert ended.value.code == exit_code
     assert message in capsys.readouterr().err
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(fastkernels: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    monkeypatch.setattr(cli.Command, "load", lambda command: common.reports_errors(ended))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # fails without a handler, and ends no test run
+    try:
+        assert fastkernels("version").returncode == 130
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert fastkernels("serve").returncode == 0  # its own handler is to be set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_unforeseen_error_keeps_its_traceback() -> None:

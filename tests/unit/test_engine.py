@@ -301,7 +301,11 @@ def test_candidate_replaces_an_op_in_the_model(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["--model", "tiny-lama", "--prompt", "a"], 2, "Did you mean tiny-llama"),
-        (["--model", "tiny-llama"], 2, "nothing to continue"),
+        (
+            ["--model", "tiny-llama"],
+            2,
+            "Nothing is given: --prompt or --prompts-file; of a model without tokens --input",
+        ),
         (["--model", "tiny-llama", "--prompt", "a", "--max-tokens", "600"], 4, "max_model_len is 512"),
         (["--model", "tiny-llama", "--prompt", "a", "--temperature", "-1"], 2, "temperature is -1.0"),
         (["--model", "tiny-llama", "--prompt", "a", "--candidates", "nowhere"], 2, "nowhere"),

@@ -81,7 +81,7 @@ WRONG = {
     "exception": (
         "raise KeyError('no kernel for this shape')",
         Verdict.RUNTIME_ERROR,
-        "KeyError: 'no kernel for this shape'",
+        "KeyError: 'no kernel for this shape' [",
     ),
     "SystemExit": ("sys.exit(3)", Verdict.RUNTIME_ERROR, "SystemExit"),
     "os._exit": (

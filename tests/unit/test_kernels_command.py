@@ -20,6 +20,7 @@ from judging import rms_norm, wait_until, write_set
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.capture.case import Case
 from fastkernels.capture.store import CaseSet
+from fastkernels.cli.kernels import _warnings
 
 RIGHT = rms_norm("return self.right(x, residual)")
 Here = Callable[..., tuple[int, str, str]]
@@ -65,8 +66,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_right_and_wrong_candidates_give_0_and_1_and_json(tmp_path: Path) -> None:
     mine = write_set(tmp_path / "mine", "rms_norm", RIGHT)
-    code, out, err = run(tmp_path, "--target", "RMSNorm", "--candidates", mine, *QUICK, "--json")
+    code, out, err = run(tmp_path, "--target", "RMSNorm", "--target", "gelu", "--candidates", mine, *QUICK, "--json")
     assert code == 0, err
+    assert "1 of 1: rms_norm (mine) PASSED" in err  # lines in place of a bar
+    assert "Not judged, because no set has them: gelu." in err
     results = json.loads(out)
     assert [(r["op"], r["implementation"], r["verdict"]) for r in results["ops"]] == [("rms_norm", "mine", "PASSED")]
     (path,) = (tmp_path / "runs").iterdir()
@@ -80,6 +83,15 @@ def test_right_and_wrong_candidates_give_0_and_1_and_json(tmp_path: Path) -> Non
     assert "INCORRECT_NUMERICAL" in out
     assert f"run:    {path}" in out
     assert [r["verdict"] for r in RunFolder(path).results()["ops"]] == ["INCORRECT_NUMERICAL"]
+
+
+def test_protections_that_are_not_in_force_are_told() -> None:
+    held = {"network_namespace": True, "landlock": True, "user_id": 0}
+    records = [{"op": "a", "confinement": held}, {"op": "b", "confinement": {}}]
+    assert _warnings({"ops": records}, []) == []
+    records.append({"op": "c", "confinement": {**held, "landlock": False, "network_namespace": False}})
+    (told,) = _warnings({"ops": records}, [])
+    assert told.startswith("This machine does not grant workers: landlock, network namespace. ")
 
 
 @pytest.mark.parametrize(

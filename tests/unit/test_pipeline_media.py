@@ -266,7 +266,7 @@ def test_a_result_is_written_as_it_is_and_shared_memory_is_no_trouble(tmp_path: 
 def test_each_door_names_the_other() -> None:
     with pytest.raises(UnsupportedError, match="tiny-llama makes tokens; use LLM"):
         Pipeline("tiny-llama", device="cpu")
-    with pytest.raises(UnsupportedError, match="tiny-dinov3 makes no tokens; use Pipeline"):
+    with pytest.raises(UnsupportedError, match=r"tiny-dinov3 makes no tokens; use Pipeline, or `.* with --input"):
         LLM("tiny-dinov3", device="cpu")
 
 

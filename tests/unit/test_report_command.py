@@ -44,6 +44,30 @@ def test_a_run_is_shown_and_its_report_written(tmp_path: Path, capsys: pytest.Ca
     assert f"report: {run / 'report.html'}" in out
 
 
+def test_what_failed_is_told_whole_below_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    signature = "L1/x.py: other signature.\n  baseline:  forward(self, x)\n  candidate: forward(self, y)"
+    where = "[captured decode bfloat16 x[4096, 4096] residual[4096, 4096]]"
+    found = [
+        make_record("rms_norm", "tied", timings=[timing(1.01)]),
+        wrong("rms_norm", "off", Verdict.INCORRECT_NUMERICAL, f"y[0, 3] is 1, expected 2 within 0.001. {where}"),
+        wrong("linear", "off", Verdict.IMPORT_ERROR, signature),
+        wrong("gelu", "off", Verdict.RUNTIME_ERROR, f"Traceback (most recent call last):\n  x\nKeyError: 'k' {where}"),
+    ]
+    syntax = "L1/embedding.py does not import.\n  File L1/embedding.py, line 4\n    return (\nSyntaxError: not closed"
+    found.append(wrong("embedding", "off", Verdict.IMPORT_ERROR, syntax))
+    run_command("report", write_run(tmp_path / "run", found))
+    out = capsys.readouterr().out
+    for text in (
+        f"rms_norm (off): y[0, 3] is 1, expected 2 within 0.001. {where}\n",
+        f"linear (off): {signature}\n",
+        "embedding (off): SyntaxError: not closed\n",
+        f"gelu (off): KeyError: 'k' {where}\n",
+    ):
+        assert text in out
+    assert "(tied)" not in out
+    assert "Noise floor: 2.0 %. WIN and LOSS need" in out
+
+
 def test_json_is_the_results_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run")
     assert run_command("report", run, "--json") == 0
@@ -218,6 +242,19 @@ def test_other_versions_are_said(tmp_path: Path) -> None:
         "torch was 2.13.0 and is 2.14.0.",
         "FastKernels was at 0123456789ab and is at fedcba987654: the baseline may differ.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("hashes", "says"),
+    [
+        ({"linear": ["1"]}, []),  # fewer ops on the same case set
+        ({"linear": ["3"], "gelu": ["2"]}, ["The captured cases differ: linear."]),
+        ({}, ["The captured cases differ: gelu, linear."]),
+    ],
+)
+def test_cases_differ_where_both_runs_judged_the_op(hashes: dict[str, list[str]], says: list[str]) -> None:
+    run = {"environment": ENVIRONMENT, "case_hashes": {"gelu": ["2"], "linear": ["1"]}}
+    assert differences(run, {**run, "case_hashes": hashes}) == says
 
 
 def test_comparing_two_empty_runs_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

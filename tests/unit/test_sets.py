@@ -239,3 +239,8 @@ def test_adapt_derives_classes_and_its_failure_names_the_op(tmp_path: Path) -> N
     with pytest.raises(CandidateError, match=r"adapt\(RMSNorm\) failed") as caught:
         loading.load_class(registry.ops()["rms_norm"], sets.resolve_set(tmp_path / "broken"))
     assert caught.value.kind == "import"
+
+
+def test_a_helper_without_its_underscore_is_told_how_helpers_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"A helper's name begins with an underscore: _fused\.py\.$"):
+        make_set(tmp_path, rms_norm=NORM, fused="")
