@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -19,6 +20,7 @@ TASKS_DIR = Path(__file__).parent / "tasks"
 ALTERNATIVES_DIR = TASKS_DIR / "alternatives"
 CANDIDATE = "candidate"
 _LEFT_OUT = ("__pycache__", ".git")
+_MODULES = (".py", ".pyc", ".so", ".pyd")
 LAYOUT = "L1/<file>.py ... L4/<file>.py with the baseline's file and class names, or an adapt.py"
 
 
@@ -134,11 +136,68 @@ def _read_set(name: str, path: Path) -> ImplementationSet:
 
 
 def folder_digest(path: Path) -> str:
-    """SHA-256 over places and contents of all files in a folder, in the order of their places."""
+    """SHA-256 over places and contents of all files in a folder, in the order of their places; links are followed."""
+    return _digest_of(_files_of(path), path)
+
+
+def source_digest(implementations: ImplementationSet, entry: OpEntry) -> str:
+    """SHA-256 of the file that holds an op's implementation; with those of the set that it names, where it names any.
+
+    A module is named by its stem, any other file by its name, in this file or in one that is named itself. A file that
+    holds other ops only counts when it is imported relatively.
+    Errors: UsageError when the set has no file for the op.
+    """
+    file = implementations.file_of(entry)
+    if file is None:
+        raise UsageError(f"The set {implementations.name!r} in {implementations.path} has no file for {entry.name}.")
+    found = _named_files(implementations, file)
+    if len(found) == 1:
+        return hashlib.sha256(file.read_text(encoding="utf-8", errors="replace").encode()).hexdigest()
+    return _digest_of(sorted(found), implementations.path)
+
+
+def _digest_of(files: Iterable[Path], folder: Path) -> str:
     state = hashlib.sha256()
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT)
-        for file in (Path(folder) / name for name in sorted(names) if not name.endswith(".pyc")):
-            state.update(f"{file.relative_to(path).as_posix()}\n{file.stat().st_size}\n".encode())
-            state.update(file.read_bytes())
+    for file in files:
+        state.update(f"{file.relative_to(folder).as_posix()}\n{file.stat().st_size}\n".encode())
+        state.update(file.read_bytes())
     return state.hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Without links that lead nowhere, or back to a folder above them."""
+    found = []
+    for folder, folders, names in os.walk(path, followlinks=True):
+        above = {Path(folder).resolve(), *Path(folder).resolve().parents}
+        folders[:] = sorted(n for n in folders if n not in _LEFT_OUT and (Path(folder) / n).resolve() not in above)
+        found += [file for name in sorted(names) if (file := Path(folder) / name).is_file()]
+    return found
+
+
+def _named_files(implementations: ImplementationSet, file: Path) -> set[Path]:
+    by_word: dict[str, list[Path]] = {}
+    for path in _files_of(implementations.path):
+        module = path.parent.name if path.name == "__init__.py" else path.name.partition(".")[0]
+        by_word.setdefault(module if path.suffix in _MODULES else path.name, []).append(path)
+    of_ops = {*implementations.files.values(), implementations.adapt}
+    found: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        text = path.read_text(encoding="utf-8", errors="replace")
+        imported = _relatively_imported(text)
+        for word in {*re.findall(r"\w+", text), *re.findall(r"[\w.-]+", text)} & by_word.keys():
+            waiting += [other for other in by_word[word] if other not in of_ops or word in imported]
+    return found
+
+
+def _relatively_imported(text: str) -> set[str]:
+    """Every part of the names that a module takes from its own set."""
+    try:
+        nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom) and n.level]
+    except (SyntaxError, ValueError):
+        return set()
+    return {part for n in nodes for part in ((n.module or "").split(".") + [alias.name for alias in n.names])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -216,3 +217,34 @@ def test_adapt_derives_classes_and_its_failure_names_the_op(tmp_path: Path) -> N
     with pytest.raises(CandidateError, match=r"adapt\(RMSNorm\) failed") as caught:
         loading.load_class(registry.ops()["rms_norm"], sets.resolve_set(tmp_path / "broken"))
     assert caught.value.kind == "import"
+
+
+def test_a_source_digest_is_of_the_file_and_of_those_of_the_set_that_it_names(tmp_path: Path) -> None:
+    """Or a judgement would be kept, and lineage not see a change, when only a helper was edited."""
+    files = {
+        "L1/rms_norm.py": "from ._close import run\n" + NORM,
+        "L1/_close.py": "from .._shared.deep import load\nSOURCE = 'kernel.cu'\n",
+        "_shared/__init__.py": "",
+        "_shared/deep.py": "X = 1\n",
+        "L1/kernel.cu": "// 1\n",
+        "L1/relu.py": "# rms_norm is imported by nothing here\n",
+        "_unused.py": "",
+        "notes.md": "",
+    }
+    for place, text in files.items():
+        (tmp_path / place).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / place).write_text(text)
+    found, entries = sets.resolve_set(tmp_path), registry.ops()
+    before = {op: sets.source_digest(found, entries[op]) for op in ("rms_norm", "relu")}
+    assert before["relu"] == hashlib.sha256(files["L1/relu.py"].encode()).hexdigest()
+    changed = set()
+    for place, text in files.items():
+        (tmp_path / place).write_text(text + "# 2\n")
+        if sets.source_digest(found, entries["rms_norm"]) != before["rms_norm"]:
+            changed.add(place)
+        (tmp_path / place).write_text(text)
+    assert changed == {p for p in files if p not in ("L1/relu.py", "_unused.py", "notes.md")}
+    (tmp_path / "L1" / "_close.py").write_text("from .relu import ReLU\n")
+    with_other_op = sets.source_digest(found, entries["rms_norm"])
+    (tmp_path / "L1" / "relu.py").write_text("# 2\n")
+    assert sets.source_digest(found, entries["rms_norm"]) != with_other_op
