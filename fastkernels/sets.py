@@ -20,7 +20,7 @@ TASKS_DIR = Path(__file__).parent / "tasks"
 ALTERNATIVES_DIR = TASKS_DIR / "alternatives"
 CANDIDATE = "candidate"
 _LEFT_OUT = ("__pycache__", ".git")
-_MODULES = (".py", ".pyc", ".so", ".pyd")
+_MODULES = (".py", ".so", ".pyd")
 LAYOUT = "L1/<file>.py ... L4/<file>.py with the baseline's file and class names, or an adapt.py"
 
 

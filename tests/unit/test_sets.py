@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
+import py_compile
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,25 @@ def test_files_of_a_set_may_import_its_helpers(tmp_path: Path) -> None:
     (tmp_path / "L1" / "_close.py").write_text("from .._shared import ANSWER")
     cls = load(tmp_path, "from ._close import ANSWER\n" + NORM.replace("return x", "return ANSWER"))
     assert cls(4)(None) == 42
+
+
+def test_byte_code_beside_a_helper_is_not_run(tmp_path: Path) -> None:
+    """It is in no digest and no report, and may be of another text than the one that is shown."""
+    helper, other = tmp_path / "L1" / "_close.py", tmp_path / "other.py"
+    helper.parent.mkdir()
+    helper.write_text("from ._parts.part import ANSWER")
+    (tmp_path / "L1" / "_parts").mkdir()
+    part = tmp_path / "L1" / "_parts" / "part.py"
+    part.write_text("ANSWER = 42")
+    other.write_text("ANSWER = 13")
+    for path in (helper, part):
+        cached = importlib.util.cache_from_source(str(path))
+        py_compile.compile(str(other), cached, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    cls = load(tmp_path, "from ._close import ANSWER\n" + NORM.replace("return x", "return ANSWER"))
+    assert cls(4)(None) == 42
+    py_compile.compile(str(other), str(tmp_path / "L1" / "_hidden.pyc"))
+    with pytest.raises(CandidateError, match=r"No module named '\w+\.L1\._hidden' with source text"):
+        load(tmp_path, "from ._hidden import ANSWER", "relu")
 
 
 def test_a_file_may_subclass_the_op_it_replaces(tmp_path: Path) -> None:
