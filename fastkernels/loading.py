@@ -122,7 +122,7 @@ def load_class(entry: OpEntry, implementations: ImplementationSet) -> type[nn.Mo
 def _class_in_file(entry: OpEntry, implementations: ImplementationSet, path: Path) -> type[nn.Module]:
     cls = getattr(_import_file(implementations, path), entry.class_name, None)
     if not isinstance(cls, type):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(path.read_bytes())
         defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
         raise CandidateError(
             f"{path} has no class {entry.class_name}, the name of {entry.file_name}'s; "
@@ -155,7 +155,7 @@ def adapted_class(entry: OpEntry, implementations: ImplementationSet, baseline: 
 
 def _check_class(entry: OpEntry, cls: type, path: Path) -> None:
     """Errors: CandidateError(kind="signature") shows the baseline's signature and the candidate's."""
-    if not issubclass(cls, nn.Module):
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise CandidateError(f"{path}: {entry.class_name} is not a torch.nn.Module.", kind="signature")
     for method in ("__init__", "forward"):
         expected, given = baseline_signature(entry, method), class_signature(cls, method)

@@ -14,7 +14,7 @@ from pathlib import Path
 from fastkernels import env
 from fastkernels.errors import UnknownNameError, UsageError
 from fastkernels.registry import OpEntry, ops, ops_of_file
-from fastkernels.source import LEVELS, read_module
+from fastkernels.source import BASELINE, LEVELS, module_names, parse
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 ALTERNATIVES_DIR = TASKS_DIR / "alternatives"
@@ -77,17 +77,32 @@ def _offered(level: int, stem: str, path: Path) -> list[OpEntry]:
     """The ops of a baseline file that `path` also names; all of them when it names none or does not parse."""
     entries = ops_of_file(level, stem)
     try:
-        module = read_module(path, level)
+        named = module_names(path, without=f"{BASELINE}.L{level}.{stem}")
     except UsageError:
         return entries
-    taken = {name for name, (origin, _) in module.imports.items() if origin != module.name}  # not the baseline's own
-    return [e for e in entries if e.class_name in {*module.definitions, *taken}] or entries
+    return [e for e in entries if e.class_name in named] or entries
 
 
 def adapt_levels(path: Path) -> tuple[int, ...]:
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["LEVELS"]:
-            return tuple(ast.literal_eval(node.value))
+    """What a literal `LEVELS = (1, 2)` in an adapt.py says; every level without one, or when the file does not parse.
+
+    Errors: UsageError when LEVELS is anything else.
+    """
+    try:
+        body = parse(path).body
+    except UsageError:
+        return LEVELS  # imported, it is an import error with its traceback
+    for node in body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or [getattr(t, "id", "") for t in targets] != ["LEVELS"]:
+            continue
+        try:
+            found = tuple(ast.literal_eval(node.value or node))
+        except (ValueError, TypeError):
+            found = ()
+        if not found or set(found) - set(LEVELS):
+            raise UsageError(f"{path} says {ast.unparse(node)!r}; write levels out, such as LEVELS = {LEVELS}.")
+        return found
     return LEVELS
 
 
@@ -132,7 +147,19 @@ def _read_set(name: str, path: Path) -> ImplementationSet:
     adapt = path / "adapt.py"
     if not (files or adapt.is_file() or name == CANDIDATE or any((path / f"L{n}").is_dir() for n in LEVELS)):
         raise UsageError(f"{path} holds no implementation; expected {LAYOUT}.")
+    _refuse_misplaced(path, {stem for _, stem in files})
     return ImplementationSet(name, path, files, adapt if adapt.is_file() else None)
+
+
+def _refuse_misplaced(path: Path, stems: set[str]) -> None:
+    """Errors: UsageError for what looks like an op's file or a level's folder and would never be used."""
+    levels = {f"L{level}" for level in LEVELS}
+    for found in sorted(path.iterdir()):
+        if found.is_dir() and re.fullmatch(r"[lL]\d+", found.name) and found.name not in levels:
+            raise UsageError(f"{found} would never be used: the levels' folders are {', '.join(sorted(levels))}.")
+        places = [e.file_name for e in ops().values() if found.name == f"{e.stem}.py" and e.stem not in stems]
+        if places:
+            raise UsageError(f"{found} would never be used there: its place is {places[0]} in {path}.")
 
 
 def folder_digest(path: Path) -> str:

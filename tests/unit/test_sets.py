@@ -88,6 +88,42 @@ def test_a_file_offers_only_the_classes_it_names(tmp_path: Path) -> None:
     assert [entry.name for entry in sets.resolve_set(tmp_path).ops()] == ["row_parallel_linear"]
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        "try:\n    import torch\n    class ColumnParallelLinear(Op): ...\nexcept ImportError:\n    torch = None",
+        "ColumnParallelLinear, _other = RowParallelLinear, 1",
+        "from ._columns import *",
+    ],
+)
+def test_a_class_that_is_not_a_statement_of_its_own_is_offered_too(tmp_path: Path, more: str) -> None:
+    """One that is overlooked would leave the baseline in its place without a word."""
+    (tmp_path / "L2").mkdir()
+    (tmp_path / "L2" / "_columns.py").write_text(HEAD + "class ColumnParallelLinear(Op): ...")
+    text = HEAD + "class RowParallelLinear(Op):\n    class QKVParallelLinear: ...\n" + more
+    (tmp_path / "L2" / "parallel_linear.py").write_text(text)
+    names = [entry.name for entry in sets.resolve_set(tmp_path).ops()]
+    assert names == ["column_parallel_linear", "row_parallel_linear"]
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("silu_and_mul.py", r"silu_and_mul\.py would never be used there: its place is L1/silu_and_mul\.py"),
+        ("l2/llama_mlp.py", "l2 would never be used: the levels' folders are L1, L2, L3, L4"),
+        ("L5/llama_mlp.py", "L5 would never be used"),
+    ],
+)
+def test_a_file_that_would_never_be_used_is_refused(tmp_path: Path, place: str, says: str) -> None:
+    make_set(tmp_path, rms_norm="from ..rms_norm import RMSNorm")
+    (tmp_path / "rms_norm.py").write_text(NORM)  # a helper: the op has its file
+    assert [entry.name for entry in sets.resolve_set(tmp_path).ops()] == ["rms_norm"]
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("")
+    with pytest.raises(UsageError, match=says):
+        sets.resolve_set(tmp_path)
+
+
 def test_a_file_that_does_not_parse_offers_all_its_ops(tmp_path: Path) -> None:
     assert [entry.name for entry in make_set(tmp_path, rms_norm="class RMSNorm(").ops()] == ["rms_norm"]
 
@@ -269,3 +305,34 @@ def test_a_source_digest_is_of_the_file_and_of_those_of_the_set_that_it_names(tm
     with_other_op = sets.source_digest(found, entries["rms_norm"])
     (tmp_path / "L1" / "relu.py").write_text("# 2\n")
     assert sets.source_digest(found, entries["rms_norm"]) != with_other_op
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ("LEVELS = 1\ndef adapt(c): ...", UsageError, r"says 'LEVELS = 1'; write levels out, such as LEVELS = \(1, 2,"),
+        ("LEVELS = (1, 5)\ndef adapt(c): ...", UsageError, r"says 'LEVELS = \(1, 5\)'; write levels out"),
+        ("LEVELS = tuple(range(2))\ndef adapt(c): ...", UsageError, "write levels out"),
+        ("def adapt(", CandidateError, r"adapt\.py does not import.*SyntaxError"),
+        ("def adapt(c): return c(4)", CandidateError, r"RMSNorm is not a torch\.nn\.Module"),
+    ],
+)
+def test_a_mistake_in_adapt_is_named(tmp_path: Path, text: str, error: type[Exception], says: str) -> None:
+    (tmp_path / "adapt.py").write_text(text)
+    found = sets.resolve_set(tmp_path)
+    with pytest.raises(error, match=f"(?s){says}"):
+        loading.load_class(found.select(["rms_norm"]).ops()[0], found)
+
+
+def test_levels_may_be_annotated(tmp_path: Path) -> None:
+    (tmp_path / "adapt.py").write_text("LEVELS: tuple[int, ...] = (2,)\ndef adapt(c): ...")
+    assert {entry.level for entry in sets.resolve_set(tmp_path).ops()} == {2}
+
+
+def test_a_file_in_another_encoding_is_read_by_what_it_declares(tmp_path: Path) -> None:
+    (tmp_path / "L1").mkdir()
+    text = "# -*- coding: latin-1 -*-\n# \u00e9\n" + NORM
+    (tmp_path / "L1" / "rms_norm.py").write_bytes(text.encode("latin-1"))
+    found = sets.resolve_set(tmp_path)
+    (entry,) = found.ops()
+    assert loading.load_class(entry, found).__name__ == "RMSNorm"
