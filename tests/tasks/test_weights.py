@@ -101,6 +101,25 @@ def test_old_rotary_buffers_are_ignored(checkpoint: Path) -> None:
     load(checkpoint)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool])
+def test_integers_are_not_taken_for_weights(checkpoint: Path, dtype: torch.dtype) -> None:
+    rewrite(checkpoint, {Q0: torch.ones(64, 64, dtype=dtype)})
+    with pytest.raises(CheckpointError, match=rf"1 retyped: {Q0} {str(dtype)[6:]} instead of float32"):
+        load(checkpoint)
+    rewrite(checkpoint, {Q0: torch.ones(64, 64, dtype=torch.bfloat16)})
+    load(checkpoint)
+
+
+def test_of_tied_tensors_that_differ_the_embedding_counts(checkpoint: Path) -> None:
+    stored = load_file(checkpoint / "model.safetensors")
+    embedding, head = (stored[name] for name in ("model.embed_tokens.weight", "lm_head.weight"))
+    assert not torch.equal(embedding, head)
+    for names in (("model.embed_tokens.weight", "lm_head.weight"), ("lm_head.weight", "model.embed_tokens.weight")):
+        model = LlamaForCausalLM(LlamaConfig.tiny(tie_word_embeddings=True))
+        load_weights(model, [(n, stored[n]) for n in dict.fromkeys((*names, *stored))])
+        assert torch.equal(model.lm_head.weight, embedding)
+
+
 def test_tied_checkpoints_load_with_and_without_the_head(checkpoint: Path) -> None:
     with_head = load(checkpoint, tie_word_embeddings=True)
     rewrite(checkpoint, {"lm_head.weight": None})
@@ -151,6 +170,14 @@ def test_a_wrong_config_is_named(checkpoint: Path, config: str | None, message: 
     if config is not None:
         path.write_text(config)
     with pytest.raises(CheckpointError, match=message):
+        load(checkpoint)
+
+
+def test_one_architecture_may_stand_without_a_list(checkpoint: Path) -> None:
+    (checkpoint / "config.json").write_text(json.dumps({"architectures": "LlamaForCausalLM"}))
+    load(checkpoint)
+    (checkpoint / "config.json").write_text(json.dumps({"architectures": "BertModel"}))
+    with pytest.raises(CheckpointError, match="is of BertModel, not of LlamaForCausalLM"):
         load(checkpoint)
 
 
