@@ -57,7 +57,8 @@ class _Stub:
         self.lines = module.path.read_text(encoding="utf-8").splitlines()
         self.tree = ast.parse("\n".join(self.lines))
         self.other_ops = {e.class_name for e in ops_of_module(module.name)} - self.entries.keys()
-        self.copied_bases = self._bases() & self.other_ops
+        self.bases = self._bases()
+        self.copied_bases = self.bases & self.other_ops
         self.parts: set[str] = set()
 
     def text(self) -> str:
@@ -103,8 +104,10 @@ class _Stub:
         return "\n".join(self.lines[first if after is None else after : node.end_lineno]).strip("\n")
 
     def _copy_class(self, node: ast.ClassDef) -> str:
-        """The class as it stands, less its computations; a wanted op gets a forward to write."""
+        """The class as it stands; a wanted op and its bases less their computations, with a forward to write."""
         entry = self.entries.get(node.name)
+        if entry is None and node.name not in self.bases:
+            return self._segment(node)
         start = end = node.body[0].lineno - 1
         text = self._segment(node).split("\n" + self.lines[start])[0]
         has_forward = False

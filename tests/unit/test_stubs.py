@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from fastkernels import registry
 from fastkernels.agents.stubs import stub_text, write_stubs
@@ -54,6 +55,8 @@ def test_a_stub_loads_builds_and_says_what_to_do(every_stub: Path, entry: regist
     assert inspect.signature(cls.forward) == inspect.signature(baseline.forward)
     built, twin = cls(**baseline.spec.examples[0]), baseline(**baseline.spec.examples[0])
     assert {n: p.shape for n, p in built.state_dict().items()} == {n: p.shape for n, p in twin.state_dict().items()}
+    runs = [{n for n, m in op.named_modules() if type(m).forward is not nn.Module.forward} for op in (built, twin)]
+    assert runs[0] == runs[1]  # a part that the stub copies is whole
     arguments = {name: None for name in inspect.signature(cls.forward).parameters if name != "self"}
     with pytest.raises(NotImplementedError, match=rf"{entry.class_name}\.forward has no kernel yet"):
         built.forward(**arguments)
