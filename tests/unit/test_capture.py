@@ -440,3 +440,12 @@ def test_capture_command_says_what_is_wrong(
     assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert not (tmp_path / "set" / TENSORS).exists()
+
+
+def test_capture_command_refuses_a_file_before_the_model_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set").write_text("")
+    done = called(capsys, "capture", "--model", "no-such-model", "--out", tmp_path / "set")
+    assert done.returncode == 2
+    assert "set is a file; name a folder" in done.stderr.replace("\n", "")

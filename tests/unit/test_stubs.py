@@ -15,7 +15,7 @@ from torch import nn
 
 from fastkernels import registry
 from fastkernels.agents.stubs import stub_text, write_stubs
-from fastkernels.errors import UsageError
+from fastkernels.errors import EnvironmentProblem, UsageError
 from fastkernels.loading import load_class
 from fastkernels.sets import resolve_set
 
@@ -90,3 +90,9 @@ def test_stubs_never_overwrite_and_then_write_nothing(tmp_path: Path) -> None:
         write_stubs(registry.find_ops("rms_norm") + registry.find_ops("silu_and_mul"), tmp_path)
     assert [path.name for path in mine.parent.iterdir()] == ["rms_norm.py"]
     assert mine.read_text() == "# mine\n"
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(EnvironmentProblem, match=r"mine cannot take the stub L1/rms_norm\.py: Not a directory"):
+        write_stubs(registry.find_ops("rms_norm"), tmp_path / "mine")
