@@ -26,6 +26,7 @@ from fastkernels.distributed.sharded_layer import ShardedLayer, ShardId
 from fastkernels.distributed.tensor_parallel import WeightSource
 from fastkernels.errors import CheckpointError
 from fastkernels.noise import random_normal, random_uniform, seed_of
+from fastkernels.op import prepare_weights
 
 _INDEXES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 _COMPONENTS = "model_index.json"
@@ -263,6 +264,7 @@ class _Problems:
 def load_weights(model: nn.Module, source: Path | str | Iterable[tuple[str, WeightSource]]) -> None:
     """Fill every parameter of `model` from a checkpoint directory or from (published name, tensor) pairs.
 
+    Then each layer prepares its own, where it has `process_weights_after_loading()`.
     Errors: CheckpointError names missing, extra, misshapen and repeated tensors, integers where floats belong (or the
         other way round), a file that cannot be read, or a config.json of another architecture; ValueError while the
         model is on the meta device.
@@ -295,6 +297,7 @@ def load_weights(model: nn.Module, source: Path | str | Iterable[tuple[str, Weig
         if written.setdefault((id(target.param), target.shard_id), "") == "":
             problems.missing.append(name)
     problems.raise_if_any(model)
+    prepare_weights(model)
 
 
 def _fill_zeros(model: nn.Module, targets: Mapping[str, Target], written: dict[tuple[int, ShardId], str]) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fastkernels.distributed.tensor_parallel import simulated_rank
 from fastkernels.errors import CheckpointError, UnsupportedError
+from fastkernels.tasks.baseline.L1.linear import Linear
 from fastkernels.tasks.baseline.L4.llama import LlamaForCausalLM
 from fastkernels.tasks.configs.llama import LlamaConfig, RopeScaling
 from fastkernels.weights import load_weights, published_tensors, random_weights
@@ -99,6 +100,22 @@ def test_a_tensor_in_two_files_is_refused(checkpoint: Path) -> None:
 def test_old_rotary_buffers_are_ignored(checkpoint: Path) -> None:
     rewrite(checkpoint, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
     load(checkpoint)
+
+
+def test_layers_prepare_their_weights_once_they_are_there(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate that packs its weights runs in a served model as it did before the judge."""
+    packed: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        Linear, "process_weights_after_loading", lambda self: packed.append(self.weight.t().contiguous()), raising=False
+    )
+    model = load(checkpoint)
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    assert len(packed) == len(linears) > 0
+    assert all(torch.equal(one, linear.weight.t()) for one, linear in zip(packed, linears, strict=True))
+    rewrite(checkpoint, {Q0: None})
+    with pytest.raises(CheckpointError, match="1 missing"):
+        load(checkpoint)
+    assert len(packed) == len(linears)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool])

@@ -16,6 +16,7 @@ import torch
 from commands import called
 from torch import Tensor, nn
 
+from fastkernels import adversarial, loading
 from fastkernels.cache import CacheKind, CacheSpec
 from fastkernels.capture.case import Case
 from fastkernels.capture.digest import case_digest
@@ -30,11 +31,14 @@ from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import CaseFileError, UnknownNameError, UnsupportedError, UsageError
 from fastkernels.op import Op
 from fastkernels.registry import ops
+from fastkernels.sets import resolve_set
 from fastkernels.spec import Compare, OpSpec, Role, TensorSpec
+from fastkernels.tasks.baseline.L1.linear import Linear
 from fastkernels.tasks.baseline.L1.mxfp4_moe import MXFP4MoE
 from fastkernels.tasks.baseline.L1.rms_norm import RMSNorm
 from fastkernels.workloads import Workload, find_workload
 
+TWINS = Path(adversarial.__file__).with_name("twins")
 WORKLOAD = Workload("mixture", num_requests=6, input_len=40, output_len=6)
 
 
@@ -449,3 +453,11 @@ def test_capture_command_refuses_a_file_before_the_model_runs(
     done = called(capsys, "capture", "--model", "no-such-model", "--out", tmp_path / "set")
     assert done.returncode == 2
     assert "set is a file; name a folder" in done.stderr.replace("\n", "")
+
+
+def test_a_candidate_that_packs_its_weights_replays() -> None:
+    with Recorder() as recorder:
+        Linear(8, 6)(torch.randn(3, 8))
+    (case,) = recorder.cases
+    twin = loading.load_class(ops()["linear"], resolve_set(TWINS / "weight_packing"))
+    assert torch.allclose(replay(case, op_class=twin).outputs[0], replay(case).outputs[0], atol=1e-6)
