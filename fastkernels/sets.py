@@ -119,7 +119,7 @@ def resolve_set(name_or_dir: str | os.PathLike[str]) -> ImplementationSet:
     """
     text = os.fspath(name_or_dir)
     if text == CANDIDATE:
-        return _read_set(CANDIDATE, env.candidate_dir() or TASKS_DIR / CANDIDATE)
+        return _read_set(CANDIDATE, (env.candidate_dir() or TASKS_DIR / CANDIDATE).absolute())
     if text in available_sets():
         return _read_set(text, ALTERNATIVES_DIR / text)
     path = Path(text)

@@ -82,6 +82,17 @@ def test_the_candidate_folder_may_be_named_by_the_environment(tmp_path: Path, mo
     assert [entry.name for entry in sets.resolve_set("candidate").ops()] == ["rms_norm"]
 
 
+def test_a_relative_candidate_folder_is_not_taken_for_a_shipped_set_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is told the path alone."""
+    make_set(tmp_path / "reference", rms_norm=NORM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTKERNELS_CANDIDATE_DIR", "reference")
+    path = sets.resolve_set("candidate").path
+    assert [entry.name for entry in sets.resolve_set(str(path)).ops()] == ["rms_norm"]
+
+
 def test_a_file_offers_only_the_classes_it_names(tmp_path: Path) -> None:
     (tmp_path / "L2").mkdir()
     (tmp_path / "L2" / "parallel_linear.py").write_text(HEAD + "class RowParallelLinear(Op): ...")
