@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
 import traceback
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, ModuleSpec
 from pathlib import Path
 from types import CodeType, ModuleType
 
@@ -19,6 +22,8 @@ from fastkernels.registry import OpEntry
 from fastkernels.sets import ImplementationSet
 from fastkernels.signatures import baseline_signature, class_signature
 
+_PREFIX = "_fastkernels_set_"
+
 
 class _FreshLoader(importlib.machinery.SourceFileLoader):
     """Compiles the text that is there now: a byte-code cache is fooled by two edits within one second."""
@@ -28,8 +33,32 @@ class _FreshLoader(importlib.machinery.SourceFileLoader):
         return self.source_to_code(self.get_data(path), path)
 
 
+class _SetFinder(importlib.abc.MetaPathFinder):
+    """Finds a set's helpers by their text or as extensions alone: byte code beside them may be of another text."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is None or not fullname.startswith(_PREFIX):
+            return None
+        loaders = ((ExtensionFileLoader, EXTENSION_SUFFIXES), (_FreshLoader, SOURCE_SUFFIXES))
+        folders: list[str] = []
+        for folder in path:
+            spec = FileFinder(folder, *loaders).find_spec(fullname)
+            if spec is not None and spec.loader is not None:
+                return spec
+            folders += (spec and spec.submodule_search_locations) or []
+        if not folders:
+            raise ModuleNotFoundError(f"No module named {fullname!r} with source text in {list(path)}", name=fullname)
+        package = ModuleSpec(fullname, None, is_package=True)
+        package.submodule_search_locations = folders
+        return package
+
+
 def _package(name: str, path: Path) -> None:
     """A package without an __init__, so that files of a set can import the set's own helpers relatively."""
+    if not any(isinstance(finder, _SetFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _SetFinder())
     if name not in sys.modules:
         package = ModuleType(name)
         package.__path__ = [str(path)]
@@ -41,7 +70,7 @@ def _import_file(implementations: ImplementationSet, path: Path) -> ModuleType:
 
     Errors: CandidateError(kind="import") with the file's own traceback.
     """
-    root = f"_fastkernels_set_{hashlib.sha256(str(implementations.path).encode()).hexdigest()[:12]}"
+    root = f"{_PREFIX}{hashlib.sha256(str(implementations.path).encode()).hexdigest()[:12]}"
     parts = path.relative_to(implementations.path).with_suffix("").parts
     _package(root, implementations.path)
     if len(parts) > 1:
@@ -93,7 +122,7 @@ def load_class(entry: OpEntry, implementations: ImplementationSet) -> type[nn.Mo
 def _class_in_file(entry: OpEntry, implementations: ImplementationSet, path: Path) -> type[nn.Module]:
     cls = getattr(_import_file(implementations, path), entry.class_name, None)
     if not isinstance(cls, type):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(path.read_bytes())
         defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
         raise CandidateError(
             f"{path} has no class {entry.class_name}, the name of {entry.file_name}'s; "
@@ -126,7 +155,7 @@ def adapted_class(entry: OpEntry, implementations: ImplementationSet, baseline: 
 
 def _check_class(entry: OpEntry, cls: type, path: Path) -> None:
     """Errors: CandidateError(kind="signature") shows the baseline's signature and the candidate's."""
-    if not issubclass(cls, nn.Module):
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise CandidateError(f"{path}: {entry.class_name} is not a torch.nn.Module.", kind="signature")
     for method in ("__init__", "forward"):
         expected, given = baseline_signature(entry, method), class_signature(cls, method)

@@ -60,6 +60,18 @@ def _num_stored(tensor: Tensor) -> int:
     return math.prod(size for size, step in zip(tensor.shape, tensor.stride(), strict=True) if step or not size)
 
 
+def prepare_weights(module: nn.Module) -> None:
+    """Let each layer lay out its weights anew, now that they are there, where it has `process_weights_after_loading()`.
+
+    As in vLLM; a layer may be told so again, of other weights.
+    """
+    with torch.no_grad():
+        for layer in module.modules():
+            prepare: Any = getattr(layer, "process_weights_after_loading", None)
+            if prepare is not None:
+                prepare()
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a definition computes: at least float32, so float64 inputs stay float64."""
     return torch.promote_types(x.dtype, torch.float32)

@@ -79,23 +79,30 @@ class Overlay:
 
     def _replace(self, module: ModuleType, entry: OpEntry, baseline: type) -> None:
         if entry.name in self.replacements:
-            planned = self.replacements[entry.name]
-            cls: type[nn.Module] | None = load_class(entry, planned.implementations)
+            cls: type[nn.Module] | None = load_class(entry, self.replacements[entry.name].implementations)
         else:
-            for implementations in self._adapting:
-                if entry not in implementations.ops():
-                    continue
-                planned = self.replacements[entry.name] = Replacement(entry, implementations)
-                cls = adapted_class(entry, implementations, baseline)
-                if cls is not None:
-                    break
-                del self.replacements[entry.name]
-            else:
-                return
-        assert cls is not None
+            cls = self._adapted(entry, baseline)
+        if cls is None:
+            return
         _inherit_data(cls, baseline)
-        _count_calls(cls, planned)
+        _count_calls(cls, self.replacements[entry.name])
         setattr(module, entry.class_name, cls)
+
+    def _adapted(self, entry: OpEntry, baseline: type) -> type[nn.Module] | None:
+        """What the one set makes of it that does not leave the op alone. Errors: UsageError when two do not."""
+        found = None
+        for implementations in self._adapting:
+            if entry not in implementations.ops():
+                continue
+            try:
+                cls = adapted_class(entry, implementations, baseline)
+            except CandidateError:
+                self._plan(entry, implementations)
+                raise
+            if cls is not None:
+                self._plan(entry, implementations)
+                found = cls
+        return found
 
     def load(self) -> None:
         """Import every baseline module that a file replaces, so that a broken file shows at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,12 +14,13 @@ from pathlib import Path
 from fastkernels import env
 from fastkernels.errors import UnknownNameError, UsageError
 from fastkernels.registry import OpEntry, ops, ops_of_file
-from fastkernels.source import LEVELS, read_module
+from fastkernels.source import BASELINE, LEVELS, module_names, parse
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 ALTERNATIVES_DIR = TASKS_DIR / "alternatives"
 CANDIDATE = "candidate"
 _LEFT_OUT = ("__pycache__", ".git")
+_MODULES = (".py", ".so", ".pyd")
 LAYOUT = "L1/<file>.py ... L4/<file>.py with the baseline's file and class names, or an adapt.py"
 
 
@@ -75,25 +77,32 @@ def _offered(level: int, stem: str, path: Path) -> list[OpEntry]:
     """The ops of a baseline file that `path` also names; all of them when it names none or does not parse."""
     entries = ops_of_file(level, stem)
     try:
-        module = read_module(path, level)
+        named = module_names(path, without=f"{BASELINE}.L{level}.{stem}")
     except UsageError:
         return entries
-    taken = {name for name, (origin, _) in module.imports.items() if origin != module.name}  # not the baseline's own
-    return [e for e in entries if e.class_name in {*module.definitions, *taken}] or entries
+    return [e for e in entries if e.class_name in named] or entries
 
 
 def adapt_levels(path: Path) -> tuple[int, ...]:
-    """Errors: UsageError when the file is not Python, or its LEVELS are not literals."""
+    """What a literal `LEVELS = (1, 2)` in an adapt.py says; every level without one, or when the file does not parse.
+
+    Errors: UsageError when LEVELS is anything else.
+    """
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text
-        raise UsageError(f"{path} does not parse: {error}") from error
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["LEVELS"]:
-            try:
-                return tuple(ast.literal_eval(node.value))
-            except (TypeError, ValueError):
-                raise UsageError(f"{path}: LEVELS is no literal of levels, as LEVELS = (1, 2).") from None
+        body = parse(path).body
+    except UsageError:
+        return LEVELS  # imported, it is an import error with its traceback
+    for node in body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or [getattr(t, "id", "") for t in targets] != ["LEVELS"]:
+            continue
+        try:
+            found = tuple(ast.literal_eval(node.value or node))
+        except (ValueError, TypeError):
+            found = ()
+        if not found or set(found) - set(LEVELS):
+            raise UsageError(f"{path} says {ast.unparse(node)!r}; write levels out, such as LEVELS = {LEVELS}.")
+        return found
     return LEVELS
 
 
@@ -110,7 +119,7 @@ def resolve_set(name_or_dir: str | os.PathLike[str]) -> ImplementationSet:
     """
     text = os.fspath(name_or_dir)
     if text == CANDIDATE:
-        return _read_set(CANDIDATE, env.candidate_dir() or TASKS_DIR / CANDIDATE)
+        return _read_set(CANDIDATE, (env.candidate_dir() or TASKS_DIR / CANDIDATE).absolute())
     if text in available_sets():
         return _read_set(text, ALTERNATIVES_DIR / text)
     path = Path(text)
@@ -139,15 +148,84 @@ def _read_set(name: str, path: Path) -> ImplementationSet:
     adapt = path / "adapt.py"
     if not (files or adapt.is_file() or name == CANDIDATE or any((path / f"L{n}").is_dir() for n in LEVELS)):
         raise UsageError(f"{path} holds no implementation; expected {LAYOUT}.")
+    _refuse_misplaced(path, {stem for _, stem in files})
     return ImplementationSet(name, path, files, adapt if adapt.is_file() else None)
 
 
+def _refuse_misplaced(path: Path, stems: set[str]) -> None:
+    """Errors: UsageError for what looks like an op's file or a level's folder and would never be used."""
+    levels = {f"L{level}" for level in LEVELS}
+    for found in sorted(path.iterdir()):
+        if found.is_dir() and re.fullmatch(r"[lL]\d+", found.name) and found.name not in levels:
+            raise UsageError(f"{found} would never be used: the levels' folders are {', '.join(sorted(levels))}.")
+        places = [e.file_name for e in ops().values() if found.name == f"{e.stem}.py" and e.stem not in stems]
+        if places:
+            raise UsageError(f"{found} would never be used there: its place is {places[0]} in {path}.")
+
+
 def folder_digest(path: Path) -> str:
-    """SHA-256 over places and contents of all files in a folder, in the order of their places."""
+    """SHA-256 over places and contents of all files in a folder, in the order of their places; links are followed."""
+    return _digest_of(_files_of(path), path)
+
+
+def source_digest(implementations: ImplementationSet, entry: OpEntry) -> str:
+    """SHA-256 of the file that holds an op's implementation; with those of the set that it names, where it names any.
+
+    A module is named by its stem, any other file by its name, in this file or in one that is named itself. A file that
+    holds other ops only counts when it is imported relatively.
+    Errors: UsageError when the set has no file for the op.
+    """
+    file = implementations.file_of(entry)
+    if file is None:
+        raise UsageError(f"The set {implementations.name!r} in {implementations.path} has no file for {entry.name}.")
+    found = _named_files(implementations, file)
+    if len(found) == 1:
+        return hashlib.sha256(file.read_text(encoding="utf-8", errors="replace").encode()).hexdigest()
+    return _digest_of(sorted(found), implementations.path)
+
+
+def _digest_of(files: Iterable[Path], folder: Path) -> str:
     state = hashlib.sha256()
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT)
-        for file in (Path(folder) / name for name in sorted(names) if not name.endswith(".pyc")):
-            state.update(f"{file.relative_to(path).as_posix()}\n{file.stat().st_size}\n".encode())
-            state.update(file.read_bytes())
+    for file in files:
+        state.update(f"{file.relative_to(folder).as_posix()}\n{file.stat().st_size}\n".encode())
+        state.update(file.read_bytes())
     return state.hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Without links that lead nowhere, or back to a folder above them."""
+    found = []
+    for folder, folders, names in os.walk(path, followlinks=True):
+        above = {Path(folder).resolve(), *Path(folder).resolve().parents}
+        folders[:] = sorted(n for n in folders if n not in _LEFT_OUT and (Path(folder) / n).resolve() not in above)
+        found += [file for name in sorted(names) if (file := Path(folder) / name).is_file()]
+    return found
+
+
+def _named_files(implementations: ImplementationSet, file: Path) -> set[Path]:
+    by_word: dict[str, list[Path]] = {}
+    for path in _files_of(implementations.path):
+        module = path.parent.name if path.name == "__init__.py" else path.name.partition(".")[0]
+        by_word.setdefault(module if path.suffix in _MODULES else path.name, []).append(path)
+    of_ops = {*implementations.files.values(), implementations.adapt}
+    found: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        text = path.read_text(encoding="utf-8", errors="replace")
+        imported = _relatively_imported(text)
+        for word in {*re.findall(r"\w+", text), *re.findall(r"[\w.-]+", text)} & by_word.keys():
+            waiting += [other for other in by_word[word] if other not in of_ops or word in imported]
+    return found
+
+
+def _relatively_imported(text: str) -> set[str]:
+    """Every part of the names that a module takes from its own set."""
+    try:
+        nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom) and n.level]
+    except (SyntaxError, ValueError):
+        return set()
+    return {part for n in nodes for part in ((n.module or "").split(".") + [alias.name for alias in n.names])}

@@ -26,12 +26,45 @@ class SourceModule:
     imports: Mapping[str, tuple[str, str]]  # name here -> (module, name there); "" there: the module itself
 
 
-def read_module(path: Path, level: int) -> SourceModule:
+def parse(path: Path) -> ast.Module:
     """Errors: UsageError when the file is not Python."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text
+        return ast.parse(path.read_bytes(), str(path))
+    except (SyntaxError, ValueError) as error:
         raise UsageError(f"{path} does not parse: {error}") from error
+
+
+def module_names(path: Path, *, without: str, _seen: frozenset[Path] = frozenset()) -> set[str]:
+    """The names that a file binds when it runs, in branches too; not those that it takes from the module `without`.
+
+    Of `from .other import *` they are the other file's. Errors: UsageError when a file is not Python.
+    """
+    found: set[str] = set()
+    for node in _outside_definitions(parse(path)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.ImportFrom) and (node.level or node.module != without):
+            found |= {alias.asname or alias.name for alias in node.names} - {"*"}
+            if node.level and node.names[0].name == "*":
+                other = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+                other = other / "__init__.py" if other.is_dir() else other.with_suffix(".py")
+                if other.is_file() and other not in _seen:
+                    found |= module_names(other, without=without, _seen=_seen | {path, other})
+    return found
+
+
+def _outside_definitions(node: ast.AST) -> Iterable[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield from _outside_definitions(child)
+
+
+def read_module(path: Path, level: int) -> SourceModule:
+    """Errors: UsageError when the file is not Python."""
+    tree = parse(path)
     definitions: dict[str, ast.stmt] = {}
     for node in tree.body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):

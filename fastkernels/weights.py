@@ -26,10 +26,18 @@ from fastkernels.distributed.sharded_layer import ShardedLayer, ShardId
 from fastkernels.distributed.tensor_parallel import WeightSource
 from fastkernels.errors import CheckpointError
 from fastkernels.noise import random_normal, random_uniform, seed_of
+from fastkernels.op import prepare_weights
 
 _INDEXES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 _COMPONENTS = "model_index.json"
 _NAMES_SHOWN = 8
+_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+    "BOOL": torch.bool,
+}
+"""As safetensors names them."""
 _RANDOM_BLOCK = {"cpu": 1 << 14, "cuda": 1 << 24}  # numbers at once: temporaries in cache; few launches
 
 
@@ -66,6 +74,7 @@ class SafetensorsSource:
 
     piece: Any
     shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
 
     def narrow(self, dim: int, start: int, length: int) -> Tensor:
         return self.piece[(slice(None),) * dim + (slice(start, start + length),)]
@@ -204,7 +213,7 @@ def read_checkpoint(directory: Path) -> Iterator[tuple[str, WeightSource]]:
         with opened as tensors:
             for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                 piece = tensors.get_slice(name)
-                yield name, SafetensorsSource(piece, tuple(piece.get_shape()))
+                yield name, SafetensorsSource(piece, tuple(piece.get_shape()), _DTYPES.get(piece.get_dtype()))
 
 
 def _with_torch_files(directory: Path, files: Mapping[str, str]) -> Iterator[tuple[str, WeightSource]]:
@@ -239,6 +248,7 @@ class _Problems:
     missing: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
     misshapen: list[str] = field(default_factory=list)
+    retyped: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
 
     def raise_if_any(self, model: nn.Module) -> None:
@@ -254,15 +264,18 @@ class _Problems:
 def load_weights(model: nn.Module, source: Path | str | Iterable[tuple[str, WeightSource]]) -> None:
     """Fill every parameter of `model` from a checkpoint directory or from (published name, tensor) pairs.
 
-    Errors: CheckpointError names missing, extra, misshapen and repeated tensors, a file that cannot be read, or a
-        config.json of another architecture; ValueError while the model is on the meta device.
+    Then each layer prepares its own, where it has `process_weights_after_loading()`.
+    Errors: CheckpointError names missing, extra, misshapen and repeated tensors, integers where floats belong (or the
+        other way round), a file that cannot be read, or a config.json of another architecture; ValueError while the
+        model is on the meta device.
     """
     if any(param.is_meta for param in model.parameters()):
         raise ValueError("The model is on the meta device: call model.to_empty(device=...) before loading.")
     if isinstance(source, (str, Path)):
         directory = Path(source)
         config = checkpoint_config(directory)
-        named = config.get("architectures") or ([config["_class_name"]] if "_class_name" in config else [])
+        named = config.get("architectures") or config.get("_class_name") or []
+        named = [named] if isinstance(named, str) else named
         wanted = getattr(model, "checkpoint_classes", (type(model).__name__,))
         if named and not set(wanted) & set(named):
             raise CheckpointError(f"{directory} is of {', '.join(named)}, not of {', '.join(wanted)}.")
@@ -284,6 +297,7 @@ def load_weights(model: nn.Module, source: Path | str | Iterable[tuple[str, Weig
         if written.setdefault((id(target.param), target.shard_id), "") == "":
             problems.missing.append(name)
     problems.raise_if_any(model)
+    prepare_weights(model)
 
 
 def _fill_zeros(model: nn.Module, targets: Mapping[str, Target], written: dict[tuple[int, ShardId], str]) -> None:
@@ -312,12 +326,26 @@ def _load_one(
     if key in written:
         if written[key] == name:
             problems.twice.append(name)
-        return  # a tied parameter's other name
+            return
+        # Tied: the name that the model has first counts, an embedding's before its head's, as in transformers.
+        if name != next(n for n, t in targets.items() if (id(t.param), t.shard_id) == key):
+            return
     written[key] = name
     if tuple(tensor.shape) != target.shape():
         problems.misshapen.append(f"{name} {list(tensor.shape)} instead of {list(target.shape())}")
         return
+    dtype = _dtype_of(tensor)
+    if dtype is not None and dtype.is_floating_point != target.param.dtype.is_floating_point:
+        problems.retyped.append(f"{name} {dtype} instead of {target.param.dtype}".replace("torch.", ""))
+        return
     target.load(tensor)
+
+
+def _dtype_of(source: Any) -> torch.dtype | None:
+    """Of the checkpoint's tensor that a source is a part or a view of; None for numbers that are drawn."""
+    while hasattr(source, "whole"):
+        source = source.whole
+    return getattr(source, "dtype", None)
 
 
 def random_weights(model: nn.Module, seed: int) -> None:

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from fastkernels import env
-from fastkernels.errors import UsageError
+from fastkernels.errors import EnvironmentProblem, UsageError
 from fastkernels.registry import OpEntry, ops_of_module
 from fastkernels.sets import TASKS_DIR
 from fastkernels.signatures import method_definition
@@ -23,7 +23,8 @@ _LINE_LENGTH = 120
 def write_stubs(entries: Iterable[OpEntry], out: Path | None = None) -> list[Path]:
     """Write one file per baseline file that holds any of `entries`, by default into the user's candidate set.
 
-    Errors: UsageError when a file is there already; then nothing is written.
+    Errors: UsageError when a file is there already; then nothing is written. EnvironmentProblem when `out` is no folder
+        or cannot be written to.
     """
     out = out or env.candidate_dir() or TASKS_DIR / "candidate"
     by_file = groupby(sorted(set(entries)), key=lambda e: e.module)
@@ -32,9 +33,12 @@ def write_stubs(entries: Iterable[OpEntry], out: Path | None = None) -> list[Pat
         raise UsageError(
             f"Already there, and stubs never overwrite: {', '.join(existing)}. Move them or choose another --out."
         )
-    for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    try:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentProblem(f"{out} cannot take the stub {path.relative_to(out)}: {error.strerror}.") from error
     return list(texts)
 
 
@@ -57,7 +61,8 @@ class _Stub:
         self.lines = module.path.read_text(encoding="utf-8").splitlines()
         self.tree = ast.parse("\n".join(self.lines))
         self.other_ops = {e.class_name for e in ops_of_module(module.name)} - self.entries.keys()
-        self.copied_bases = self._bases() & self.other_ops
+        self.bases = self._bases()
+        self.copied_bases = self.bases & self.other_ops
         self.parts: set[str] = set()
 
     def text(self) -> str:
@@ -103,8 +108,10 @@ class _Stub:
         return "\n".join(self.lines[first if after is None else after : node.end_lineno]).strip("\n")
 
     def _copy_class(self, node: ast.ClassDef) -> str:
-        """The class as it stands, less its computations; a wanted op gets a forward to write."""
+        """The class as it stands; a wanted op and its bases less their computations, with a forward to write."""
         entry = self.entries.get(node.name)
+        if entry is None and node.name not in self.bases:
+            return self._segment(node)
         start = end = node.body[0].lineno - 1
         text = self._segment(node).split("\n" + self.lines[start])[0]
         has_forward = False

@@ -74,7 +74,11 @@ class RunFolder:
         return header
 
     def add(self, record: OpRecord) -> None:
-        self._write(self.path / "ops" / f"{record.implementation}--{record.op}.json", record.to_json())
+        self.keep(record.to_json())
+
+    def keep(self, record: dict[str, Any]) -> None:
+        """A judgement as JSON, in the place of an earlier one of its op and set."""
+        self._write(self.path / "ops" / f"{record['implementation']}--{record['op']}.json", record)
 
     def records(self) -> list[dict[str, Any]]:
         """The judgements made so far, lowest level first."""

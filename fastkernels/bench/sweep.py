@@ -80,7 +80,7 @@ def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, 
     require_device(sweep.config.device)
     started = time.monotonic()
     done = {
-        (r["implementation"], r["op"], r["source_sha256"], r.get("set_sha256"))
+        (r["implementation"], r["op"], r["source_sha256"]): r
         for r in folder.records()
         if r["verdict"] != Verdict.JUDGE_ERROR  # to be tried again
     }
@@ -97,7 +97,8 @@ def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, 
                 entry, implementations = item
                 progress.begins(item, number, len(sweep.items))
                 digest = digests[implementations.name]
-                if (implementations.name, entry.name, judge.source_sha256(*item), digest) in done:
+                if kept := done.get((implementations.name, entry.name, judge.source_sha256(*item))):
+                    folder.keep({**kept, "set_sha256": digest})  # none of the files that it names has changed
                     continue
                 chosen = cases_of(sweep.cases, entry)
                 record = judge.judge(entry, implementations, chosen)

@@ -1,4 +1,4 @@
-"""Floats too large to keep: their statistics, and values drawn from them that are the same everywhere."""
+"""Floats and bytes too large to keep: their statistics, and values drawn from them that are the same everywhere."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def draw(moments: Moments, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator(device="cpu").manual_seed(moments.seed)
     values = torch.empty(shape, dtype=torch.float32, device="cpu")
     values.normal_(moments.mean, moments.std, generator=generator)
+    if not dtype.is_floating_point:  # bytes
+        return values.round_().clamp_(0, moments.absmax).to(dtype)
     return values.clamp_(-moments.absmax, moments.absmax).to(dtype)
 
 

@@ -47,7 +47,8 @@ class Recorder:
     """A context manager: inside, calls of the chosen ops that were built inside become cases.
 
     ops: names or classes; None: all. keep: cases of different values per (op, shapes, dtypes, init, phase).
-    budget_bytes: float values kept; what does not fit is kept as moments, and its case is not comparable bit for bit.
+    budget_bytes: float values and bytes of quantised weights kept; what does not fit is kept as moments, and its case
+        is not comparable bit for bit.
     phase: of calls outside of a forward context. calls: how many were seen, by op and phase.
     """
 
@@ -78,6 +79,7 @@ class Recorder:
         def recording_new(cls: type, *args: Any, **kwargs: Any) -> Any:
             op: Any = object.__new__(cls)
             self._init[op] = (args, kwargs)
+            self._budget.forget_places()
             return op
 
         def recording_call(op: Op, *args: Any, **kwargs: Any) -> Any:

@@ -21,6 +21,7 @@ from fastkernels.capture.tensors import copy_to, filled
 from fastkernels.context import set_forward_context
 from fastkernels.dtypes import default_dtype
 from fastkernels.errors import CaseFileError, UnknownNameError
+from fastkernels.op import prepare_weights
 from fastkernels.registry import ops
 from fastkernels.spec import OpSpec
 
@@ -59,6 +60,7 @@ def build_op(case: Case, device: torch.device | str = "cpu", op_class: type[nn.M
         op = cls(**copy.deepcopy(dict(case.init)))
     load_params(op, case.op, case.params)
     op = op.to(device).eval()
+    prepare_weights(op)
     reset_caches(op, case, device)
     return op
 
@@ -138,4 +140,5 @@ def replay(case: Case, device: torch.device | str = "cpu", op_class: type[nn.Mod
     module = build_op(case, device, op_class)
     inputs = case_inputs(case, device)
     outputs = call_op(module, case, inputs)
-    return Replay(outputs, mutated_buffers(module, module.spec, inputs))  # type: ignore[arg-type]
+    contract: Any = module if hasattr(module, "spec") else op_class_of(case.op)  # a plain module has none
+    return Replay(outputs, mutated_buffers(module, contract.spec, inputs))

@@ -36,11 +36,14 @@ class Budget:
         self._params: dict[tuple[Any, ...], Tensor | Moments] = {}
 
     def keep(self, name: str, tensor: Tensor, *, is_param: bool = False) -> Tensor | Moments:
-        """A CPU copy while there is room, otherwise moments. Integers and booleans are always kept."""
+        """A CPU copy while there is room, otherwise moments.
+
+        Integers and booleans are always kept, for they say where and how many; not so the bytes of quantised weights.
+        """
         used = self._used_by_params if is_param else self._used
         room = min(self.num_bytes * (_PARAMS_SHARE if is_param else 1) - used, self.num_bytes - self._used)
         size = tensor.numel() * tensor.element_size()
-        may_go = tensor.is_floating_point()
+        may_go = tensor.is_floating_point() or (is_param and tensor.dtype is torch.uint8)
         # Without room for a new tensor it may still equal a kept one; only small ones are worth the look.
         if may_go and size > room * _MOST_OF_ROOM and size > self.num_bytes // 100:
             return measure(name, tensor)
@@ -62,6 +65,10 @@ class Budget:
         if key not in self._params:
             self._params[key] = self.keep(name, tensor, is_param=True)
         return self._params[key]
+
+    def forget_places(self) -> None:
+        """A weight that is looked at from now on may lie where another one lay that is gone."""
+        self._params.clear()
 
 
 @dataclass

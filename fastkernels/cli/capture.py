@@ -41,6 +41,8 @@ def capture(
     """Run a model on a workload and keep its ops' calls as cases."""
     if keep < 1 or budget_mb < 0:
         raise UsageError(f"--keep is {keep} (at least 1), --budget-mb is {budget_mb} (at least 0).")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder, which takes the case set.")
     targets = [name for text in ops or [] for name in text.split(",") if name]
     chosen = [entry.name for entry in select_ops(targets, level, None)] if targets or level is not None else None
     traffic = find_workload(workload).scaled(scale)

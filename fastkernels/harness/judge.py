@@ -7,7 +7,6 @@ candidate; whatever a worker says is an answer to be checked.
 from __future__ import annotations
 
 import errno
-import hashlib
 import secrets
 import time
 import traceback
@@ -47,7 +46,7 @@ from fastkernels.harness.tolerance import Tolerance, tolerances_for
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.workers import Nursery
 from fastkernels.registry import OpEntry
-from fastkernels.sets import ImplementationSet
+from fastkernels.sets import ImplementationSet, source_digest
 
 Progress = Callable[[str], None]
 
@@ -128,7 +127,7 @@ class Judge:
         return record
 
     def source_sha256(self, entry: OpEntry, implementations: ImplementationSet) -> str:
-        return hashlib.sha256(_source(entry, implementations).encode()).hexdigest()
+        return source_digest(implementations, entry)
 
     def _judge(
         self,

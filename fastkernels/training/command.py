@@ -88,7 +88,7 @@ def train_with_bar(task: Task, plan: Plan, folder: Path, name: str) -> Progress:
 def _changed(plan: Plan, steps: int | None, minutes: float | None) -> Plan:
     """With minutes alone the steps are as many as they allow."""
     most = 10**9 if minutes is not None else plan.steps
-    return replace(plan, steps=steps or most, minutes=minutes)
+    return replace(plan, steps=most if steps is None else steps, minutes=minutes)
 
 
 def _record(name: str, model_class: str, plan: Plan, seed: int, device: torch.device, done: Progress) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fastkernels.distributed.tensor_parallel import simulated_rank
 from fastkernels.errors import CheckpointError, UnsupportedError
+from fastkernels.tasks.baseline.L1.linear import Linear
 from fastkernels.tasks.baseline.L4.llama import LlamaForCausalLM
 from fastkernels.tasks.configs.llama import LlamaConfig, RopeScaling
 from fastkernels.weights import load_weights, published_tensors, random_weights
@@ -101,6 +102,41 @@ def test_old_rotary_buffers_are_ignored(checkpoint: Path) -> None:
     load(checkpoint)
 
 
+def test_layers_prepare_their_weights_once_they_are_there(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate that packs its weights runs in a served model as it did before the judge."""
+    packed: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        Linear, "process_weights_after_loading", lambda self: packed.append(self.weight.t().contiguous()), raising=False
+    )
+    model = load(checkpoint)
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    assert len(packed) == len(linears) > 0
+    assert all(torch.equal(one, linear.weight.t()) for one, linear in zip(packed, linears, strict=True))
+    rewrite(checkpoint, {Q0: None})
+    with pytest.raises(CheckpointError, match="1 missing"):
+        load(checkpoint)
+    assert len(packed) == len(linears)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool])
+def test_integers_are_not_taken_for_weights(checkpoint: Path, dtype: torch.dtype) -> None:
+    rewrite(checkpoint, {Q0: torch.ones(64, 64, dtype=dtype)})
+    with pytest.raises(CheckpointError, match=rf"1 retyped: {Q0} {str(dtype)[6:]} instead of float32"):
+        load(checkpoint)
+    rewrite(checkpoint, {Q0: torch.ones(64, 64, dtype=torch.bfloat16)})
+    load(checkpoint)
+
+
+def test_of_tied_tensors_that_differ_the_embedding_counts(checkpoint: Path) -> None:
+    stored = load_file(checkpoint / "model.safetensors")
+    embedding, head = (stored[name] for name in ("model.embed_tokens.weight", "lm_head.weight"))
+    assert not torch.equal(embedding, head)
+    for names in (("model.embed_tokens.weight", "lm_head.weight"), ("lm_head.weight", "model.embed_tokens.weight")):
+        model = LlamaForCausalLM(LlamaConfig.tiny(tie_word_embeddings=True))
+        load_weights(model, [(n, stored[n]) for n in dict.fromkeys((*names, *stored))])
+        assert torch.equal(model.lm_head.weight, embedding)
+
+
 def test_tied_checkpoints_load_with_and_without_the_head(checkpoint: Path) -> None:
     with_head = load(checkpoint, tie_word_embeddings=True)
     rewrite(checkpoint, {"lm_head.weight": None})
@@ -151,6 +187,14 @@ def test_a_wrong_config_is_named(checkpoint: Path, config: str | None, message: 
     if config is not None:
         path.write_text(config)
     with pytest.raises(CheckpointError, match=message):
+        load(checkpoint)
+
+
+def test_one_architecture_may_stand_without_a_list(checkpoint: Path) -> None:
+    (checkpoint / "config.json").write_text(json.dumps({"architectures": "LlamaForCausalLM"}))
+    load(checkpoint)
+    (checkpoint / "config.json").write_text(json.dumps({"architectures": "BertModel"}))
+    with pytest.raises(CheckpointError, match="is of BertModel, not of LlamaForCausalLM"):
         load(checkpoint)
 
 

@@ -16,6 +16,7 @@ import torch
 from commands import called
 from torch import Tensor, nn
 
+from fastkernels import adversarial, loading
 from fastkernels.cache import CacheKind, CacheSpec
 from fastkernels.capture.case import Case
 from fastkernels.capture.digest import case_digest
@@ -30,10 +31,14 @@ from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import CaseFileError, UnknownNameError, UnsupportedError, UsageError
 from fastkernels.op import Op
 from fastkernels.registry import ops
+from fastkernels.sets import resolve_set
 from fastkernels.spec import Compare, OpSpec, Role, TensorSpec
+from fastkernels.tasks.baseline.L1.linear import Linear
+from fastkernels.tasks.baseline.L1.mxfp4_moe import MXFP4MoE
 from fastkernels.tasks.baseline.L1.rms_norm import RMSNorm
 from fastkernels.workloads import Workload, find_workload
 
+TWINS = Path(adversarial.__file__).with_name("twins")
 WORKLOAD = Workload("mixture", num_requests=6, input_len=40, output_len=6)
 
 
@@ -269,6 +274,36 @@ def test_floats_over_the_budget_become_moments_and_integers_stay() -> None:
     assert outputs[0].isfinite().all()
 
 
+def test_bytes_of_quantised_weights_become_moments_too() -> None:
+    """Or the budget would not bound a case set of a checkpoint of MXFP4 experts: nearly all of it is bytes."""
+    with Recorder(budget_bytes=0) as recorder:
+        op = MXFP4MoE(4, 64, 96)
+        x, sorted_ids = torch.randn(2, 64), torch.tensor([0, 2, 1, 2], dtype=torch.int32)
+        op(x, sorted_ids, torch.tensor([0, 3], dtype=torch.int32), torch.tensor([4], dtype=torch.int32))
+    (case,) = recorder.cases
+    assert set(case.moments) == {"inputs.x", "params.weight_blocks", "params.weight_scales"}
+    drawn = CaseSet(recorder.cases)[0]
+    for name, param in op.named_parameters():
+        values = drawn.params[name]
+        assert (values.dtype, values.shape) == (torch.uint8, param.shape)
+        assert values.float().mean() == pytest.approx(float(param.float().mean()), rel=0.1)
+        assert values.max() <= param.max()
+    (y,) = call_op(build_op(drawn), drawn)
+    assert 0 < y.abs().max() < 100 * op(**drawn.inputs).abs().max()
+
+
+def test_a_weight_that_lies_where_another_lay_is_looked_at_anew() -> None:
+    """Memory of a model that is gone is the next one's."""
+    with Recorder(keep=2) as recorder:
+        memory = torch.full((8,), 2.0)
+        for factor in (2.0, 3.0):
+            op = RMSNorm(8)
+            op.weight = nn.Parameter(memory.fill_(factor))
+            op(torch.randn(3, 8))
+    assert [case.params["weight"].tolist() for case in recorder.cases] == [[2.0] * 8, [3.0] * 8]
+    assert [replay(case).digest for case in recorder.cases] == [case.outputs_digest for case in recorder.cases]
+
+
 def test_large_values_leave_room_for_small_ones() -> None:
     with Recorder(["rms_norm"], budget_bytes=100_000) as recorder:
         op = RMSNorm(8)
@@ -409,3 +444,20 @@ def test_capture_command_says_what_is_wrong(
     assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert not (tmp_path / "set" / TENSORS).exists()
+
+
+def test_capture_command_refuses_a_file_before_the_model_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set").write_text("")
+    done = called(capsys, "capture", "--model", "no-such-model", "--out", tmp_path / "set")
+    assert done.returncode == 2
+    assert "set is a file; name a folder" in done.stderr.replace("\n", "")
+
+
+def test_a_candidate_that_packs_its_weights_replays() -> None:
+    with Recorder() as recorder:
+        Linear(8, 6)(torch.randn(3, 8))
+    (case,) = recorder.cases
+    twin = loading.load_class(ops()["linear"], resolve_set(TWINS / "weight_packing"))
+    assert torch.allclose(replay(case, op_class=twin).outputs[0], replay(case).outputs[0], atol=1e-6)

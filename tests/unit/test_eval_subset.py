@@ -118,6 +118,21 @@ def test_a_digest_is_of_all_files_and_their_places(tmp_path: Path) -> None:
     assert folder_digest(tmp_path / "0") in digests
 
 
+def test_a_digest_is_of_what_links_lead_to(tmp_path: Path) -> None:
+    real, linked = tmp_path / "real", tmp_path / "linked"
+    for folder in (real, linked):
+        folder.mkdir()
+    (real / "rms_norm.py").write_text("x")
+    (linked / "L1").symlink_to(real)
+    before = folder_digest(linked)
+    (real / "rms_norm.py").write_text("y")
+    assert folder_digest(linked) != before
+    before = folder_digest(linked)
+    (real / "gone.py").symlink_to(tmp_path / "nowhere")
+    (real / "back").symlink_to(real)
+    assert folder_digest(linked) == before
+
+
 def test_a_set_that_is_another_on_this_host_is_refused(tmp_path: Path) -> None:
     copy = tmp_path / "sound"
     shutil.copytree(SETS / "sound", copy)

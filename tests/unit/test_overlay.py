@@ -239,6 +239,21 @@ result = {{r["op"]: [r["set"], r["status"]] for r in installed.report()}}
     assert result["llama_mlp"] == ["reference", "REPLACED"]
 
 
+def test_two_sets_that_adapt_one_op_are_refused_and_one_may_leave_it_alone(run: Run, tmp_path: Path) -> None:
+    none = put(tmp_path / "none", "adapt.py", "def adapt(op_class):\n    return None\n")
+    script = f"""
+try:
+    installed = overlay.install(sets)
+    from {B}.L1.rms_norm import RMSNorm
+    result = installed.report()[0]["set"]
+except UsageError as error:
+    result = str(error)
+"""
+    assert "Two sets replace rms_norm" in run(script, "reference", "torch_compile")
+    assert run(script, none, "reference") == "reference"
+    assert run(script, "reference", none) == "reference"
+
+
 def test_counting_neither_breaks_nor_recompiles_a_compiled_model(run: Run, tmp_path: Path) -> None:
     put(tmp_path, "L1/rms_norm.py", NORM)
     result = run(

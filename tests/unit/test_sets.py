@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import os
+import py_compile
 from pathlib import Path
 
 import pytest
@@ -79,10 +82,57 @@ def test_the_candidate_folder_may_be_named_by_the_environment(tmp_path: Path, mo
     assert [entry.name for entry in sets.resolve_set("candidate").ops()] == ["rms_norm"]
 
 
+def test_a_relative_candidate_folder_is_not_taken_for_a_shipped_set_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is told the path alone."""
+    make_set(tmp_path / "reference", rms_norm=NORM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTKERNELS_CANDIDATE_DIR", "reference")
+    path = sets.resolve_set("candidate").path
+    assert [entry.name for entry in sets.resolve_set(str(path)).ops()] == ["rms_norm"]
+
+
 def test_a_file_offers_only_the_classes_it_names(tmp_path: Path) -> None:
     (tmp_path / "L2").mkdir()
     (tmp_path / "L2" / "parallel_linear.py").write_text(HEAD + "class RowParallelLinear(Op): ...")
     assert [entry.name for entry in sets.resolve_set(tmp_path).ops()] == ["row_parallel_linear"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "try:\n    import torch\n    class ColumnParallelLinear(Op): ...\nexcept ImportError:\n    torch = None",
+        "ColumnParallelLinear, _other = RowParallelLinear, 1",
+        "from ._columns import *",
+    ],
+)
+def test_a_class_that_is_not_a_statement_of_its_own_is_offered_too(tmp_path: Path, more: str) -> None:
+    """One that is overlooked would leave the baseline in its place without a word."""
+    (tmp_path / "L2").mkdir()
+    (tmp_path / "L2" / "_columns.py").write_text(HEAD + "class ColumnParallelLinear(Op): ...")
+    text = HEAD + "class RowParallelLinear(Op):\n    class QKVParallelLinear: ...\n" + more
+    (tmp_path / "L2" / "parallel_linear.py").write_text(text)
+    names = [entry.name for entry in sets.resolve_set(tmp_path).ops()]
+    assert names == ["column_parallel_linear", "row_parallel_linear"]
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("silu_and_mul.py", r"silu_and_mul\.py would never be used there: its place is L1/silu_and_mul\.py"),
+        ("l2/llama_mlp.py", "l2 would never be used: the levels' folders are L1, L2, L3, L4"),
+        ("L5/llama_mlp.py", "L5 would never be used"),
+    ],
+)
+def test_a_file_that_would_never_be_used_is_refused(tmp_path: Path, place: str, says: str) -> None:
+    make_set(tmp_path, rms_norm="from ..rms_norm import RMSNorm")
+    (tmp_path / "rms_norm.py").write_text(NORM)  # a helper: the op has its file
+    assert [entry.name for entry in sets.resolve_set(tmp_path).ops()] == ["rms_norm"]
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("")
+    with pytest.raises(UsageError, match=says):
+        sets.resolve_set(tmp_path)
 
 
 def test_a_file_that_does_not_parse_offers_all_its_ops(tmp_path: Path) -> None:
@@ -95,21 +145,6 @@ def test_bytes_that_are_no_text_are_a_file_that_does_not_parse(tmp_path: Path) -
     (tmp_path / "L1" / "rms_norm.py").write_bytes(b"\xff\x00")
     assert "rms_norm" in {entry.name for entry in sets.resolve_set(tmp_path).ops()}
     assert "linear" not in {entry.name for entry in sets.resolve_set(tmp_path).ops()}
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (b"def adapt(", r"adapt\.py does not parse: '\(' was never closed"),
-        (b"\xff", r"adapt\.py does not parse"),
-        (b"LEVELS = 1", r"LEVELS is no literal of levels, as LEVELS = \(1, 2\)"),
-        (b"LEVELS = levels()", r"LEVELS is no literal"),
-    ],
-)
-def test_an_adapt_file_that_cannot_be_read_is_refused(tmp_path: Path, text: bytes, says: str) -> None:
-    (tmp_path / "adapt.py").write_bytes(text)
-    with pytest.raises(UsageError, match=says):
-        sets.resolve_set(tmp_path).ops()
 
 
 def test_select_keeps_the_named_ops_and_refuses_others(tmp_path: Path) -> None:
@@ -143,6 +178,25 @@ def test_files_of_a_set_may_import_its_helpers(tmp_path: Path) -> None:
     (tmp_path / "L1" / "_close.py").write_text("from .._shared import ANSWER")
     cls = load(tmp_path, "from ._close import ANSWER\n" + NORM.replace("return x", "return ANSWER"))
     assert cls(4)(None) == 42
+
+
+def test_byte_code_beside_a_helper_is_not_run(tmp_path: Path) -> None:
+    """It is in no digest and no report, and may be of another text than the one that is shown."""
+    helper, other = tmp_path / "L1" / "_close.py", tmp_path / "other.py"
+    helper.parent.mkdir()
+    helper.write_text("from ._parts.part import ANSWER")
+    (tmp_path / "L1" / "_parts").mkdir()
+    part = tmp_path / "L1" / "_parts" / "part.py"
+    part.write_text("ANSWER = 42")
+    other.write_text("ANSWER = 13")
+    for path in (helper, part):
+        cached = importlib.util.cache_from_source(str(path))
+        py_compile.compile(str(other), cached, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    cls = load(tmp_path, "from ._close import ANSWER\n" + NORM.replace("return x", "return ANSWER"))
+    assert cls(4)(None) == 42
+    py_compile.compile(str(other), str(tmp_path / "L1" / "_hidden.pyc"))
+    with pytest.raises(CandidateError, match=r"No module named '\w+\.L1\._hidden' with source text"):
+        load(tmp_path, "from ._hidden import ANSWER", "relu")
 
 
 def test_a_file_may_subclass_the_op_it_replaces(tmp_path: Path) -> None:
@@ -244,3 +298,65 @@ def test_adapt_derives_classes_and_its_failure_names_the_op(tmp_path: Path) -> N
 def test_a_helper_without_its_underscore_is_told_how_helpers_are_named(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"A helper's name begins with an underscore: _fused\.py\.$"):
         make_set(tmp_path, rms_norm=NORM, fused="")
+
+
+def test_a_source_digest_is_of_the_file_and_of_those_of_the_set_that_it_names(tmp_path: Path) -> None:
+    """Or a judgement would be kept, and lineage not see a change, when only a helper was edited."""
+    files = {
+        "L1/rms_norm.py": "from ._close import run\n" + NORM,
+        "L1/_close.py": "from .._shared.deep import load\nSOURCE = 'kernel.cu'\n",
+        "_shared/__init__.py": "",
+        "_shared/deep.py": "X = 1\n",
+        "L1/kernel.cu": "// 1\n",
+        "L1/relu.py": "# rms_norm is imported by nothing here\n",
+        "_unused.py": "",
+        "notes.md": "",
+    }
+    for place, text in files.items():
+        (tmp_path / place).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / place).write_text(text)
+    found, entries = sets.resolve_set(tmp_path), registry.ops()
+    before = {op: sets.source_digest(found, entries[op]) for op in ("rms_norm", "relu")}
+    assert before["relu"] == hashlib.sha256(files["L1/relu.py"].encode()).hexdigest()
+    changed = set()
+    for place, text in files.items():
+        (tmp_path / place).write_text(text + "# 2\n")
+        if sets.source_digest(found, entries["rms_norm"]) != before["rms_norm"]:
+            changed.add(place)
+        (tmp_path / place).write_text(text)
+    assert changed == {p for p in files if p not in ("L1/relu.py", "_unused.py", "notes.md")}
+    (tmp_path / "L1" / "_close.py").write_text("from .relu import ReLU\n")
+    with_other_op = sets.source_digest(found, entries["rms_norm"])
+    (tmp_path / "L1" / "relu.py").write_text("# 2\n")
+    assert sets.source_digest(found, entries["rms_norm"]) != with_other_op
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ("LEVELS = 1\ndef adapt(c): ...", UsageError, r"says 'LEVELS = 1'; write levels out, such as LEVELS = \(1, 2,"),
+        ("LEVELS = (1, 5)\ndef adapt(c): ...", UsageError, r"says 'LEVELS = \(1, 5\)'; write levels out"),
+        ("LEVELS = tuple(range(2))\ndef adapt(c): ...", UsageError, "write levels out"),
+        ("def adapt(", CandidateError, r"adapt\.py does not import.*SyntaxError"),
+        ("def adapt(c): return c(4)", CandidateError, r"RMSNorm is not a torch\.nn\.Module"),
+    ],
+)
+def test_a_mistake_in_adapt_is_named(tmp_path: Path, text: str, error: type[Exception], says: str) -> None:
+    (tmp_path / "adapt.py").write_text(text)
+    found = sets.resolve_set(tmp_path)
+    with pytest.raises(error, match=f"(?s){says}"):
+        loading.load_class(found.select(["rms_norm"]).ops()[0], found)
+
+
+def test_levels_may_be_annotated(tmp_path: Path) -> None:
+    (tmp_path / "adapt.py").write_text("LEVELS: tuple[int, ...] = (2,)\ndef adapt(c): ...")
+    assert {entry.level for entry in sets.resolve_set(tmp_path).ops()} == {2}
+
+
+def test_a_file_in_another_encoding_is_read_by_what_it_declares(tmp_path: Path) -> None:
+    (tmp_path / "L1").mkdir()
+    text = "# -*- coding: latin-1 -*-\n# \u00e9\n" + NORM
+    (tmp_path / "L1" / "rms_norm.py").write_bytes(text.encode("latin-1"))
+    found = sets.resolve_set(tmp_path)
+    (entry,) = found.ops()
+    assert loading.load_class(entry, found).__name__ == "RMSNorm"

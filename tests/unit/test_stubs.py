@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from fastkernels import registry
 from fastkernels.agents.stubs import stub_text, write_stubs
-from fastkernels.errors import UsageError
+from fastkernels.errors import EnvironmentProblem, UsageError
 from fastkernels.loading import load_class
 from fastkernels.sets import resolve_set
 
@@ -54,6 +55,8 @@ def test_a_stub_loads_builds_and_says_what_to_do(every_stub: Path, entry: regist
     assert inspect.signature(cls.forward) == inspect.signature(baseline.forward)
     built, twin = cls(**baseline.spec.examples[0]), baseline(**baseline.spec.examples[0])
     assert {n: p.shape for n, p in built.state_dict().items()} == {n: p.shape for n, p in twin.state_dict().items()}
+    runs = [{n for n, m in op.named_modules() if type(m).forward is not nn.Module.forward} for op in (built, twin)]
+    assert runs[0] == runs[1]  # a part that the stub copies is whole
     arguments = {name: None for name in inspect.signature(cls.forward).parameters if name != "self"}
     with pytest.raises(NotImplementedError, match=rf"{entry.class_name}\.forward has no kernel yet"):
         built.forward(**arguments)
@@ -87,3 +90,9 @@ def test_stubs_never_overwrite_and_then_write_nothing(tmp_path: Path) -> None:
         write_stubs(registry.find_ops("rms_norm") + registry.find_ops("silu_and_mul"), tmp_path)
     assert [path.name for path in mine.parent.iterdir()] == ["rms_norm.py"]
     assert mine.read_text() == "# mine\n"
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(EnvironmentProblem, match=r"mine cannot take the stub L1/rms_norm\.py: Not a directory"):
+        write_stubs(registry.find_ops("rms_norm"), tmp_path / "mine")

@@ -95,9 +95,12 @@ def test_plan_of_nothing_says_how_to_write_one(tmp_path: Path) -> None:
 
 
 def test_sweep_judges_all_and_resumes_what_is_missing_or_changed(tmp_path: Path) -> None:
-    """One file ends its process, which is its own verdict; then nothing is judged again until a file of the set
-    changes: any of its ops may import it."""
-    sweep, heard, before = sweep_of(a_set(tmp_path / "mine")), Heard(), _children()
+    """One file ends its process, which is its own verdict; then only what changed is judged again, a helper too."""
+    mine = write_set(
+        a_set(tmp_path / "mine"), "silu_and_mul", "from ._scale import SCALE\n" + SILU.replace("* up", "* up * SCALE")
+    )
+    (mine / "L1" / "_scale.py").write_text("SCALE = 1.0\n")
+    sweep, heard, before = sweep_of(mine), Heard(), _children()
     folder = start_run(sweep, tmp_path / "run")
     results = run_sweep(sweep, folder, heard.progress)
     assert heard.begun == ["rms_norm 1/3", "silu_and_mul 2/3", "store_kvcache 3/3"]
@@ -113,10 +116,11 @@ def test_sweep_judges_all_and_resumes_what_is_missing_or_changed(tmp_path: Path)
     heard = Heard()
     assert run_sweep(sweep, RunFolder(folder.path), heard.progress)["ops"] == results["ops"]
     assert heard.ended == []
-    write_set(tmp_path / "mine", "silu_and_mul", SILU.replace("* up", "* up * 1.1"))
+    (mine / "L1" / "_scale.py").write_text("SCALE = 1.1\n")
     (folder.path / "ops" / "mine--rms_norm.json").unlink()
     again = run_sweep(sweep_of(tmp_path / "mine"), RunFolder(folder.path), heard.progress)
-    assert heard.ended == ["rms_norm PASSED", "silu_and_mul INCORRECT_NUMERICAL", "store_kvcache RUNTIME_ERROR"]
+    assert heard.ended == ["rms_norm PASSED", "silu_and_mul INCORRECT_NUMERICAL"]
+    assert len({r["set_sha256"] for r in again["ops"]}) == 1
     assert [r["verdict"] for r in again["ops"]] == ["PASSED", "INCORRECT_NUMERICAL", "RUNTIME_ERROR"]
 
 

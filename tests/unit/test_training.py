@@ -14,6 +14,7 @@ import torch
 from fastkernels.engine.llm import LLM
 from fastkernels.errors import CheckpointError, EnvironmentProblem, UnknownNameError, UsageError
 from fastkernels.training import command
+from fastkernels.training.command import train_language
 from fastkernels.training.corpus import (
     SourceText,
     held_out_sources,
@@ -238,3 +239,8 @@ def test_an_example_leaves_a_checkpoint_and_its_record(
     assert record["num_steps"] == 1
     assert record["command"] == " ".join(["python", f"examples/{example}", *words, "--steps 1 --device cpu"])
     assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_no_steps_are_refused_and_not_taken_for_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least 1 step and more than 0 minutes, got 0"):
+        train_language("trained-llama", tmp_path, steps=0)
