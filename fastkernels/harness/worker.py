@@ -29,6 +29,7 @@ from fastkernels.harness.control import HELD_ANSWERS, Bell, Word
 from fastkernels.harness.cuda_device import CudaDevice
 from fastkernels.harness.device import CpuDevice
 from fastkernels.harness.launched import names_of_call
+from fastkernels.op import prepare_weights
 from fastkernels.overlay import load_class, resolve_set
 from fastkernels.registry import ops
 
@@ -89,9 +90,7 @@ class Worker:
         self.module.load_state_dict(values, strict=True)
         self.module.to(self.device.torch_device)
         started = time.perf_counter()
-        prepare = getattr(self.module, "process_weights_after_loading", None)
-        if prepare is not None:
-            prepare()
+        prepare_weights(self.module)
         self.device.synchronize()
         return {"ok": True, "setup_seconds": time.perf_counter() - started, "memory_bytes": self.device.memory_bytes()}
 

@@ -31,7 +31,7 @@ from fastkernels.harness.judge import Judge, JudgeConfig
 from fastkernels.harness.records import OpRecord
 from fastkernels.harness.verdict import Verdict
 from fastkernels.registry import find_ops, ops
-from fastkernels.sets import resolve_set
+from fastkernels.sets import resolve_set, source_digest
 
 CONFIG = JudgeConfig(num_shapes=1, is_timed=False)
 SILU = """
@@ -132,20 +132,31 @@ class _JudgeOfAll:
     def __init__(self, *given: Any) -> None: ...
 
     def source_sha256(self, entry: Any, implementations: Any) -> str:
-        return "0" * 64
+        return source_digest(implementations, entry)
 
     def judge(self, entry: Any, implementations: Any, cases: Any) -> OpRecord:
-        return record(entry.name, implementations.name)
+        made = record(entry.name, implementations.name)
+        made.source_sha256 = self.source_sha256(entry, implementations)
+        return made
 
 
-def test_op_is_judged_again_when_a_helper_of_its_set_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_op_is_judged_again_when_a_helper_that_it_names_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else of the set changed: all that is kept holds for the set as it is."""
     monkeypatch.setattr("fastkernels.bench.sweep.Nursery", lambda *given: contextlib.nullcontext())
     monkeypatch.setattr("fastkernels.bench.sweep.Judge", _JudgeOfAll)
-    sets = [write_set(tmp_path / name, "rms_norm", RIGHT) for name in ("mine", "other")]
+    sets = [write_set(tmp_path / name, "rms_norm", "from ._helper import A\n" + RIGHT) for name in ("mine", "other")]
+    (sets[1] / "L1" / "_helper.py").write_text("A = 1")
     folder = start_run(sweep_of(sets[1]), tmp_path / "run")
     run_sweep(sweep_of(sets[1]), folder, Progress())
-    for text, ended in (("A = 1", 1), ("A = 1", 0), ("A = 2", 1)):
-        (sets[0] / "L1" / "_helper.py").write_text(text)
+    for name, text, ended in (
+        ("_helper", "A = 1", 1),
+        ("_helper", "A = 1", 0),
+        ("_helper", "A = 2", 1),
+        ("_unused", "A = 1", 0),
+    ):
+        (sets[0] / "L1" / f"{name}.py").write_text(text)
         heard = Heard()
         results = run_sweep(sweep_of(sets[0]), folder, heard.progress)
         assert heard.ended == ["rms_norm PASSED"] * ended
