@@ -98,7 +98,8 @@ def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, 
                 progress.begins(item, number, len(sweep.items))
                 digest = digests[implementations.name]
                 if kept := done.get((implementations.name, entry.name, judge.source_sha256(*item))):
-                    folder.keep({**kept, "set_sha256": digest})  # none of the files that it names has changed
+                    if kept.get("set_sha256") != digest:  # by a file that this op does not name
+                        folder.keep({**kept, "set_sha256": digest})
                     continue
                 chosen = cases_of(sweep.cases, entry)
                 record = judge.judge(entry, implementations, chosen)

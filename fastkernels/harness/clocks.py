@@ -22,8 +22,8 @@ took 85 us more than the baseline on an H200, another 167 us less (its events sa
 and 521 us warm (benchmarks/results/h200/llama_ops.json)."""
 SHARE_ALLOWED = 0.05
 SETTLE_SHARE = 0.5
-"""Of the baseline's promptest answers, on a CPU: two honest threads that end after they were joined took 6 to 10 us
-where an answer takes 60, and 27 on a slower machine. Nobody gains by it: what is late is charged (`late_ns`)."""
+"""Of the baseline's promptest answers, on a CPU: honest threads end after they were joined, the later the slower the
+machine is, and so are its answers. Nobody gains by it: what is late is charged (`late_ns`)."""
 _LEAST_SAMPLES = 16
 
 
