@@ -61,8 +61,11 @@ def _mamba_chunk_scan_kernel(
         is_row = row < end
         step = tl.load(dt_ptr + row * dt_stride + head, mask=is_row, other=0.0).to(tl.float32) + bias
         step = tl.where(is_row, tl.minimum(tl.maximum(softplus(step), dt_min), dt_max), 0.0)
-        total = tl.cumsum(step * rate, axis=0)
-        last = tl.sum(step * rate, axis=0)
+        # Of large sums fp32 holds no small differences, so that sums are made in fp64 and kept as two numbers.
+        sums = tl.cumsum((step * rate).to(tl.float64), axis=0)
+        end_sum = tl.sum((step * rate).to(tl.float64), axis=0)
+        total, last, left = sums.to(tl.float32), end_sum.to(tl.float32), (end_sum - sums).to(tl.float32)
+        low = (sums - total).to(tl.float32)
         x_at = x_ptr + row[:, None] * x_stride + head * x_head_stride + p[None, :]
         x = tl.load(x_at, mask=is_row[:, None] & is_p[None, :], other=0.0).to(tl.float32)
         b_at = b_ptr + row[:, None] * b_stride + group * b_group_stride + n[None, :]
@@ -70,13 +73,13 @@ def _mamba_chunk_scan_kernel(
         c_at = c_ptr + row[:, None] * c_stride + group * c_group_stride + n[None, :]
         c = tl.load(c_at, mask=is_row[:, None] & is_n[None, :], other=0.0)
         # Above the diagonal the difference is positive and might overflow.
-        apart = tl.where(rows[:, None] >= rows[None, :], total[:, None] - total[None, :], float("-inf"))
-        pairs = dot(c, tl.trans(b), IS_EXACT) * tl.exp(apart)
-        value = step[:, None] * x
-        y = dot(pairs, value, IS_EXACT) + tl.exp(total)[:, None] * dot(c, state, IS_EXACT) + skip * x
+        apart = (total[:, None] - total[None, :]) + (low[:, None] - low[None, :])
+        apart = tl.where(rows[:, None] >= rows[None, :], apart, float("-inf"))
+        pairs = dot(c, tl.trans(b), IS_EXACT) * tl.exp(apart) * step[None, :]
+        y = dot(pairs, x, IS_EXACT) + tl.exp(total)[:, None] * dot(c, state, IS_EXACT) + skip * x
         y_at = y_ptr + (row[:, None] * num_heads + head) * head_dim + p[None, :]
         tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=is_row[:, None] & is_p[None, :])
-        rest = tl.exp(last - total)[:, None] * value
+        rest = (tl.exp(left) * step)[:, None] * x
         state = tl.exp(last) * state + dot(tl.trans(b), rest, IS_EXACT)
     tl.store(place, state, mask=is_state)
 

@@ -56,7 +56,7 @@ def test_every_case_replays_bit_for_bit(dtype: str) -> None:
 
 def test_capture_changes_no_token() -> None:
     _, _, outputs = capture("tiny-llama", WORKLOAD, device="cuda", max_num_batched_tokens=64)
-    llm = LLM("tiny-llama", device="cuda", max_num_batched_tokens=64)
+    llm = LLM("tiny-llama", device="cuda", num_pages=64, max_num_batched_tokens=64)
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
     plain = llm.generate(WORKLOAD.token_ids(llm.tokenizer), params)
     assert [o.outputs[0].token_ids for o in outputs] == [o.outputs[0].token_ids for o in plain]

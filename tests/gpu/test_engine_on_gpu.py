@@ -71,6 +71,7 @@ def test_every_graph_is_captured_before_the_first_request_when_asked() -> None:
     assert llm.core.stats().num_compilations == captured
 
 
+@pytest.mark.slow
 def test_pool_takes_most_of_what_is_free() -> None:
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()

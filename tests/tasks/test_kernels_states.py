@@ -156,6 +156,17 @@ def test_mamba_chunk_scan_equals_the_recurrence(shape: Shape, batch: str, dtype:
     check(MambaChunkScan(64, limit), mamba_chunk_scan, given, "ssm_states", limit)
 
 
+def test_mamba_chunk_scan_knows_small_decays_behind_a_large_one() -> None:
+    """Of sums near 3,000 fp32 holds differences to 1e-4 alone."""
+    where, limit = places("about a chunk"), (0.0, float("inf"))
+    arguments = mamba(int(where["query_start_loc"][-1]), (4, 2), (16, 32), torch.float32)
+    arguments["dt"] = torch.where(torch.arange(arguments["dt"].shape[0])[:, None] % 8 == 1, 3000.0, -4.0).expand(-1, 4)
+    arguments["A_log"] = torch.zeros(4)
+    states = pool(where, 4, 16, 32, dtype=torch.float32)
+    given = {**arguments, "ssm_states": states, **where, "max_query_len": 0}
+    check(MambaChunkScan(64, limit), mamba_chunk_scan, given, "ssm_states", limit)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "sizes"), SIZES)
 def test_selective_state_update_equals_its_definition(
