@@ -13,7 +13,7 @@ from fastkernels.kernels.backend import (
     triton,
     wait_for_dependencies,
 )
-from fastkernels.kernels.mamba_chunk_scan import dot
+from fastkernels.kernels.mamba_chunk_scan import decays_between, dot, sum_decays
 
 _CHUNK = 32
 """The triangular system of a chunk is solved row by row, in as many steps."""
@@ -48,14 +48,12 @@ def _chunk_gated_delta_rule_kernel(
         is_row = row < end
         g = tl.load(g_ptr + row * g_stride + head, mask=is_row, other=0.0)
         beta = tl.load(beta_ptr + row * beta_stride + head, mask=is_row, other=0.0)
-        total, last = tl.cumsum(g, axis=0), tl.sum(g, axis=0)
+        total, low, last, left = sum_decays(g)
         is_key, is_value = is_row[:, None] & is_k[None, :], is_row[:, None] & is_v[None, :]
         q = tl.load(q_ptr + row[:, None] * q_stride + key_head * q_head_stride + i[None, :], mask=is_key, other=0.0)
         k = tl.load(k_ptr + row[:, None] * k_stride + key_head * k_head_stride + i[None, :], mask=is_key, other=0.0)
         v = tl.load(v_ptr + row[:, None] * v_stride + head * v_head_stride + j[None, :], mask=is_value, other=0.0)
-        # Above the diagonal the difference is positive and might overflow.
-        apart = tl.where(rows[:, None] >= rows[None, :], total[:, None] - total[None, :], float("-inf"))
-        pairs = tl.exp(apart)
+        pairs = decays_between(total, low, rows)
         system = tl.where(rows[:, None] > rows[None, :], dot(k, tl.trans(k), IS_EXACT) * pairs, 0.0) * beta[:, None]
         # inverse = (1 + system)^-1, a row after those above it.
         inverse = tl.where(rows[:, None] == rows[None, :], 1.0, 0.0)
@@ -69,7 +67,7 @@ def _chunk_gated_delta_rule_kernel(
         o += dot(dot(q, tl.trans(k), IS_EXACT) * pairs, new, IS_EXACT)
         o_at = o_ptr + (row[:, None] * num_heads + head) * value_dim + j[None, :]
         tl.store(o_at, (o * scale).to(o_ptr.dtype.element_ty), mask=is_value)
-        rest = tl.exp(last - total)[:, None] * new
+        rest = tl.exp(left)[:, None] * new
         state = tl.exp(last) * state + dot(tl.trans(k), rest, IS_EXACT)
     tl.store(place, state, mask=is_state)
 

@@ -34,6 +34,24 @@ def dot(a, b, IS_EXACT: tl.constexpr):
 
 
 @triton.jit
+def sum_decays(decay):
+    """Of a chunk's logarithms of decays: sums up to each row and what fp32 drops of them, of all, and behind each row.
+
+    They are made in fp64: of large sums fp32 holds no small differences.
+    """
+    sums, end = tl.cumsum(decay.to(tl.float64), axis=0), tl.sum(decay.to(tl.float64), axis=0)
+    total = sums.to(tl.float32)
+    return total, (sums - total).to(tl.float32), end.to(tl.float32), (end - sums).to(tl.float32)
+
+
+@triton.jit
+def decays_between(total, low, rows):
+    """By row what is left of each row up to it; 0 above the diagonal, where the difference might overflow."""
+    apart = (total[:, None] - total[None, :]) + (low[:, None] - low[None, :])
+    return tl.exp(tl.where(rows[:, None] >= rows[None, :], apart, float("-inf")))
+
+
+@triton.jit
 def _mamba_chunk_scan_kernel(
     x_ptr, dt_ptr, a_log_ptr, b_ptr, c_ptr, d_ptr, dt_bias_ptr, states_ptr, starts_ptr, slots_ptr, holds_ptr, y_ptr,
     x_stride, x_head_stride, dt_stride, b_stride, b_group_stride, c_stride, c_group_stride, slot_stride,
@@ -61,21 +79,14 @@ def _mamba_chunk_scan_kernel(
         is_row = row < end
         step = tl.load(dt_ptr + row * dt_stride + head, mask=is_row, other=0.0).to(tl.float32) + bias
         step = tl.where(is_row, tl.minimum(tl.maximum(softplus(step), dt_min), dt_max), 0.0)
-        # Of large sums fp32 holds no small differences, so that sums are made in fp64 and kept as two numbers.
-        sums = tl.cumsum((step * rate).to(tl.float64), axis=0)
-        end_sum = tl.sum((step * rate).to(tl.float64), axis=0)
-        total, last, left = sums.to(tl.float32), end_sum.to(tl.float32), (end_sum - sums).to(tl.float32)
-        low = (sums - total).to(tl.float32)
+        total, low, last, left = sum_decays(step * rate)
         x_at = x_ptr + row[:, None] * x_stride + head * x_head_stride + p[None, :]
         x = tl.load(x_at, mask=is_row[:, None] & is_p[None, :], other=0.0).to(tl.float32)
         b_at = b_ptr + row[:, None] * b_stride + group * b_group_stride + n[None, :]
         b = tl.load(b_at, mask=is_row[:, None] & is_n[None, :], other=0.0)
         c_at = c_ptr + row[:, None] * c_stride + group * c_group_stride + n[None, :]
         c = tl.load(c_at, mask=is_row[:, None] & is_n[None, :], other=0.0)
-        # Above the diagonal the difference is positive and might overflow.
-        apart = (total[:, None] - total[None, :]) + (low[:, None] - low[None, :])
-        apart = tl.where(rows[:, None] >= rows[None, :], apart, float("-inf"))
-        pairs = dot(c, tl.trans(b), IS_EXACT) * tl.exp(apart) * step[None, :]
+        pairs = dot(c, tl.trans(b), IS_EXACT) * decays_between(total, low, rows) * step[None, :]
         y = dot(pairs, x, IS_EXACT) + tl.exp(total)[:, None] * dot(c, state, IS_EXACT) + skip * x
         y_at = y_ptr + (row[:, None] * num_heads + head) * head_dim + p[None, :]
         tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=is_row[:, None] & is_p[None, :])

@@ -196,6 +196,14 @@ def test_chunk_gated_delta_rule_equals_the_recurrence(shape: Shape, batch: str, 
     check(ChunkGatedDeltaRule(), chunk_gated_delta_rule, given, "states")
 
 
+def test_chunk_gated_delta_rule_knows_small_decays_behind_a_large_one() -> None:
+    where = places("about a chunk")
+    arguments = delta(int(where["query_start_loc"][-1]), (2, 1), (16, 16), torch.float32)
+    arguments["g"] = torch.where(torch.arange(len(arguments["g"]))[:, None] % 8 == 1, -3000.0, arguments["g"])
+    given = {**arguments, "states": pool(where, 2, 16, 16, dtype=torch.float32), **where, "max_query_len": 0}
+    check(ChunkGatedDeltaRule(), chunk_gated_delta_rule, given, "states")
+
+
 def test_equal_keys_that_never_decay_do_not_blow_up() -> None:
     """The triangular system is then all ones: powers of it would not fit into float32."""
     where = places("about a chunk")
