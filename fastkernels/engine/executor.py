@@ -278,6 +278,7 @@ class ModelExecutor:
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
 
     def close(self) -> None:
+        self.runner.close()
         if self.overlay is not None:
             self.overlay.remove()
 

@@ -99,6 +99,12 @@ class GraphPool:
         results = (captured.logits, captured.greedy_ids, captured.rows, captured.positions)
         return Replayed(*(t[:num] for t in results))
 
+    def close(self) -> None:
+        """Destroy the graphs."""
+        for captured in self.captured.values():
+            captured.graph.reset()
+        self.captured.clear()
+
     def _get(self, size: int) -> _Captured:
         if size not in self.captured:
             self.captured[size] = self._capture(size)
@@ -136,7 +142,8 @@ class GraphPool:
         with step_graph(self._counters):
             forward()  # compiles what is compiled at first use: a capture must not
             torch.cuda.synchronize()
-            graph.capture_begin(pool=self._pool)
+            # NCCL and the server have threads of their own, whose CUDA calls must not end the capture.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 logits, likeliest = forward()
             finally:

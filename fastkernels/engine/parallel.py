@@ -18,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,7 @@ from fastkernels.engine.executor import ModelExecutor
 from fastkernels.engine.outputs import EngineRequest
 from fastkernels.engine.step import ModelFacts, Runner, Step
 from fastkernels.engine.structured import GrammarError
-from fastkernels.errors import EnvironmentProblem, FastKernelsError, UsageError
+from fastkernels.errors import EXIT_NOT_PASSED, EXIT_OK, EnvironmentProblem, FastKernelsError, UsageError
 
 _PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 10
@@ -103,15 +104,16 @@ class ParallelExecutor:
             return
         self._is_closed = True
         atexit.unregister(self.close)
-        for rank in self._ranks:
-            rank.stop()
-        if dist.is_initialized():
-            with contextlib.suppress(RuntimeError):
-                dist.destroy_process_group()
-        shutil.rmtree(self._folder, ignore_errors=True)
         own = getattr(self, "_own", None)
         if own is not None:
             own.close()
+        for rank in self._ranks:
+            rank.tell_to_stop()
+        leaving = _leaving_group()  # beside the others: NCCL's ranks leave together
+        for rank in self._ranks:
+            rank.wait_or_kill()
+        _see_group_left(leaving)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class _ToldRunner:
@@ -184,10 +186,12 @@ class _Rank:
         if said != "ready":
             raise RankError(f"Rank {self.rank} did not start: {said}")
 
-    def stop(self) -> None:
+    def tell_to_stop(self) -> None:
         self._is_ending = True
         with contextlib.suppress(OSError):
             self._connection.send_bytes(pickle.dumps(("stop",)))
+
+    def wait_or_kill(self) -> None:
         try:
             self.process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -205,8 +209,7 @@ class _Rank:
         """A rank that is gone leaves the others waiting in a collective: end what waits."""
         self.process.wait()
         if not self._is_ending and dist.is_initialized():
-            with contextlib.suppress(Exception):
-                dist.distributed_c10d._abort_process_group()
+            _abort_group()
 
 
 def join_group(config: EngineConfig, rank: int, folder: str) -> None:
@@ -222,6 +225,32 @@ def join_group(config: EngineConfig, rank: int, folder: str) -> None:
         world_size=config.tensor_parallel_size,
         device_id=device,
     )
+
+
+def _leaving_group() -> threading.Thread:
+    """A thread that leaves the process group: NCCL waits there for its other ranks, and for every CUDA graph that holds
+    one of its collectives, without an end."""
+
+    def leave() -> None:
+        with contextlib.suppress(RuntimeError, ValueError):  # it was taken away, or another rank is gone
+            dist.destroy_process_group()
+
+    thread = threading.Thread(target=leave if dist.is_initialized() else lambda: None, daemon=True)
+    thread.start()
+    return thread
+
+
+def _see_group_left(leaving: threading.Thread) -> None:
+    leaving.join(_STOP_SECONDS)
+    if leaving.is_alive():
+        aborting = threading.Thread(target=_abort_group, daemon=True)
+        aborting.start()
+        aborting.join(_STOP_SECONDS)
+
+
+def _abort_group() -> None:
+    with contextlib.suppress(Exception):
+        dist.distributed_c10d._abort_process_group()
 
 
 def _is_cuda(config: EngineConfig) -> bool:
@@ -261,8 +290,21 @@ def serve_rank(descriptor: int) -> None:
                 connection.send([{**line, "rank": rank} for line in executor.kernels()])
             else:
                 break
-    dist.destroy_process_group()
+    executor.close()
+    _see_group_left(_leaving_group())
+
+
+def main(descriptor: int) -> NoReturn:
+    """Serve, then end at once: an interpreter that shuts down waits for what NCCL still does."""
+    code = EXIT_NOT_PASSED
+    try:
+        serve_rank(descriptor)
+        code = EXIT_OK
+    except Exception:
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    serve_rank(int(sys.argv[1]))
+    main(int(sys.argv[1]))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -85,6 +86,42 @@ def test_close_leaves_no_process_and_no_file(tmp_path: Path, monkeypatch: pytest
     llm.close()
     assert not [child for child in children if child.is_running()]
     assert not list(tmp_path.iterdir())
+    assert not dist.is_initialized()
+
+
+def test_group_that_cannot_be_left_does_not_hold_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL waits for ranks that are gone, and for graphs that hold its collectives; its abort may wait, too."""
+    llm = make_llm(2)
+    (child,) = ranks_of(psutil.Process())
+    leave, may_leave, ended = dist.destroy_process_group, threading.Event(), threading.Event()
+
+    def wait_and_leave() -> None:
+        may_leave.wait(60)
+        leave()
+        ended.set()
+
+    monkeypatch.setattr(dist, "destroy_process_group", wait_and_leave)
+    monkeypatch.setattr(parallel, "_abort_group", lambda: may_leave.wait(60))
+    monkeypatch.setattr(parallel, "_STOP_SECONDS", 0.5)
+    started = time.monotonic()
+    llm.close()
+    assert time.monotonic() - started < 10
+    assert not child.is_running()
+    may_leave.set()
+    assert ended.wait(20)
+    assert not dist.is_initialized()
+
+
+def test_graphs_are_gone_before_the_group_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = make_llm(2)
+    executor = llm.core.executor
+    assert isinstance(executor, parallel.ParallelExecutor)
+    seen: list[str] = []
+    leave = dist.destroy_process_group
+    monkeypatch.setattr(executor._own.runner, "close", lambda: seen.append("graphs"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: (seen.append("group"), leave()))
+    llm.close()
+    assert seen == ["graphs", "group"]
     assert not dist.is_initialized()
 
 

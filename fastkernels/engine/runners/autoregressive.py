@@ -82,6 +82,11 @@ class AutoregressiveRunner:
     def accept(self, row: int, token: int) -> None:
         self.sampler.accept(row, token)
 
+    def close(self) -> None:
+        """Give the graphs back: while one is there that holds a collective, NCCL does not let a rank leave."""
+        if self.graphs is not None:
+            self.graphs.close()
+
     def _run(self, inputs: StepInputs) -> AutoregressiveStep:
         size = self.graphs.size_for(inputs) if self.graphs is not None else None
         if size is not None:
