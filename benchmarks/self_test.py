@@ -20,18 +20,23 @@ from fastkernels.adversarial.self_test import Result, summary
 from fastkernels.cli.self_test import self_test
 
 
+_FACTS = ("created", "environment", "seconds", "summary")
+
+
 def merge(parts: list[Path]) -> dict[str, Any]:
-    """The last result of every entry."""
+    """The last result of every entry; a part may be a merged file."""
     runs: list[dict[str, Any]] = []
     results: dict[str, dict[str, Any]] = {}
     superseded: list[dict[str, Any]] = []
-    for number, part in enumerate(parts):
-        run = json.loads(part.read_text())
-        runs.append({key: run[key] for key in ("created", "environment", "seconds", "summary")})
-        for result in run["results"]:
+    for part in parts:
+        given = json.loads(part.read_text())
+        first = len(runs)
+        superseded += [{**result, "run": first + result["run"]} for result in given.get("superseded", ())]
+        runs += [{key: run[key] for key in _FACTS} for run in given.get("runs", (given,))]
+        for result in given["results"]:
             if (before := results.pop(result["name"], None)) is not None:
                 superseded.append(before)
-            results[result["name"]] = {**result, "run": number}
+            results[result["name"]] = {**result, "run": first + result.get("run", 0)}
     fields = {field.name for field in dataclasses.fields(Result)}
     last = [Result(**{k: v for k, v in result.items() if k in fields}) for result in results.values()]
     return {

@@ -33,10 +33,11 @@ _FIRST_LOOK = """
 ## First look on an H200
 
 Of `benchmarks/results/h200/first_look`, whose files say in "note" how each was measured and what to hold against it.
-The library runs as it is, not compiled; the ratio is its time over ours, with the 95 % interval over a few rounds.
+The library's faster mode is the one beside; but for the files of the folder `compiled` it runs as it is alone. The
+ratio is its time over ours, with the 95 % interval over a few rounds.
 
-| architecture | load | at once | ours, ms | library, ms | ratio |
-|---|---|---|---|---|---|
+| architecture | load | at once | ours, ms | library, ms | its mode | ratio | layers |
+|---|---|---|---|---|---|---|---|
 """
 _COUNTS = """
 ## Ops by level
@@ -106,16 +107,23 @@ def _first_look(architecture: Architecture) -> str:
     folder = RESULTS / "h200"
     if any((folder / f"{architecture.name}{end}.json").is_file() for end in ("", "_vs_vllm")):
         return ""
+    files = [folder / "first_look" / part / f"{architecture.name}.json" for part in ("", "compiled")]
+    return "".join(line for file in files for line in _looked_at(architecture, _read(file)))
+
+
+def _looked_at(architecture: Architecture, record: dict[str, Any]) -> list[str]:
     lines = []
-    for b in _read(folder / "first_look" / f"{architecture.name}.json").get("batches", []):
+    layers = "".join(_layers(**record.get("layers", {}))).removesuffix(" layers")
+    for b in record.get("batches", []):
         if not b.get("ratios"):
             continue
         best = min(b["ratios"], key=lambda mode: b["ratios"][mode]["ratio"])
         ratio = b["ratios"][best]
         times = (f"{b['ms'][side]:.2f}" for side in ("ours", best))
         interval = f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
-        lines.append(" | ".join((_title(architecture), b["load"], str(b["batch"]), *times, interval)))
-    return "".join(f"| {line} |\n" for line in lines)
+        mode = best.removeprefix("library").strip("_") or "as it is"
+        lines.append(" | ".join((_title(architecture), b["load"], str(b["batch"]), *times, mode, interval, layers)))
+    return [f"| {line} |\n" for line in lines]
 
 
 def _range(ratios: list[float]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastkernels.oracles.oracle import Answer, Load, Oracle, Request, With, compiled, prompts
 
-_FIRST = "first token"
+FIRST = "first token"
 
 
 class LanguageOracle(Oracle):
@@ -21,7 +21,7 @@ class LanguageOracle(Oracle):
     library compiled and with a static cache where it can.
     """
 
-    loads: ClassVar[tuple[Load, ...]] = (Load(_FIRST, (8,), is_whole=True), Load("64 tokens", (1, 8), is_whole=True))
+    loads: ClassVar[tuple[Load, ...]] = (Load(FIRST, (8,), is_whole=True), Load("64 tokens", (1, 8), is_whole=True))
     input_len: ClassVar[int] = 512
     output_len: ClassVar[int] = 64
 
@@ -36,7 +36,7 @@ class LanguageOracle(Oracle):
 
     def load(self, sizes: Mapping[str, Any], num: int, name: str) -> list[Request]:
         input_len, output_len = self.lengths(sizes)
-        num_made = 1 if name == _FIRST else output_len
+        num_made = 1 if name == FIRST else output_len
         texts = prompts([input_len] * num, sizes["vocab_size"])
         return [{"prompt_token_ids": ids, "max_tokens": num_made} for ids in texts]
 

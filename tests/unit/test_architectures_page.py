@@ -101,8 +101,13 @@ def test_a_first_look_is_a_table_of_its_own_until_there_is_a_whole_measurement(p
     write(page, "first_look/dinov3", record(one, {"load": "high-res", "batch": 8, "error": "OutOfMemoryError"}))
     page.main()
     text = page.PAGE.read_text()
-    assert text.count("| default | 32 | 2.00 | 2.40 | 1.20 (1.19 to 1.21) |\n") == 1
+    assert text.count("| default | 32 | 2.00 | 2.40 | sparse | 1.20 (1.19 to 1.21) |  |\n") == 1
     assert "high-res" not in text
+    (page.RESULTS / "h200" / "first_look" / "compiled").mkdir()
+    two = {**measured("default", 1, library_compiled=1.1), "ms": {"ours": 2.0, "library_compiled": 2.2}}
+    write(page, "first_look/compiled/dinov3", record(two) | {"layers": {"measured": 4, "published": 40}})
+    page.main()
+    assert "| default | 1 | 2.00 | 2.20 | compiled | 1.10 (1.09 to 1.11) | 4 of 40 |\n" in page.PAGE.read_text()
     write(page, "dinov3", record(measured("default", 32, library=1.3)))
     page.main()
     assert "First look" not in page.PAGE.read_text()
