@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 
 from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.core import EngineCore
-from fastkernels.engine.multimodal import PromptLike, find_processor, read_prompt
+from fastkernels.engine.multimodal import ProcessedPrompt, PromptLike, find_processor, read_prompt
 from fastkernels.engine.output_processor import OutputProcessor
 from fastkernels.engine.outputs import RequestOutput
 from fastkernels.engine.sampling_params import SamplingParams
@@ -20,6 +22,9 @@ from fastkernels.sets import ImplementationSet
 
 Progress = Callable[[int, int], None]
 """Called after every step with the tokens made so far and the most that can come."""
+
+
+_MOST_READERS = 8
 
 
 class LLM:
@@ -67,8 +72,7 @@ class LLM:
         processor = self._processor
         names: list[str] = []
         try:
-            for i, (text, one) in enumerate(zip(texts, each, strict=True)):
-                prompt = read_prompt(text, self.tokenizer, self.processor)
+            for i, (prompt, one) in enumerate(zip(self._read(texts), each, strict=True)):
                 extras = (False, prompt.media, prompt.encoder_input)
                 for request in processor.add(str(i), prompt.text, prompt.token_ids, one, *extras):
                     self.core.add(request)
@@ -80,6 +84,14 @@ class LLM:
             self.core.abort(names)
             while self.core.has_unfinished:
                 self.core.step()
+
+    def _read(self, prompts: Sequence[PromptLike]) -> Iterator[ProcessedPrompt]:
+        """In their order. Pictures, videos and sounds take some ten milliseconds of a core each: several at once."""
+        if sum(isinstance(p, Mapping) and "multi_modal_data" in p for p in prompts) < 2:
+            yield from (read_prompt(p, self.tokenizer, self.processor) for p in prompts)
+            return
+        with ThreadPoolExecutor(min(_MOST_READERS, len(prompts), os.cpu_count() or 1)) as readers:
+            yield from readers.map(lambda p: read_prompt(p, self.tokenizer, self.processor), prompts)
 
     def close(self) -> None:
         """End what runs beside this process: the other ranks of a tensor-parallel engine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from fastkernels.engine.llm import LLM
-from fastkernels.engine.multimodal import Media, MediaItem, MediaPlanner, rope_positions
+from fastkernels.engine.multimodal import Media, MediaItem, MediaPlanner, ProcessedPrompt, rope_positions
 from fastkernels.engine.request import Request
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.engine.scheduler import ScheduledRow
@@ -173,6 +174,35 @@ def test_a_text_only_model_refuses_pictures() -> None:
     with pytest.raises(UnsupportedError, match=r"text only.*image"):
         llm.generate(prompt("hi", image=pixels(60, 60)), GREEDY)
     assert tokens(llm, [{"prompt": "hi"}]) == tokens(llm, ["hi"])
+
+
+class _Meeting:
+    """A processor whose calls wait for each other: one after another they would never end."""
+
+    modalities = ("image",)
+
+    def __init__(self, num: int) -> None:
+        self.barrier = threading.Barrier(num, timeout=20)
+
+    def __call__(self, prompt: Any, data: Any, add_special_tokens: bool = True) -> ProcessedPrompt:
+        self.barrier.wait()
+        if data["image"] == "broken":
+            raise UsageError("No picture.")
+        return ProcessedPrompt(tuple(prompt))
+
+
+def test_media_of_several_prompts_are_read_at_once_and_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = LLM("tiny-llama", device="cpu", num_pages=64)
+    prompts = [[1 + i] * (9 - i) for i in range(3)]
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    llm.processor = _Meeting(3)  # type: ignore[assignment]
+    given = [{"prompt_token_ids": ids, "multi_modal_data": {"image": "some"}} for ids in prompts]
+    outputs = llm.generate(given, SamplingParams(max_tokens=1, temperature=0))
+    assert [list(output.prompt_token_ids) for output in outputs] == prompts
+    given[1] = {"prompt_token_ids": prompts[1], "multi_modal_data": {"image": "broken"}}
+    with pytest.raises(UsageError, match="No picture"):
+        llm.generate(given, SamplingParams(max_tokens=1))
+    assert not llm.core.has_unfinished
 
 
 def test_a_prompt_longer_than_the_model_names_the_limit(plain: LLM) -> None:
