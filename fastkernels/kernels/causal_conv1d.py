@@ -89,7 +89,8 @@ def _causal_conv1d_update_kernel(
         total += kept.to(tl.float32) * tl.load(weight_ptr + cols * WIDTH + k, mask=is_col, other=0.0).to(tl.float32)
         if k > 0:
             tl.store(slot + (k - 1) * dim, kept, mask=is_col)
-    tl.store(slot + (WIDTH - 2) * dim, new, mask=is_col)
+    if WIDTH > 1:
+        tl.store(slot + (WIDTH - 2) * dim, new, mask=is_col)
     if HAS_BIAS:
         total += tl.load(bias_ptr + cols, mask=is_col, other=0.0).to(tl.float32)
     tl.store(y_ptr + seq * dim + cols, _activate(total, SILU).to(y_ptr.dtype.element_ty), mask=is_col)

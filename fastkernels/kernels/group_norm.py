@@ -41,8 +41,8 @@ def _moments_kernel(
     """Mean and sum of squared distances from it of one part of one group."""
     let_dependents_start(PDL)
     wait_for_dependencies(PDL)
-    part = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
     group = row % num_groups
     size = num_positions * group_channels
     base = x_ptr + (row // num_groups) * num_channels * num_positions
@@ -76,8 +76,8 @@ def _normalize_kernel(
 ):  # fmt: skip
     let_dependents_start(PDL)
     wait_for_dependencies(PDL)
-    part = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
     group = row % num_groups
     size = num_positions * group_channels
     parts = tl.arange(0, PARTS)
@@ -129,11 +129,11 @@ def group_norm(
     num_parts = triton.cdiv(size, part_size)
     means = torch.empty((2, rows, num_parts), dtype=torch.float32, device=x.device)
     sizes = (num_positions, group_channels, num_channels, num_groups, num_parts, part_size)
-    _moments_kernel[(num_parts, rows)](
+    _moments_kernel[(rows, num_parts)](
         x, means[0], means[1], *sizes, IS_CHANNELS_LAST=is_channels_last, BLOCK=_BLOCK, num_warps=4,
         **dependent_launch(x.device),
     )  # fmt: skip
-    _normalize_kernel[(num_parts, rows)](
+    _normalize_kernel[(rows, num_parts)](
         x, x if weight is None else weight, x if bias is None else bias, means[0], means[1], y, *sizes, eps,
         IS_AFFINE=weight is not None, HAS_SILU=has_silu, IS_CHANNELS_LAST=is_channels_last, BLOCK=_BLOCK,
         PARTS=triton.next_power_of_2(num_parts), num_warps=4, **dependent_launch(x.device),

@@ -85,6 +85,8 @@ def _reduce_blocks_kernel(
         scores = x / divisor
         if temperature > 0.0:
             scores += _gumbel(_row_state(seed_ptr, row), ids)
+        # A reduction over NaN may give the place of a padded lane. The likeliest token is the first NaN, as torch's.
+        scores = tl.where(scores == scores, scores, tl.where(temperature > 0.0, float("-inf"), float("inf")))
         best, place = tl.max(scores, axis=0, return_indices=True)
         tl.store(best_ptr + row * num_blocks + block, best)
         tl.store(best_id_ptr + row * num_blocks + block, block * BLOCK + place)
@@ -95,6 +97,12 @@ def _load_row(row_ptr, start, vocab_size, BLOCK: tl.constexpr):
     """(ids, logits) of a block of a row; 0.0 is added to turn -0.0, which equals it, into it."""
     ids = start + tl.arange(0, BLOCK)
     return ids, tl.load(row_ptr + ids, mask=ids < vocab_size, other=float("-inf")).to(tl.float32) + 0.0
+
+
+@triton.jit
+def _whole_key(found, KEY_BITS: tl.constexpr):
+    """The key of a logit of fewer bits than float32, of its leading bits: the others of a negative one's are ones."""
+    return tl.where((found >> 31) != 0, found, found | ((1 << (32 - KEY_BITS)) - 1))
 
 
 @triton.jit
@@ -124,6 +132,7 @@ def _row_threshold(
         digit += (tl.sum(reached_3, axis=0).to(tl.float64) >= target).to(tl.uint32)
         found += digit * step
         step = step >> 2
+    found = _whole_key(found, KEY_BITS)
     number = tl.zeros([BLOCK], dtype=tl.int32)
     mass = tl.zeros([BLOCK], dtype=tl.float32)
     weight_at = tl.zeros([BLOCK], dtype=tl.float32)
@@ -148,6 +157,7 @@ def _tile_threshold(keys, is_there, weights, target, BY_MASS: tl.constexpr, KEY_
         reached = tl.sum(tl.where(keys >= (found | bit), counted, 0.0), axis=0).to(tl.float64)
         found = tl.where(reached >= target, found | bit, found)
         bit = bit >> 1
+    found = _whole_key(found, KEY_BITS)
     number = tl.sum((is_there & (keys > found)).to(tl.int32), axis=0)
     mass = tl.sum(tl.where(keys > found, weights, 0.0), axis=0).to(tl.float64)
     return found, number, mass, tl.max(tl.where(keys == found, weights, 0.0), axis=0)

@@ -1,5 +1,7 @@
 """The sampling kernel against a full sort: run by test_kernels_interpreter.py, or with TRITON_INTERPRET=1."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -91,6 +93,28 @@ def test_sample_keeps_the_token_that_crosses_p_and_the_first_of_equals() -> None
     check([0.0] * 8, 0, 0.5, {0, 1, 2, 3})
     check([0.0] * 8, 6, 0.5, {0, 1, 2})
     check([-0.0, -1.0, 0.0, -0.0], 2, 1.0, {0, 2})
+
+
+@pytest.mark.parametrize(("dtype", "tile"), [(torch.bfloat16, 64), (torch.bfloat16, kernels.TILE), (torch.float16, 64)])
+def test_ties_at_a_negative_cut_are_ordered_by_id(dtype: torch.dtype, tile: int, monkeypatch: Any) -> None:
+    """A negative logit's key ends in ones where the dtype has fewer bits than the key."""
+    monkeypatch.setattr(kernels, "TILE", tile)
+    cuts = torch.tensor([[1, 1.0], [3, 1.0], [0, 0.02], [0, 0.3]])
+    logits = torch.full((len(cuts), 256), -8.0, dtype=dtype)
+    logits[:, 10 : 110 if tile == 64 else 20] = -3.0
+    for seed in range(2):
+        rows = (torch.ones(4), cuts[:, 0].int(), cuts[:, 1].contiguous(), torch.arange(4) + 31 * seed)
+        assert top_k_top_p_sample(logits, *rows).equal(definition(logits, *rows))
+
+
+def test_the_likeliest_of_a_row_with_nan_is_the_nan() -> None:
+    logits = torch.randn(3, 9001)
+    logits[0, 8500], logits[1, :], logits[2, 17] = float("nan"), float("nan"), float("nan")
+    rows = (torch.tensor([0.0, 0.0, 1.0]), torch.zeros(3).int(), torch.ones(3), torch.arange(3))
+    drawn = top_k_top_p_sample(logits, *rows)
+    assert drawn[:2].tolist() == [8500, 0]
+    assert 0 <= drawn[2] < 9001
+    assert drawn[2] != 17
 
 
 def test_sample_of_a_seed_does_not_depend_on_the_batch() -> None:

@@ -113,7 +113,9 @@ def test_causal_conv1d_equals_its_definition(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("dim", "width", "activation"), [(40, 4, "silu"), (259, 2, None), (7, 5, "silu")])
+@pytest.mark.parametrize(
+    ("dim", "width", "activation"), [(40, 4, "silu"), (259, 2, None), (7, 5, "silu"), (9, 1, None)]
+)
 def test_causal_conv1d_update_equals_its_definition(
     dim: int, width: int, activation: str | None, dtype: torch.dtype
 ) -> None:
