@@ -28,6 +28,12 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
+def tell_log(line: str) -> None:
+    """How far a run is, on stderr, where that is a log and shows no progress bar."""
+    if not error_console.is_terminal:
+        error_console.print(line, soft_wrap=True, markup=False)
+
+
 def stop(message: str, exit_code: int) -> SystemExit:
     """Say why a command ends; raise what this returns."""
     error_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)

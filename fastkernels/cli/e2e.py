@@ -22,7 +22,7 @@ from fastkernels.bench.e2e.scenario import EXAMPLES, Scenario
 from fastkernels.bench.e2e.serving import LoadPlan
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.bench.sweep import require_device
-from fastkernels.cli.common import console, error_console, print_json
+from fastkernels.cli.common import console, error_console, print_json, tell_log
 from fastkernels.cli.e2e_table import e2e_tables
 from fastkernels.errors import EXIT_NOT_PASSED, EXIT_OK, UsageError
 from fastkernels.report.publish import publish
@@ -132,8 +132,13 @@ def run_with_bar(run: E2ERun, folder: RunFolder) -> dict[str, Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), unit)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=error_console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
+
+        def stage(text: str) -> None:
+            tell_log(text)
+            bar.update(task, description=text, completed=0, total=None)
+
         watcher = Watcher(
-            stage=lambda text: bar.update(task, description=text, completed=0, total=None),
+            stage=stage,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
         return run_e2e(run, folder, watcher)

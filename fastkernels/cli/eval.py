@@ -15,7 +15,7 @@ from fastkernels.bench.eval.run import EvalRun, Watcher, not_passed, read_manife
 from fastkernels.bench.eval.scenario_file import find_scenario_set, scenario_sets
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.bench.sweep import require_device
-from fastkernels.cli.common import console, error_console, print_json
+from fastkernels.cli.common import console, error_console, print_json, tell_log
 from fastkernels.cli.eval_table import eval_tables
 from fastkernels.errors import EXIT_NOT_PASSED, EXIT_OK, RunFolderError, UsageError
 from fastkernels.report.publish import publish
@@ -119,6 +119,7 @@ def run_with_bar(run: EvalRun, folder: RunFolder) -> dict[str, Any]:
 
         def begins(name: str, number: int, total: int) -> None:
             shares[name] = 0.0
+            tell_log(f"{name}: scenario {number + 1} of {total}")
             bar.update(task, description=escape(name), total=total, count=f"scenario {number + 1} of {total}")
 
         def stage(name: str, text: str, share: float) -> None:
@@ -127,6 +128,7 @@ def run_with_bar(run: EvalRun, folder: RunFolder) -> dict[str, Any]:
 
         def ends(record: dict[str, Any]) -> None:
             shares[record["item"]] = 1.0
+            tell_log(f"{record['item']}: {record['implementation']} {record['outcome']}")
             bar.update(task, completed=sum(shares.values()))
 
         return run_eval(run, folder, Watcher(begins, stage, ends))

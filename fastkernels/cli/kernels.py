@@ -15,7 +15,7 @@ from fastkernels.bench.run_folder import RunFolder
 from fastkernels.bench.sweep import Item, Sweep, plan_items, resumed_run, run_sweep, start_run
 from fastkernels.bench.sweep import Progress as SweepProgress
 from fastkernels.capture.store import CaseSet
-from fastkernels.cli.common import console, error_console, print_json
+from fastkernels.cli.common import console, error_console, print_json, tell_log
 from fastkernels.cli.select import select_ops
 from fastkernels.cli.table import first_line, print_verdicts
 from fastkernels.errors import EXIT_JUDGE_ERROR, EXIT_NOT_PASSED, EXIT_OK, UsageError
@@ -164,9 +164,8 @@ def judge_items(sweep: Sweep, folder: RunFolder) -> dict[str, Any]:
 
         def ends(record: OpRecord) -> None:
             bar.advance(task)
-            if not error_console.is_terminal:  # a log has no bar
-                told = f"{bar.tasks[task].completed:.0f} of {len(sweep.items)}: {record.op} ({record.implementation})"
-                error_console.print(f"{told} {record.verdict}, {record.seconds:.1f} s", soft_wrap=True, markup=False)
+            told = f"{bar.tasks[task].completed:.0f} of {len(sweep.items)}: {record.op} ({record.implementation})"
+            tell_log(f"{told} {record.verdict}, {record.seconds:.1f} s")
 
         stage = lambda text: bar.update(task, description=f"{now['item']}: {text}")  # noqa: E731
         return run_sweep(sweep, folder, SweepProgress(begins, stage, ends))

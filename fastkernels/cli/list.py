@@ -24,18 +24,21 @@ def list_ops(
     map_of: Annotated[str | None, Option("--map", help="An architecture or an op: its tree, down to L1.")] = None,
     uses: Annotated[str | None, Option(help="An op: what its replacement changes, up to the models.")] = None,
     show_sets: Annotated[bool, Option("--sets", help="The implementation sets.")] = False,
+    show_models: Annotated[bool, Option("--models", help="The models that need no file, for --model.")] = False,
     as_json: Annotated[bool, Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
-    """Ops by level, a model's tree, what a replacement changes, or the implementation sets."""
-    views = [map_of is not None, uses is not None, show_sets]
+    """Ops by level, a model's tree, what a replacement changes, the implementation sets, or the models at hand."""
+    views = [map_of is not None, uses is not None, show_sets, show_models]
     if sum(views) > 1:
-        raise UsageError("--map, --uses and --sets are three views; give one.")
+        raise UsageError("--map, --uses, --sets and --models are four views; give one.")
     if map_of is not None:
         _show_map(map_of, as_json)
     elif uses is not None:
         _show_uses(uses, as_json)
     elif show_sets:
         _show_sets(as_json)
+    elif show_models:
+        _show_models(as_json)
     else:
         _show_ops(select_ops(None, level, architecture), as_json)
 
@@ -133,6 +136,27 @@ def _show_sets(as_json: bool) -> None:
         names = _op_names(implementations)
         row = ", ".join(names) if len(names) <= 6 else f"{len(names)} of {len(registry.ops())}"
         table.add_row(implementations.name, row or "none", _about(implementations.path))
+    console.print(table)
+
+
+def _show_models(as_json: bool) -> None:
+    from fastkernels.engine.model import find_model, presets, shipped_checkpoints  # torch: other views do without it
+
+    trained = shipped_checkpoints()
+    found = []
+    for name in [*trained, *presets()]:
+        architecture = registry.architecture_of(find_model(name).hf_config)
+        weights = "trained, shipped" if name in trained else "random, by --seed"
+        found.append({"model": name, "architecture": architecture.name, "kind": str(architecture.kind)})
+        found[-1] |= {"weights": weights}
+    if as_json:
+        print_json(found)
+        return
+    table = _table(
+        "Models that need no file; any Hugging Face checkpoint directory or config.json is one, too", *found[0]
+    )
+    for model in found:
+        table.add_row(*model.values())
     console.print(table)
 
 

@@ -81,6 +81,13 @@ def test_list_sets_says_what_each_is(fastkernels: Call) -> None:
     assert "Liger Kernel" in fastkernels("list", "--sets").stdout
 
 
+def test_list_models_says_what_needs_no_file(fastkernels: Call) -> None:
+    found = {m["model"]: m for m in json.loads(fastkernels("list", "--models", "--json").stdout)}
+    assert found["tiny-llama"]["architecture"] == "llama"
+    assert found["trained-mixtral"]["weights"] == "trained, shipped"
+    assert "llama-3.1-8b" in fastkernels("list", "--models").stdout
+
+
 def test_help_lists_commands_and_exit_codes(fastkernels: Call) -> None:
     done = fastkernels("--help")
     assert done.returncode == 0

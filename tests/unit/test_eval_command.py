@@ -206,6 +206,9 @@ def test_scenarios_that_need_more_gpus_than_there_are_are_blocked(
     assert "2 ranks, a GPU each; this machine has 1" in item["message"]
     assert results["scores"]["faster"]["macroeval"]["0.5"]["coverage"] == 0.0
     assert not_passed(results) == [], "It is no fault of the set."
+    second = {**item, "implementation": "other", "reason": "BASELINE_FAILED", "message": "Its weights are gone.\nMore"}
+    results["items"] = [{**second, "implementation": "faster"}, second]
+    assert not_passed(results) == [f"{item['item']}: not measured (BASELINE_FAILED). Its weights are gone."]
 
 
 def start(tmp_path: Path, manifest: Path, *words: str) -> subprocess.Popen[str]:

@@ -13,7 +13,7 @@ from fastkernels.bench.eval.implementations import EvalSet, set_of
 from fastkernels.bench.eval.passes import TRIAL, WARM_UP, Passes
 from fastkernels.bench.eval.plan import Plan, Tell
 from fastkernels.bench.eval.processes import Nursery, WorkerFailed
-from fastkernels.bench.eval.records import ItemRecord, SubsetRecord
+from fastkernels.bench.eval.records import BASELINE_FAILED, ItemRecord, SubsetRecord
 from fastkernels.bench.eval.reference import Reference
 from fastkernels.bench.eval.restarts import Limits, Side, Timing, pass_records, reference_noise
 from fastkernels.bench.eval.subset import find_at_fault
@@ -63,7 +63,7 @@ class Evaluation:
                 self._evaluate(reference)
         except (WorkerFailed, ReferenceUnfit) as error:
             self._tell_of_incomplete(f"The baseline itself failed on the way: {error}")
-            self._block("BASELINE_FAILED", f"The baseline itself does not run here: {error}")
+            self._block(BASELINE_FAILED, f"The baseline itself does not run here: {error}")
         except BaseException as error:
             self._tell_of_incomplete("Interrupted." if isinstance(error, KeyboardInterrupt) else f"Cut short: {error}")
             raise

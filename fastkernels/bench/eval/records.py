@@ -18,6 +18,9 @@ from typing import Any
 
 EVAL_SCHEMA_VERSION = 1
 
+TOO_FEW_DEVICES, BASELINE_FAILED = "TOO_FEW_DEVICES", "BASELINE_FAILED"
+"""Reasons of BLOCKED items."""
+
 
 @dataclass
 class SetRecord:

@@ -17,7 +17,7 @@ from fastkernels.bench.eval.implementations import EvalSet
 from fastkernels.bench.eval.plan import Event, Plan, plan_of
 from fastkernels.bench.eval.queue import GpuQueue, run_in_turn
 from fastkernels.bench.eval.ray_queue import RayQueue
-from fastkernels.bench.eval.records import EVAL_SCHEMA_VERSION
+from fastkernels.bench.eval.records import EVAL_SCHEMA_VERSION, TOO_FEW_DEVICES
 from fastkernels.bench.eval.scenarios import ScenarioSet
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.env import visible_gpus
@@ -179,7 +179,7 @@ class _Conductor:
                 self._begins(plan)
                 message = f"The scenario has {plan.num_gpus} ranks, a GPU each; this machine has {num_gpus}."
                 for record in plan.sets:
-                    item = plan.item(record, Outcome.BLOCKED, "TOO_FEW_DEVICES", message)
+                    item = plan.item(record, Outcome.BLOCKED, TOO_FEW_DEVICES, message)
                     self._tell({"event": "item", "record": item.to_json()})
         return [plan for plan in plans if plan.num_gpus <= num_gpus]
 
@@ -207,13 +207,18 @@ def finish(run: EvalRun, folder: RunFolder, status: str, seconds: float) -> Json
 
 
 def not_passed(results: Json) -> list[str]:
-    """Sentences on the items that are not valid for the set's sake: one each, and one for all of a set that were never
-    called."""
+    """Sentences on the items that are not valid: one each, one for all of a set that were never called, and one for a
+    scenario that the baseline kept from being measured. What needs more devices than there are is left out."""
     valid = {(i.name, name): is_valid(i) for name, items in items_of(results).items() for i in items}
-    found, never = [], Counter[str]()
+    found, never, blocked = [], Counter[str](), set[str]()
     for item in results["items"]:
         name = item["implementation"]
-        if item["outcome"] == Outcome.BLOCKED or valid[item["item"], name]:
+        if item["outcome"] == Outcome.BLOCKED:
+            if item["reason"] != TOO_FEW_DEVICES and item["item"] not in blocked:
+                blocked.add(item["item"])
+                found.append(f"{item['item']}: not measured ({item['reason']}). {_summary(item['message'])}")
+            continue
+        if valid[item["item"], name]:
             continue
         never[name] += item["outcome"] == Outcome.NEVER_CALLED
         if item["outcome"] != Outcome.NEVER_CALLED:
