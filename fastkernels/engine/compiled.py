@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -115,7 +116,7 @@ class _Inputs:
         self.slots = [np.zeros(most, dtype=np.int64) for _ in kinds]
         self.tables = [np.zeros((most, max_pages), dtype=np.int32) for _ in kinds]
         self.running: RunningStep | None = None
-        self._handles: dict[int, ctypes.Array[ctypes.c_void_p]] = {}
+        self.made_handles: dict[int, ctypes.Array[ctypes.c_void_p]] = {}
 
     def tensors(self, size: int) -> tuple[Any, ...]:
         ids, positions, rows = (torch.from_numpy(some[:size]) for some in self.numbers)
@@ -136,17 +137,18 @@ class _Inputs:
 
     def handles(self, size: int, fixed: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
         """Of the step's arguments for so many rows: `fixed`, then what is told. Made once each, and kept."""
-        if size not in self._handles:
+        if size not in self.made_handles:
             tensors = [*fixed, *torch.utils._pytree.tree_leaves(self.tensors(size))]
-            self._handles[size] = (ctypes.c_void_p * len(tensors))(*_handles(tensors))
-        return self._handles[size]
+            self.made_handles[size] = (ctypes.c_void_p * len(tensors))(*_handles(tensors))
+        return self.made_handles[size]
 
 
 class CompiledSteps:
     """As GraphPool, but steps run in a thread. Errors: EnvironmentProblem when a step cannot be compiled here."""
 
     def __init__(self, runner: AutoregressiveRunner, kinds: Sequence[CacheKind]) -> None:
-        self.runner = runner
+        # The runner holds these steps: a cycle would keep weights and caches until a collection finds it.
+        self.runner: AutoregressiveRunner = weakref.proxy(runner)
         self._inputs = (_Inputs(runner, kinds), _Inputs(runner, kinds))
         step = _StepModule(runner, kinds)
         weights = {n: t.detach() for n, t in (*step.named_parameters(), *step.named_buffers())}
@@ -157,12 +159,18 @@ class CompiledSteps:
         self.captured = {runner.limits.max_num_seqs: self._library}
         self._turn = 0
         self.num_threads = self._choose_threads()
+        self._release = weakref.finalize(self, _release, self._worker, [told.made_handles for told in self._inputs])
+        self._release.atexit = False
 
     def size_for(self, inputs: StepInputs) -> int | None:
         """The number of rows of a step; None where it has to run eagerly."""
         if not inputs.is_uniform_decode or inputs.prompt_logprobs or inputs.rope_positions is not None:
             return None
         return max(inputs.num_seqs, _LEAST_SEQS)
+
+    def close(self) -> None:
+        """End the thread, and let go of the weights and caches that steps were told of."""
+        self._release()
 
     def warm(self) -> None:
         """One library serves every number of sequences, and it is there."""
@@ -248,18 +256,23 @@ class _Worker:
     def __init__(self, library: _Library) -> None:
         self.num_threads = 1
         self._library = library
-        self._queue: SimpleQueue[RunningStep] = SimpleQueue()
-        threading.Thread(target=self._loop, name="compiled-steps", daemon=True).start()
+        self._queue: SimpleQueue[RunningStep | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="compiled-steps", daemon=True)
+        self._thread.start()
 
     def start(self, handles: ctypes.Array[ctypes.c_void_p], inputs: StepInputs | None) -> RunningStep:
         step = RunningStep(handles, inputs)
         self._queue.put(step)
         return step
 
+    def end(self) -> None:
+        """Behind the steps that were started."""
+        self._queue.put(None)
+        self._thread.join()
+
     def _loop(self) -> None:
         num_threads = 0
-        while True:
-            step = self._queue.get()
+        while (step := self._queue.get()) is not None:
             if num_threads != self.num_threads:
                 num_threads = self.num_threads
                 torch.set_num_threads(num_threads)  # of this thread
@@ -325,15 +338,26 @@ class _Library:
         outputs = (ctypes.c_void_p * 2)()
         if self._call(self._entry, self._container, handles, len(handles), outputs, 2):
             raise RuntimeError("A compiled step failed; its message is on stderr.")
-        return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(
-            [_new_capsule(each, None, None) for each in outputs]
-        )
+        return _taken_back(outputs)
 
 
 _pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 _new_capsule = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype, _new_capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+
+
+def _release(worker: _Worker, made: Sequence[dict[int, ctypes.Array[ctypes.c_void_p]]]) -> None:
+    worker.end()
+    for by_size in made:
+        for handles in by_size.values():
+            _taken_back(handles)
+        by_size.clear()
+
+
+def _taken_back(handles: ctypes.Array[ctypes.c_void_p]) -> list[Tensor]:
+    """The tensors that handles keep alive, which are of no use after it."""
+    return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs([_new_capsule(h, None, None) for h in handles])
 
 
 def _handles(tensors: Sequence[Tensor]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 from functools import cache
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastkernels.cache import CacheKind
+from fastkernels.cache import CacheKind, cached_layers
 from fastkernels.engine import compiled
 from fastkernels.engine.compiled import compiled_steps
 from fastkernels.engine.llm import LLM
@@ -189,3 +190,22 @@ def test_store_in_c_writes_what_the_definition_writes(dtype: torch.dtype) -> Non
     StoreKVCache().reference(key, value, *wanted, slots)
     assert wanted.any()
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_weights_caches_and_thread_are_gone_with_the_engine(is_closed: bool) -> None:
+    llm = make_llm(num_pages=64, max_num_seqs=8, warm="full")
+    runner: Any = llm.core.executor.runner
+    thread = runner.compiled._worker._thread
+    tokens(llm, GREEDY, PROMPTS[:3])
+    model = runner.model
+    parts = [*model.parameters(), *(layer.kv_cache for layer in cached_layers(model))]
+    storages = [part.untyped_storage() for part in parts]
+    del runner, model, parts
+    if is_closed:
+        llm.close()
+        assert not thread.is_alive()
+    del llm
+    gc.collect()
+    assert not thread.is_alive()
+    assert {torch._C._storage_Use_Count(storage._cdata) for storage in storages} == {1}

@@ -84,8 +84,9 @@ class AutoregressiveRunner:
 
     def close(self) -> None:
         """Give the graphs back: while one is there that holds a collective, NCCL does not let a rank leave."""
-        if self.graphs is not None:
-            self.graphs.close()
+        for some in (self.graphs, self.compiled):
+            if some is not None:
+                some.close()
 
     def _run(self, inputs: StepInputs) -> AutoregressiveStep:
         size = self.graphs.size_for(inputs) if self.graphs is not None else None
