@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -67,6 +68,22 @@ def test_tokens_on_the_gpu_equal_those_on_a_cpu() -> None:
     on_cpu = [o.outputs[0].token_ids for o in cpu.generate(PROMPTS, GREEDY)]
     same = sum(a == b for a, b in zip(on_cpu, eager("greedy"), strict=True))
     assert same >= len(PROMPTS) - 1, "fp32 sums differ in order: a tie may fall to the other side."
+
+
+def test_a_dropped_engine_gives_its_memory_back() -> None:
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    llm = make_llm()
+    tokens_of(llm, GREEDY)
+    held, num_bytes = torch.cuda.memory_allocated() - before, llm.core.info.weight_bytes + llm.core.info.cache_bytes
+    assert held > num_bytes
+    gc.disable()
+    try:
+        llm.close()
+        del llm
+        assert torch.cuda.memory_allocated() - before < held - num_bytes
+    finally:
+        gc.enable()
 
 
 def test_preempted_requests_give_the_same_tokens() -> None:

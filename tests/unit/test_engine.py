@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +17,9 @@ from commands import called
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastkernels.cache import cached_layers
+from fastkernels.cache import CacheKind, cached_layers
 from fastkernels.context import ForwardContext, Phase, set_forward_context
+from fastkernels.engine.graphs import GraphPool
 from fastkernels.engine.llm import LLM
 from fastkernels.engine.model import build_config, find_model
 from fastkernels.engine.outputs import FinishReason
@@ -192,6 +196,23 @@ def test_interrupted_run_gives_its_pages_back() -> None:
         llm.generate(PROMPTS, GREEDY, interrupt)
     assert llm.core.cache.num_free_pages == llm.core.info.num_pages
     assert tokens_of(llm, GREEDY) == expected()
+
+
+def test_an_engine_with_graphs_is_gone_when_it_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one in its process finds its memory free, without a collection of garbage."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    llm = make_llm()
+    tokens_of(llm, GREEDY)
+    runner, model = llm.core.executor.runner, weakref.ref(llm.core.executor.model)
+    runner.limits = replace(runner.limits, graph_sizes=(1, 2))
+    runner.graphs = GraphPool(runner, [CacheKind.FULL])
+    gc.disable()
+    try:
+        llm.close()
+        del llm, runner
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_text_is_that_of_the_tokens() -> None:
