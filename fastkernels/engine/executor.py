@@ -101,8 +101,7 @@ class ModelExecutor:
             self.model, num_pages, config.page_size, config.max_num_seqs + 1, self.loaded.dtype, self.device
         )
         self.runner = self._build_runner(specs)
-        if config.warm is Warm.FULL:
-            self._warm_up()
+        self._make_ready()
         self.facts = self._facts(specs, num_pages, sum(_num_bytes(cache) for cache in caches))
 
     def _build_runner(self, specs: Sequence[CacheSpec]) -> AutoregressiveRunner:
@@ -193,6 +192,13 @@ class ModelExecutor:
                 "max_num_batched_tokens or max_num_seqs, or raise gpu_memory_utilization."
             )
         return int(min(num_pages, MOST_PAGES))
+
+    def _make_ready(self) -> None:
+        """Steps have a stream of their own, which does not wait for what the default one still builds."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if self.config.warm is Warm.FULL:
+            self._warm_up()
 
     def _warm_up(self) -> None:
         """Compile and capture what requests would otherwise wait for: every graph, steps of some sizes, the sampler."""

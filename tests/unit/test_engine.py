@@ -143,6 +143,16 @@ def test_warm_engine_gives_the_same_tokens_from_untouched_pages() -> None:
     assert tokens_of(llm, GREEDY) == expected()
 
 
+def test_steps_begin_when_the_device_has_built_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = make_llm(warm="full", enforce_eager=True).core.executor
+    seen: list[str] = []
+    executor.device = torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: seen.append(str(device)))
+    monkeypatch.setattr(executor, "_warm_up", lambda: seen.append("warm"))
+    executor._make_ready()
+    assert seen == ["cuda:1", "warm"]
+
+
 def test_prompt_logprobs_are_whole_after_a_preemption_in_the_prompt() -> None:
     """The first request's tokens take the pages of the second while its prompt is computed one token a step."""
     prompts_ = [[5, 9, 17], [(7 * i) % 500 + 2 for i in range(28)]]
