@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -151,6 +153,27 @@ def test_steps_begin_when_the_device_has_built_what_they_read(monkeypatch: pytes
     monkeypatch.setattr(executor, "_warm_up", lambda: seen.append("warm"))
     executor._make_ready()
     assert seen == ["cuda:1", "warm"]
+
+
+def test_an_engine_warms_up_on_the_stream_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch freed on another stream is not there for a step."""
+    executor = make_llm(max_num_batched_tokens=64, enforce_eager=True).core.executor
+    streams: list[object] = [None]
+    seen: set[object] = set()
+
+    @contextmanager
+    def stream(given: object) -> Iterator[None]:
+        streams.append(given)
+        yield
+        streams.pop()
+
+    executor.runner.stream = "steps"
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    compute, warm_up = executor.model.compute_logits, executor.runner.sampler.warm_up
+    monkeypatch.setattr(executor.model, "compute_logits", lambda x: (seen.add(streams[-1]), compute(x))[1])
+    monkeypatch.setattr(executor.runner.sampler, "warm_up", lambda x: (seen.add(streams[-1]), warm_up(x))[1])
+    executor._warm_up()
+    assert seen == {"steps"}
 
 
 def test_prompt_logprobs_are_whole_after_a_preemption_in_the_prompt() -> None:
