@@ -143,6 +143,40 @@ def test_requests_that_have_begun_do_not_wait() -> None:
     assert core.num_unfinished == 2
 
 
+class Crowded(Classifier):
+    """Its memory holds 5 images at once, and none that is 3 pixels high."""
+
+    def forward(self, batch: State) -> State:
+        result = super().forward(batch)
+        if len(batch["image"]) > 5 or batch["image"].shape[-2] == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return result
+
+
+def crowd(num: int, height: int) -> list[TaskRequest]:
+    return [TaskRequest(f"{height} {i}", {"image": torch.rand(3, height, 4)}) for i in range(num)]
+
+
+def test_a_servers_batch_that_does_not_fit_into_memory_is_made_smaller(caplog: pytest.LogCaptureFixture) -> None:
+    model = Crowded("cpu")
+    core = TaskCore(SinglePassRunner(model, torch.device("cpu")), max_batch=64)
+    core.isolates_errors = True
+    found = run(core, [*crowd(20, height=6), *crowd(4, height=7), *crowd(2, height=3)])
+    assert model.batches == [20, 10, 5, 5, 5, 5, 4, 2, 1, 1], "Of one shape only; and none is tried anew."
+    failed = {name for name, output in found.items() if output.finish_reason is FinishReason.ERROR}
+    assert failed == {"3 0", "3 1"}, "What does not fit alone has no other way."
+    assert "20 requests do not fit into memory together; 10 a step from now on." in caplog.messages
+    run(core, crowd(20, height=6))
+    assert model.batches[-4:] == [5] * 4
+
+
+def test_offline_the_size_of_a_batch_is_the_callers() -> None:
+    """A measurement of 20 at once is none of 5."""
+    core = TaskCore(SinglePassRunner(Crowded("cpu"), torch.device("cpu")))
+    with pytest.raises(torch.OutOfMemoryError):
+        run(core, crowd(20, height=6))
+
+
 def test_an_engine_of_tasks_lets_as_many_wait_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = SimpleNamespace(
         core=TaskCore(IterativeRunner(Denoiser("cpu"), torch.device("cpu"))),
