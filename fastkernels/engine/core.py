@@ -150,6 +150,9 @@ class EngineCore:
             peak_memory_bytes=self.executor.peak_memory_bytes(),
         )
 
+    def check_device(self) -> None:
+        """There is nothing to look at: `add` uses no device, and an error in a step ends the engine."""
+
     def kernels(self) -> list[dict[str, Any]]:
         """Which implementation serves each op of the model."""
         return self.executor.kernels()

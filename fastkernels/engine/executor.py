@@ -101,8 +101,7 @@ class ModelExecutor:
             self.model, num_pages, config.page_size, config.max_num_seqs + 1, self.loaded.dtype, self.device
         )
         self.runner = self._build_runner(specs)
-        if config.warm is Warm.FULL:
-            self._warm_up()
+        self._make_ready()
         self.facts = self._facts(specs, num_pages, sum(_num_bytes(cache) for cache in caches))
 
     def _build_runner(self, specs: Sequence[CacheSpec]) -> AutoregressiveRunner:
@@ -194,10 +193,25 @@ class ModelExecutor:
             )
         return int(min(num_pages, MOST_PAGES))
 
+    def _make_ready(self) -> None:
+        """Steps have a stream of their own, which does not wait for what the default one still builds."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if self.config.warm is Warm.FULL:
+            self._warm_up()
+
     def _warm_up(self) -> None:
-        """Compile and capture what requests would otherwise wait for: every graph, steps of some sizes, the sampler."""
+        """Compile and capture what requests would otherwise wait for: every graph, steps of some sizes, the sampler.
+
+        All on the stream of the steps: torch keeps freed memory by stream, and would take a large step's twice.
+        """
         if self.runner.graphs is not None:
             self.runner.graphs.warm()
+        with torch.cuda.stream(self.runner.stream):
+            self._warm_eager_steps()
+            self.runner.sampler.warm_up(self.loaded.dtype)
+
+    def _warm_eager_steps(self) -> None:
         most = self.config.max_num_batched_tokens
         for num_tokens in sorted({min(num, most) for num in (*_WARM_TOKENS, most)}):
             self._run_dummy_step(num_tokens, Phase.PREFILL)
@@ -205,7 +219,6 @@ class ModelExecutor:
         for num_decodes, length in itertools.product(WARM_DECODES, WARM_LENS):
             if num_decodes < min(self.config.max_num_seqs, most - 64):
                 self._run_dummy_step(num_decodes + 64, Phase.MIXED, num_decodes, length)
-        self.runner.sampler.warm_up(self.loaded.dtype)
 
     @torch.inference_mode()
     def _run_dummy_step(self, num_tokens: int, phase: Phase, num_decodes: int = 0, length: int = WARM_LENS[-1]) -> None:

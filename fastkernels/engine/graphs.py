@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,10 +55,15 @@ class Replayed:
 
 
 class GraphPool:
-    """Replays the model and its logits from static buffers; all graphs share one pool of memory."""
+    """Replays the model and its logits from static buffers; all graphs share one pool of memory.
+
+    runner: lives at least as long as the pool.
+    """
 
     def __init__(self, runner: AutoregressiveRunner, kinds: Sequence[CacheKind]) -> None:
-        self.runner, self.kinds = runner, list(kinds)
+        # The runner holds the pool: a cycle would keep weights and caches on the GPU until a collection finds it.
+        self.runner: AutoregressiveRunner = weakref.proxy(runner)
+        self.kinds = list(kinds)
         limits, device = runner.limits, runner.device
         self.sizes = limits.graph_sizes
         self.captured: dict[int, _Captured] = {}

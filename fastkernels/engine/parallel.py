@@ -64,11 +64,20 @@ class ParallelExecutor:
             self._own = ModelExecutor(_on_device(config, 0))
             for rank in self._ranks:
                 rank.expect_ready()
-        except BaseException:
+        except BaseException as error:
+            refusal = self._refusal() if isinstance(error, Exception) else None
             self.close()
+            if refusal is not None and not isinstance(error, FastKernelsError):
+                raise refusal from error  # rank 0 met only the end of their group
             raise
         self.runner: Runner = _ToldRunner(self._own.runner, self._ranks)
         atexit.register(self.close)
+
+    def _refusal(self) -> RankError | None:
+        """What a rank said that could not start, or which one has ended without a word."""
+        said = [refusal for rank in self._ranks if (refusal := rank.refusal()) is not None]
+        said += [rank.error() for rank in self._ranks if rank.process.poll() is not None]
+        return said[0] if said else None
 
     @property
     def facts(self) -> ModelFacts:
@@ -182,7 +191,20 @@ class _Rank:
         return self._receive()
 
     def expect_ready(self) -> None:
-        said = self._receive()
+        self._see_ready(self._receive())
+
+    def refusal(self) -> RankError | None:
+        """What it has said that it could not start; it is not waited for."""
+        try:
+            if self._connection.poll():
+                self._see_ready(self._connection.recv())
+        except RankError as refusal:
+            return refusal
+        except (EOFError, ConnectionResetError):
+            return None
+        return None
+
+    def _see_ready(self, said: Any) -> None:
         if said != "ready":
             raise RankError(f"Rank {self.rank} did not start: {said}")
 

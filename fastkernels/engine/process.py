@@ -181,8 +181,10 @@ class EngineLoop:
             if error is not None:
                 raise error
             self.core.add(request)
-        except Exception as refusal:  # whatever a request does to `add`, the others go on
+        except Exception as refusal:  # whatever a request does to `add`, the others go on while the device does
             self.channel.send(("refused", request.request_id, *_describe(refusal)))
+            if not isinstance(refusal, FastKernelsError):
+                self.core.check_device()
 
 
 def _describe(error: Exception) -> tuple[str, str | None, str]:

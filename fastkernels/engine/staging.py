@@ -12,7 +12,8 @@ from fastkernels.engine.batch import Array
 
 ALIGNMENT = 16
 _RING = 3
-"""Blocks in turn, one a step: a block is written while the copies of at most two earlier steps may be under way."""
+"""Blocks in turn, one a step: the copies of two earlier steps may be under way while a block is written. Steps that
+sample nothing are never waited for, so that more would be; a block is written only when its own copy is done."""
 
 
 class Staging:
@@ -22,12 +23,14 @@ class Staging:
         self.device = device
         self._is_cuda = device.type == "cuda"
         self._blocks: list[Tensor | None] = [None] * _RING
+        self._copied = [torch.cuda.Event() for _ in range(_RING)] if self._is_cuda else []
         self._turn = 0
 
     def put(self, arrays: Sequence[Array], target: Tensor | None = None) -> list[Tensor]:
         """The arrays on the device, in `target` (uint8) from its start when it is given.
 
-        Equal shapes and dtypes give equal places in `target`, so that a graph finds them there again.
+        Equal shapes and dtypes give equal places in `target`, so that a graph finds them there again. Waits only for a
+        device that has not come to the copy of three calls before.
         """
         if not self._is_cuda:
             return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
@@ -40,10 +43,12 @@ class Staging:
             target = block[:num_bytes].to(self.device, non_blocking=True)
         else:
             target[:num_bytes].copy_(block[:num_bytes], non_blocking=True)
+        self._copied[self._turn].record()
         return views(arrays, target)
 
     def _next_block(self, num_bytes: int) -> Tensor:
         self._turn = (self._turn + 1) % _RING
+        self._copied[self._turn].synchronize()
         block = self._blocks[self._turn]
         if block is None or block.numel() < num_bytes:
             block = torch.empty(max(2 * num_bytes, 1 << 16), dtype=torch.uint8, pin_memory=True)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from fastkernels.engine.outputs import FinishReason
 from fastkernels.engine.runners.batched import shape_key
 from fastkernels.engine.runners.replay import State
 from fastkernels.engine.task_output import TaskOutput, TaskRequest
 from fastkernels.errors import UnsupportedError, UsageError
+
+logger = logging.getLogger(__name__)
 
 
 class TaskRunner(Protocol):
@@ -38,7 +43,7 @@ class TaskCore:
     """Each step advances the oldest request, and with it the others of its shapes, oldest first, up to max_batch.
 
     max_num_waiting: requests without a step yet, at most. isolates_errors: what goes wrong in a step ends the requests
-    in it and no others, as a server wants it.
+    in it and no others, as a server wants it; of those that do not fit into a GPU's memory together, half go on alone.
     """
 
     def __init__(self, runner: TaskRunner, max_batch: int = 64, max_num_waiting: int = 4096) -> None:
@@ -48,6 +53,7 @@ class TaskCore:
         self.isolates_errors = False
         self._tasks: deque[_Task] = deque()
         self._news: list[TaskOutput] = []
+        self._most_of: dict[object, int] = {}  # by key, where fewer than max_batch fit into memory
         self.num_steps = 0
 
     @property
@@ -78,7 +84,8 @@ class TaskCore:
         """Advance one batch by a step; what is new of each request in it."""
         if self._tasks:
             key = self._tasks[0].key
-            batch = [task for task in self._tasks if task.key == key][: self.max_batch]
+            most = self._most_of.get(key, self.max_batch)
+            batch = [task for task in self._tasks if task.key == key][:most]
             batch = batch[: getattr(self.runner, "num_in_step", len)([task.state for task in batch])]
             try:
                 self._advance(batch)
@@ -90,11 +97,31 @@ class TaskCore:
         return news
 
     def _advance(self, batch: Sequence[_Task]) -> None:
-        states = self.runner.advance([task.state for task in batch], [task.step for task in batch])
+        states = self._next_states(batch)
+        if states is None:
+            self._halve(batch)
+            return
         self.num_steps += 1
         for task, state in zip(batch, states, strict=True):
             task.state, task.step = state, task.step + 1
             self._tell(task)
+
+    def _next_states(self, batch: Sequence[_Task]) -> list[State] | None:
+        """None where memory was too small for several; their own states are as they were."""
+        try:
+            return self.runner.advance([task.state for task in batch], [task.step for task in batch])
+        except torch.OutOfMemoryError:
+            if not self.isolates_errors or len(batch) == 1:
+                raise
+            return None
+
+    def _halve(self, batch: Sequence[_Task]) -> None:
+        """Behind the error, for its traceback keeps the step's tensors."""
+        torch.cuda.empty_cache()
+        self._most_of[batch[0].key] = len(batch) // 2
+        logger.warning(
+            "%d requests do not fit into memory together; %d a step from now on.", len(batch), len(batch) // 2
+        )
 
     def _drop(self, batch: Sequence[_Task], error: Exception) -> None:
         """Those of the batch that have not ended end with the error."""

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from fastkernels.engine.config import EngineConfig
-from fastkernels.engine.outputs import EncodedResult, EngineInfo, EngineStats
+from fastkernels.engine.outputs import EncodedResult, EngineInfo, EngineStats, FinishReason
 from fastkernels.engine.pipeline import Pipeline
 from fastkernels.engine.replacements import kernels_of
 from fastkernels.engine.task_output import TaskOutput, TaskRequest
@@ -81,9 +81,17 @@ class TaskEngine:
         self.core.abort(request_ids)
 
     def step(self) -> list[TaskOutput]:
+        """What is new of each request. Errors: those of `check_device`."""
         outputs = [_encoded(output) for output in self.core.step()]
         self._finished.update(output.finish_reason.value for output in outputs if output.finish_reason is not None)
+        if any(output.finish_reason is FinishReason.ERROR for output in outputs):
+            self.check_device()
         return outputs
+
+    def check_device(self) -> None:
+        """After an error. Raises the device's own where it is of no more use: every later request would meet it."""
+        if self.pipeline.device.type == "cuda":
+            torch.cuda.synchronize(self.pipeline.device)
 
     def stats(self) -> EngineStats:
         num, most = self.core.num_unfinished, self.core.max_batch

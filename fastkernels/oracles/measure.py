@@ -74,6 +74,8 @@ class Measurement:
                 entry, oracle, sizes, config, settings.dtype, self.device, settings.enforce_eager
             )
         load_weights(self.ours.model, oracle.tensors(self.theirs))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # an engine's steps have a stream that does not wait for this one
         self._ways = dict(oracle.modes(self.theirs, settings.compile_mode))
         self._built: dict[str, Any] = {}
         self._given_up: dict[str, dict[str, Any]] = {}

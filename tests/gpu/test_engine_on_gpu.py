@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -51,11 +52,38 @@ def test_graph_steps_give_the_tokens_of_eager_steps(params: str, chunk: int) -> 
     assert llm.core.stats().num_graph_steps > 30
 
 
+def test_chunks_of_a_long_prompt_keep_their_own_inputs_where_the_host_is_far_ahead() -> None:
+    """Nobody waits for a step that samples nothing."""
+    prompt = [(7 * i) % 250 + 2 for i in range(300)]
+    [wanted] = make_llm(enforce_eager=True).generate([prompt], GREEDY)
+    llm = make_llm(enforce_eager=True, max_num_batched_tokens=16)
+    with torch.cuda.stream(llm.core.runner.stream):
+        torch.cuda._sleep(1 << 30)
+    [given] = llm.generate([prompt], GREEDY)
+    assert given.outputs[0].token_ids == wanted.outputs[0].token_ids
+
+
 def test_tokens_on_the_gpu_equal_those_on_a_cpu() -> None:
     cpu = LLM("tiny-llama", device="cpu", num_pages=1024)
     on_cpu = [o.outputs[0].token_ids for o in cpu.generate(PROMPTS, GREEDY)]
     same = sum(a == b for a, b in zip(on_cpu, eager("greedy"), strict=True))
     assert same >= len(PROMPTS) - 1, "fp32 sums differ in order: a tie may fall to the other side."
+
+
+def test_a_dropped_engine_gives_its_memory_back() -> None:
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    llm = make_llm()
+    tokens_of(llm, GREEDY)
+    held, num_bytes = torch.cuda.memory_allocated() - before, llm.core.info.weight_bytes + llm.core.info.cache_bytes
+    assert held > num_bytes
+    gc.disable()
+    try:
+        llm.close()
+        del llm
+        assert torch.cuda.memory_allocated() - before < held - num_bytes
+    finally:
+        gc.enable()
 
 
 def test_preempted_requests_give_the_same_tokens() -> None:

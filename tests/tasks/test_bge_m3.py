@@ -98,6 +98,21 @@ def test_steps_hold_as_many_texts_as_their_tokens_allow(pipeline: Pipeline) -> N
     assert [one.num_tokens for one in results] == [10, 6, 4, 30, 1, 19]
 
 
+def test_a_run_of_any_length_holds_few_prepared_requests() -> None:
+    """A prepared clip or picture takes tens of megabytes, some of them on a GPU."""
+    pipeline = Pipeline("tiny-bge_m3", device="cpu", seed=1, max_batch=16)
+    held: list[int] = []
+    lengths = [1 + i % 3 for i in range(pipeline.core.max_num_waiting + 1)]
+    requests = [{"input_ids": [5] * n} for n in lengths]
+    results = pipeline.run(requests, lambda done, most: held.append(pipeline.core.num_unfinished))
+    assert [one.num_tokens for one in results] == lengths
+    assert max(held) < 64
+    with pytest.raises(UsageError):
+        pipeline.run([*requests[:100], {"input_ids": "none"}])
+    assert not pipeline.core.has_unfinished
+    assert [one.num_tokens for one in pipeline.run(requests[:2])] == [1, 2]
+
+
 def test_padded_steps_answer_as_others(pipeline: Pipeline) -> None:
     """What a GPU runs: rows, texts and the longest length rounded up."""
     requests = [{"input_ids": list(range(5, 5 + n))} for n in (1, 40, 7, 66, 3)]

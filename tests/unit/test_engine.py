@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +19,9 @@ from commands import called
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastkernels.cache import cached_layers
+from fastkernels.cache import CacheKind, cached_layers
 from fastkernels.context import ForwardContext, Phase, set_forward_context
+from fastkernels.engine.graphs import GraphPool
 from fastkernels.engine.llm import LLM
 from fastkernels.engine.model import build_config, find_model
 from fastkernels.engine.outputs import FinishReason
@@ -139,6 +145,37 @@ def test_warm_engine_gives_the_same_tokens_from_untouched_pages() -> None:
     assert tokens_of(llm, GREEDY) == expected()
 
 
+def test_steps_begin_when_the_device_has_built_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = make_llm(warm="full", enforce_eager=True).core.executor
+    seen: list[str] = []
+    executor.device = torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: seen.append(str(device)))
+    monkeypatch.setattr(executor, "_warm_up", lambda: seen.append("warm"))
+    executor._make_ready()
+    assert seen == ["cuda:1", "warm"]
+
+
+def test_an_engine_warms_up_on_the_stream_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch freed on another stream is not there for a step."""
+    executor = make_llm(max_num_batched_tokens=64, enforce_eager=True).core.executor
+    streams: list[object] = [None]
+    seen: set[object] = set()
+
+    @contextmanager
+    def stream(given: object) -> Iterator[None]:
+        streams.append(given)
+        yield
+        streams.pop()
+
+    executor.runner.stream = "steps"
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    compute, warm_up = executor.model.compute_logits, executor.runner.sampler.warm_up
+    monkeypatch.setattr(executor.model, "compute_logits", lambda x: (seen.add(streams[-1]), compute(x))[1])
+    monkeypatch.setattr(executor.runner.sampler, "warm_up", lambda x: (seen.add(streams[-1]), warm_up(x))[1])
+    executor._warm_up()
+    assert seen == {"steps"}
+
+
 def test_prompt_logprobs_are_whole_after_a_preemption_in_the_prompt() -> None:
     """The first request's tokens take the pages of the second while its prompt is computed one token a step."""
     prompts_ = [[5, 9, 17], [(7 * i) % 500 + 2 for i in range(28)]]
@@ -192,6 +229,23 @@ def test_interrupted_run_gives_its_pages_back() -> None:
         llm.generate(PROMPTS, GREEDY, interrupt)
     assert llm.core.cache.num_free_pages == llm.core.info.num_pages
     assert tokens_of(llm, GREEDY) == expected()
+
+
+def test_an_engine_with_graphs_is_gone_when_it_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one in its process finds its memory free, without a collection of garbage."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    llm = make_llm()
+    tokens_of(llm, GREEDY)
+    runner, model = llm.core.executor.runner, weakref.ref(llm.core.executor.model)
+    runner.limits = replace(runner.limits, graph_sizes=(1, 2))
+    runner.graphs = GraphPool(runner, [CacheKind.FULL])
+    gc.disable()
+    try:
+        llm.close()
+        del llm, runner
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_text_is_that_of_the_tokens() -> None:

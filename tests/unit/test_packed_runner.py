@@ -175,6 +175,25 @@ def test_a_pool_that_has_grown_too_large_goes_with_its_graphs(pools: list[int]) 
     assert pools == [0, 0, 1, 1]
 
 
+def test_graphs_whose_inputs_take_too_much_go_the_least_recently_used_first(pools: list[int]) -> None:
+    """Each reads its own copies, of which no other graph and no pool has a part: here 4 bytes a row and two starts."""
+    runner = runner_with_graphs(most_input_bytes=3000)
+    assert runner.graphs is not None
+    calls, held = runner.model.calls, []  # type: ignore[attr-defined]
+    for num in (64, 64, 128, 128, 256, 256, 64, 512, 512, 1024, 1024, 1024):
+        assert equal(step(runner, [num]), step(PackedRunner(Mixer(), CPU), [num]))
+        held.append(runner.graphs.num_input_bytes)
+    of_64, of_128, of_256, of_512, of_1024 = (4 * num + 8 for num in (64, 128, 256, 512, 1024))
+    assert held[1:3] == [of_64] * 2
+    assert held[3:5] == [of_64 + of_128] * 2
+    assert held[5:8] == [of_64 + of_128 + of_256] * 3
+    assert held[8:10] == [of_64 + of_512] * 2, "That of 64 rows was used last."
+    assert held[10:] == [of_1024] * 2, "One is captured whatever it takes."
+    before = len(calls)
+    step(runner, [1024])
+    assert len(calls) == before
+
+
 class Halves:
     """Of each request its half and its mean. batches: the sizes that were called."""
 

@@ -155,6 +155,44 @@ def test_a_rank_that_dies_within_a_step_is_named(monkeypatch: pytest.MonkeyPatch
         llm.core.close()
 
 
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ("raise UnsupportedError('No page fits here.')", "Rank 1 did not start: No page fits here."),
+        ("raise SystemExit(3)", "Rank 1 has ended with exit code"),
+    ],
+)
+def test_a_rank_that_alone_cannot_start_is_heard(
+    end: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 waits for it in a collective meanwhile, and meets the end of their group first."""
+    script = tmp_path / "rank"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import sys\n"
+        "from fastkernels.engine import parallel\n"
+        "from fastkernels.errors import UnsupportedError\n"
+        "def build(config):\n"
+        f"    {end}\n"
+        "parallel.ModelExecutor = build\n"
+        "parallel.main(int(sys.argv[-1]))\n"
+    )
+    script.chmod(0o755)
+
+    def wait(config: object) -> None:
+        started = time.monotonic()
+        while dist.is_initialized() and time.monotonic() - started < 30:
+            time.sleep(0.01)
+        dist.barrier()
+
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(parallel, "ModelExecutor", wait)
+    with pytest.raises(RankError, match=message):
+        make_llm(2)
+    assert not dist.is_initialized()
+    assert not ranks_of(psutil.Process())
+
+
 def test_ranks_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "serve.py"
     script.write_text(

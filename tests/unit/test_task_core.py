@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from fastkernels.engine import task_engine
 from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.outputs import FinishReason
+from fastkernels.engine.process import Channel, EngineLoop
 from fastkernels.engine.runners.iterative import IterativeRunner
 from fastkernels.engine.runners.replay import State
 from fastkernels.engine.runners.single_pass import SinglePassRunner
@@ -143,9 +145,43 @@ def test_requests_that_have_begun_do_not_wait() -> None:
     assert core.num_unfinished == 2
 
 
-def test_an_engine_of_tasks_lets_as_many_wait_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+class Crowded(Classifier):
+    """Its memory holds 5 images at once, and none that is 3 pixels high."""
+
+    def forward(self, batch: State) -> State:
+        result = super().forward(batch)
+        if len(batch["image"]) > 5 or batch["image"].shape[-2] == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return result
+
+
+def crowd(num: int, height: int) -> list[TaskRequest]:
+    return [TaskRequest(f"{height} {i}", {"image": torch.rand(3, height, 4)}) for i in range(num)]
+
+
+def test_a_servers_batch_that_does_not_fit_into_memory_is_made_smaller(caplog: pytest.LogCaptureFixture) -> None:
+    model = Crowded("cpu")
+    core = TaskCore(SinglePassRunner(model, torch.device("cpu")), max_batch=64)
+    core.isolates_errors = True
+    found = run(core, [*crowd(20, height=6), *crowd(4, height=7), *crowd(2, height=3)])
+    assert model.batches == [20, 10, 5, 5, 5, 5, 4, 2, 1, 1], "Of one shape only; and none is tried anew."
+    failed = {name for name, output in found.items() if output.finish_reason is FinishReason.ERROR}
+    assert failed == {"3 0", "3 1"}, "What does not fit alone has no other way."
+    assert "20 requests do not fit into memory together; 10 a step from now on." in caplog.messages
+    run(core, crowd(20, height=6))
+    assert model.batches[-4:] == [5] * 4
+
+
+def test_offline_the_size_of_a_batch_is_the_callers() -> None:
+    """A measurement of 20 at once is none of 5."""
+    core = TaskCore(SinglePassRunner(Crowded("cpu"), torch.device("cpu")))
+    with pytest.raises(torch.OutOfMemoryError):
+        run(core, crowd(20, height=6))
+
+
+def engine_of(model: Denoiser, monkeypatch: pytest.MonkeyPatch, **options: Any) -> task_engine.TaskEngine:
     pipeline = SimpleNamespace(
-        core=TaskCore(IterativeRunner(Denoiser("cpu"), torch.device("cpu"))),
+        core=TaskCore(IterativeRunner(model, torch.device("cpu"))),
         model=torch.nn.Linear(1, 1),
         name="denoiser",
         dtype=torch.float32,
@@ -154,9 +190,66 @@ def test_an_engine_of_tasks_lets_as_many_wait_as_it_is_told(monkeypatch: pytest.
         adapter=None,
     )
     monkeypatch.setattr(task_engine, "Pipeline", lambda *_, **__: pipeline)
-    engine = task_engine.TaskEngine(EngineConfig("denoiser", device="cpu", max_num_waiting=3))
+    return task_engine.TaskEngine(EngineConfig("denoiser", device="cpu", **options))
+
+
+def test_an_engine_of_tasks_lets_as_many_wait_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(Denoiser("cpu"), monkeypatch, max_num_waiting=3)
     asked = {"seed": 0, "size": 3, "target": 0.0, "num_steps": 1}
     for i in range(3):
         engine.add(TaskRequest(str(i), asked))
     with pytest.raises(UnsupportedError, match="max_num_waiting is 3"):
         engine.add(TaskRequest("3", asked))
+
+
+class Breaking(Denoiser):
+    """Its steps, and what it prepares, fail for requests of size 13; those of size 14 break the GPU for all."""
+
+    broken = "CUDA error: an illegal memory access was encountered"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__("cpu")
+        self.is_broken = False
+        monkeypatch.setattr(torch.cuda, "synchronize", self.look)
+
+    def look(self, device: torch.device) -> None:
+        if self.is_broken:
+            raise RuntimeError(self.broken)
+
+    def fail(self, size: int) -> None:
+        self.is_broken |= size == 14
+        self.look(torch.device("cuda"))
+        if size == 13:
+            raise ValueError("13 is no size.")
+
+    def prepare(self, inputs: Mapping[str, Any]) -> State:
+        if inputs["num_steps"] == 2:
+            self.fail(inputs["size"])
+        return super().prepare(inputs)
+
+    def advance(self, batch: State, step: Tensor) -> State:
+        self.fail(batch["x"].shape[1])
+        return super().advance(batch, step)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2], ids=["in_a_step", "in_prepare"])
+def test_an_engine_of_tasks_ends_when_its_gpu_is_of_no_more_use(
+    num_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of one request ends that one; a GPU that answers nothing any more would fail all that come."""
+    engine = engine_of(Breaking(monkeypatch), monkeypatch)
+    engine.pipeline.device = torch.device("cuda")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop, parent = EngineLoop(engine, Channel(theirs)), Channel(ours)
+
+        def told(size: int) -> list[tuple[Any, ...]]:
+            asked = {"seed": 0, "size": size, "target": 0.0, "num_steps": num_steps}
+            loop.handle(("add", [TaskRequest(str(size), asked)]))
+            while engine.has_unfinished:
+                loop.turn()
+            return parent.receive(may_block=False)
+
+        assert "13 is no size." in str(told(13))
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            told(14)

@@ -43,7 +43,7 @@ class PipelineRecord:
 
 @dataclass
 class _Pass:
-    """All requests together, as Pipeline.run has them; with times. work_times: [seconds, request steps by then]."""
+    """All requests together, as many as may wait; with times. work_times: [seconds, request steps by then]."""
 
     records: list[PipelineRecord]
     progress: Callable[[int, int], None]

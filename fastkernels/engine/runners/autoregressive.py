@@ -68,7 +68,7 @@ class AutoregressiveRunner:
         self.compiled = compiled_steps(self, kinds) if limits.compiles_steps else None
 
     def launch(self, inputs: StepInputs) -> AutoregressiveStep:
-        """Enqueue a step; nothing here waits for the device."""
+        """Enqueue a step; nothing here waits for a device that is at most two steps behind."""
         for entering in inputs.entering:
             self.sampler.add(
                 entering.row, entering.params, entering.seed, entering.prompt_token_ids, entering.output_token_ids

@@ -11,9 +11,10 @@ from torch import Tensor
 State = dict[str, Tensor]
 """Tensors by name, without a batch axis for one request, with it in front for a batch."""
 
-_MOST_GRAPHS, _MOST_BYTES = 64, 4 << 30
-"""BGE-M3's graph of 16384 tokens needs some 0.3 GiB, and all its sizes 4, were none captured into memory of another
-(reckoned from its layers' widths)."""
+_MOST_GRAPHS, _MOST_BYTES, _MOST_INPUT_BYTES = 64, 4 << 30, 8 << 30
+"""BGE-M3's graph of 16384 tokens needs some 0.3 GiB, and all its sizes 4, were none captured into memory of another.
+Graphs of V-JEPA 2 read 50 MB a clip, those of all batch sizes 6.4 GB; Pi0's 15 MB of keys and values a request, 1.9 GB
+for each length of prompt (all reckoned from the layers' widths)."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,22 @@ def capture(
 class GraphCache:
     """Calls by key, whose second is captured and later ones replayed: a key that comes once costs no capture.
 
-    A key stands for one function and one set of shapes. Of more than most_graphs the least recently used is forgotten.
+    A key stands for one function and one set of shapes. Of more than most_graphs, or of those whose own copies of their
+    inputs take more than most_input_bytes together, the least recently used is forgotten.
     All share one pool of memory, in which each writes over what the others gave: a call's result is a copy. A pool that
     has grown to most_bytes is given back with all its graphs before another is captured.
     """
 
-    def __init__(self, device: torch.device, most_graphs: int = _MOST_GRAPHS, most_bytes: int = _MOST_BYTES) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        most_graphs: int = _MOST_GRAPHS,
+        most_bytes: int = _MOST_BYTES,
+        most_input_bytes: int = _MOST_INPUT_BYTES,
+    ) -> None:
         self.device, self.most_graphs, self.most_bytes = device, most_graphs, most_bytes
-        self.num_replays = self.num_bytes = 0
+        self.most_input_bytes = most_input_bytes
+        self.num_replays = self.num_bytes = self.num_input_bytes = 0
         self._graphs: dict[object, Captured] = {}
         self._seen: set[object] = set()
         self._stream: torch.cuda.Stream | None = None
@@ -71,13 +80,17 @@ class GraphCache:
             return forward(batch)
         captured = self._graphs.pop(key, None) or self._capture(forward, batch)
         self._graphs[key] = captured
-        if len(self._graphs) > self.most_graphs:
+        while len(self._graphs) > 1 and self._is_over:  # torch takes no graph into a pool that has lost its last
             self._forget(next(iter(self._graphs)))
         for name, t in batch.items():
             captured.inputs[name].copy_(t)
         captured.graph.replay()
         self.num_replays += 1
         return {name: t.clone() for name, t in captured.outputs.items()}
+
+    @property
+    def _is_over(self) -> bool:
+        return len(self._graphs) > self.most_graphs or self.num_input_bytes > self.most_input_bytes
 
     def _capture(self, forward: Callable[[State], State], batch: State) -> Captured:
         if self.num_bytes >= self.most_bytes:
@@ -92,11 +105,16 @@ class GraphCache:
         inputs = {name: t.clone() for name, t in batch.items()}
         captured = capture(forward, inputs, self.device, self._stream, self._pool)
         self.num_bytes += captured.num_bytes
+        self.num_input_bytes += _num_bytes(inputs)
         return replace(captured, outputs={name: unowned(t) for name, t in captured.outputs.items()})
 
     def _forget(self, key: object) -> None:
-        del self._graphs[key]
+        self.num_input_bytes -= _num_bytes(self._graphs.pop(key).inputs)
         self._seen.remove(key)
+
+
+def _num_bytes(state: State) -> int:
+    return sum(t.nbytes for t in state.values())
 
 
 def unowned(tensor: Tensor) -> Tensor:
