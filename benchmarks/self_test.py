@@ -19,7 +19,6 @@ from typing import Any
 from fastkernels.adversarial.self_test import Result, summary
 from fastkernels.cli.self_test import self_test
 
-
 _FACTS = ("created", "environment", "seconds", "summary")
 
 
