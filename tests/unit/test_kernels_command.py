@@ -109,6 +109,8 @@ def test_protections_that_are_not_in_force_are_told() -> None:
         (("--candidates", "reference", "--device", "cpu", "--out", __file__), 2, "a part of the path is a file"),
         (("--candidates", "reference", "--device", "cpu", "--out", f"{__file__}/x"), 2, "a part of the path is a file"),
         (("--candidates", "reference", "--device", "gpu"), 2, "--device gpu is not cpu or cuda"),
+        (("--candidates", "reference", "--device", "cuda:1"), 2, "which GPU is used, CUDA_VISIBLE_DEVICES says"),
+        (("--self-test", "--device", "cuda:x"), 2, "which GPU is used, CUDA_VISIBLE_DEVICES says"),
         (("--candidates", "reference", "--timeout", "0"), 2, "--timeout is 0; it is above 0 and at most 86400"),
         (("--candidates", "reference", "--timeout", "nan"), 2, "--timeout is nan"),
         (("--candidates", "reference", "--memory-gb", "inf"), 2, "--memory-gb is inf; it is above 0 and at most"),
