@@ -18,9 +18,11 @@ from commands import called
 from judging import rms_norm, wait_until, write_set
 
 from fastkernels.bench.run_folder import RunFolder
+from fastkernels.bench.sweep import require_device
 from fastkernels.capture.case import Case
 from fastkernels.capture.store import CaseSet
 from fastkernels.cli.kernels import _warnings
+from fastkernels.errors import EnvironmentProblem
 
 RIGHT = rms_norm("return self.right(x, residual)")
 Here = Callable[..., tuple[int, str, str]]
@@ -190,6 +192,15 @@ def test_missing_gpu_is_exit_5(here: Here, tmp_path: Path) -> None:
     assert (code, out) == (5, "")
     assert "no GPU is visible to torch here. Use --device cpu." in err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda:2", "cuda:x"])
+def test_gpu_of_a_number_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    require_device("cuda:1")
+    with pytest.raises(EnvironmentProblem, match=f"--device {device} is not one of the 2 that torch sees"):
+        require_device(device)
 
 
 def _with_endless_op(folder: Path) -> Path:
