@@ -325,6 +325,8 @@ class Side:
                 after=after,
                 echo=echo,
             )
+        except torch.OutOfMemoryError:  # a RuntimeError too, but of the judge's own comparison
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise Rejection(Verdict.RUNTIME_ERROR, f"The answer's description is malformed: {error}.") from None
 
