@@ -158,6 +158,7 @@ class CudaDevice:
         with torch.cuda.graph(graph):
             for _ in range(_CALLS_PER_GRAPH):
                 module(*arguments)
+        self._set_stream(self._stream)  # a replay goes to the current one: `module` may have left another
         times = []
         for _ in range(count):
             self._record(self._start, self._stream)
