@@ -11,6 +11,7 @@ rows are left out: the judge widens their bounds by their own condition (compare
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -154,12 +155,15 @@ def main() -> None:
         "seed": arguments.seed,
     }
     failed = []
-    for entry in (e for e in ops().values() if not arguments.ops or e.name in arguments.ops):
+    chosen = [e for e in ops().values() if not arguments.ops or e.name in arguments.ops]
+    for number, entry in enumerate(chosen, 1):
+        started, place = time.monotonic(), f"{number} of {len(chosen)}: {entry.name}"
         try:
             found = measure_op(entry, torch.device(arguments.device), arguments.shapes, arguments.seed)
         except Exception as error:  # the others can still be measured
             failed.append(entry.name)
-            print(f"{entry.name}: {type(error).__name__}: {error}", flush=True)
+            seconds = time.monotonic() - started
+            print(f"{place}, {seconds:.1f} s, not measured: {type(error).__name__}: {error}", flush=True)
             continue
         path = arguments.out / f"{entry.name}.json"
         record = read_record(Path() if arguments.fresh else path)
@@ -167,7 +171,8 @@ def main() -> None:
         record["measurements"].append(measurement)
         write_record(path, record)
         worst = {d: max((e.row for f in fs.values() for e in f.values()), default=0.0) for d, fs in found.items()}
-        print(entry.name, {d: f"{row:.2g}" for d, row in worst.items()}, flush=True)
+        rows = ", ".join(f"{dtype} {row:.2g}" for dtype, row in worst.items())
+        print(f"{place}, {time.monotonic() - started:.1f} s, worst row: {rows}", flush=True)
     if failed:
         raise SystemExit(f"Not measured: {', '.join(failed)}.")
 

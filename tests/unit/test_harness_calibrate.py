@@ -1,7 +1,12 @@
-"""What is measured of a production path, and what that costs."""
+"""What is measured of a production path, what that costs, and what is left of it when it is cut short."""
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,3 +59,37 @@ def test_definition_is_on_the_cpu_whatever_is_measured(monkeypatch: pytest.Monke
     assert set(asked) == {GPU}
     monkeypatch.undo()
     assert found == measure_op(ops()["rms_norm"], CPU, 2, seed=1)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ops_that_were_measured_before_a_signal_are_on_file(tmp_path: Path, sent: signal.Signals) -> None:
+    words = ["--shapes", "24", "--out", str(tmp_path), "--ops", "euler_step", "flash_attn_prefill"]  # a minute
+    command = [sys.executable, "-m", "fastkernels.harness.calibrate", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL) as p:
+        assert p.stdout is not None
+        told = p.stdout.readline()
+        p.send_signal(sent)
+        rest = p.stdout.read()
+    assert told.startswith("1 of 2: euler_step, ")
+    assert " s, " in told
+    assert not rest
+    assert p.returncode == -sent
+    assert [path.name for path in tmp_path.iterdir()] == ["euler_step.json"]
+    assert json.loads((tmp_path / "euler_step.json").read_text())["errors"]["float32"]
+
+
+def test_a_file_is_never_seen_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "op.json"
+    record: dict[str, Any] = {"errors": {"float32": {"normal": {"y": {"row": 1.0}}}}, "measurements": [], "notes": []}
+    calibrate.write_record(path, record)
+
+    def is_cut_short(self: Path, text: str) -> int:
+        with self.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", is_cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate.write_record(path, {**record, "notes": ["again"]})
+    assert calibrate.read_record(path) == record
+    assert [p.name for p in tmp_path.glob("*.json")] == ["op.json"]
