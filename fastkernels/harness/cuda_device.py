@@ -135,10 +135,6 @@ class CudaDevice:
     def synchronize(self) -> None:
         self._synchronize()
 
-    def memory_bytes(self) -> int:
-        free, total = torch.cuda.mem_get_info()
-        return total - free
-
     def describe(self, tensor: Tensor) -> dict[str, Any]:
         return describe(tensor, "cuda")
 
