@@ -193,9 +193,15 @@ def _said(name: str, value: Any) -> str:
 
 
 def require_device(device: str) -> None:
-    """Errors: EnvironmentProblem."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    """Errors: EnvironmentProblem when it is a GPU that is not there."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return
+    if not torch.cuda.is_available():
         raise EnvironmentProblem(f"--device {device}: no GPU is visible to torch here. Use --device cpu.")
+    if number and not (number.isdecimal() and int(number) < torch.cuda.device_count()):
+        seen = torch.cuda.device_count()
+        raise EnvironmentProblem(f"--device {device} is not one of the {seen} that torch sees; the first is cuda:0.")
 
 
 def _preload(device: str) -> tuple[str, ...]:

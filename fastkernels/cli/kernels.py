@@ -103,8 +103,8 @@ def kernels(
 
 def _check_limits(device: str, timeout: float, memory_gb: float) -> None:
     """Errors: UsageError."""
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise UsageError(f"--device {device} is not cpu or cuda.")
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device} is not cpu or cuda; which GPU is used, CUDA_VISIBLE_DEVICES says.")
     for name, value, most in (("--timeout", timeout, _MOST_SECONDS), ("--memory-gb", memory_gb, _MOST_GIGABYTES)):
         if not 0 < value <= most:
             raise UsageError(f"{name} is {value:g}; it is above 0 and at most {most}.")

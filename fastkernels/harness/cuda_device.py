@@ -135,10 +135,6 @@ class CudaDevice:
     def synchronize(self) -> None:
         self._synchronize()
 
-    def memory_bytes(self) -> int:
-        free, total = torch.cuda.mem_get_info()
-        return total - free
-
     def describe(self, tensor: Tensor) -> dict[str, Any]:
         return describe(tensor, "cuda")
 
@@ -158,6 +154,7 @@ class CudaDevice:
         with torch.cuda.graph(graph):
             for _ in range(_CALLS_PER_GRAPH):
                 module(*arguments)
+        self._set_stream(self._stream)  # a replay goes to the current one: `module` may have left another
         times = []
         for _ in range(count):
             self._record(self._start, self._stream)

@@ -100,9 +100,6 @@ class CpuDevice:
     def synchronize(self) -> None:
         pass
 
-    def memory_bytes(self) -> int:
-        return 0
-
     def describe(self, tensor: Tensor) -> dict[str, Any]:
         return describe(tensor, "cpu")
 

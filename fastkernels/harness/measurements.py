@@ -38,7 +38,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """JSON that a person can read and a version control can merge."""
+    """JSON that a person can read and a version control can merge; whole or as it was, whenever this is cut short."""
     errors = record["errors"]
     dtypes = [
         f"  {json.dumps(dtype)}: {{\n"
@@ -51,10 +51,12 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     ]
     measurements = [f"  {json.dumps(one, sort_keys=True)}" for one in record["measurements"]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
+    temporary = path.with_suffix(".part")
+    temporary.write_text(
         '{\n "errors": {\n'
         + ",\n".join(dtypes)
         + '\n },\n "measurements": [\n'
         + ",\n".join(measurements)
         + f'\n ],\n "notes": {json.dumps(record["notes"])}\n}}\n'
     )
+    temporary.replace(path)

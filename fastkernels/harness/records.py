@@ -104,8 +104,9 @@ class NullRecord:
 class OpRecord:
     """The judgement of one implementation of one op. suspected: trials whose clocks spoke against it; the same case was
     timed again, and the verdict is CHEATING only when all trials of a case are suspected. launched: kernels of one
-    call, on a CPU operators of PyTorch, as the candidate's own process says. set_sha256: of all files of the set,
-    as they were when this was judged or last found to hold; "" in runs of before."""
+    call, on a CPU operators of PyTorch, as the candidate's own process says. peak_memory_bytes: of the host's memory,
+    whatever the device: what the candidate's processes held. set_sha256: of all files of the set, as they were when
+    this was judged or last found to hold; "" in runs of before."""
 
     op: str
     level: int

@@ -66,7 +66,6 @@ class Side:
         self.is_remote = False
         self.pool: Pool | None = None
         self.setup_seconds = 0.0
-        self.memory_bytes = 0
         self._is_first = True
         self._starts: list[int] = []
         self._answer_start = 0
@@ -110,7 +109,6 @@ class Side:
         )
         self._is_first = True
         self.setup_seconds = float(reply.get("setup_seconds", 0.0))
-        self.memory_bytes = max(self.memory_bytes, int(reply.get("memory_bytes", 0)))
 
     def lay_out(self, pool: Pool, is_remote: bool, flush_bytes: int) -> None:
         """Tell the worker where the inputs of `pool` lie; upload them now when it runs on a GPU."""
@@ -155,9 +153,8 @@ class Side:
         worker = self.worker
         worker.send({"cmd": "calls", "first": worker.sequence + 1, "count": len(plan)})
         results = [self._call(planned, is_cold) for planned in plan]
-        reply = worker.reply(worker.limits.call_seconds)
+        worker.reply(worker.limits.call_seconds)
         worker.check_memory(seconds=0.5)
-        self.memory_bytes = max(self.memory_bytes, int(reply.get("memory_bytes", 0)))
         return results
 
     def graph_us(self, count: int) -> float:
@@ -325,6 +322,8 @@ class Side:
                 after=after,
                 echo=echo,
             )
+        except torch.OutOfMemoryError:  # a RuntimeError too, but of the judge's own comparison
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise Rejection(Verdict.RUNTIME_ERROR, f"The answer's description is malformed: {error}.") from None
 

@@ -92,7 +92,7 @@ class Worker:
         started = time.perf_counter()
         prepare_weights(self.module)
         self.device.synchronize()
-        return {"ok": True, "setup_seconds": time.perf_counter() - started, "memory_bytes": self.device.memory_bytes()}
+        return {"ok": True, "setup_seconds": time.perf_counter() - started}
 
     def case(self, message: dict[str, Any]) -> dict[str, Any]:
         self.held.clear()
@@ -112,7 +112,7 @@ class Worker:
                 self.one_call(sequence)
         finally:
             gc.enable()
-        return {"ok": True, "memory_bytes": self.device.memory_bytes()}
+        return {"ok": True}
 
     def one_call(self, sequence: int) -> None:
         """The worker's side of one call, turn by turn (control.py)."""

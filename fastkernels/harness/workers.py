@@ -33,7 +33,10 @@ from fastkernels.harness.watcher import Watcher
 
 _MESSAGE_SECONDS = 2.0
 """A message whose first byte is there comes whole within this."""
-_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME")
+_KEPT_VARIABLES = (
+    *("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_HOME"),
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),  # together they say which GPU is meant
+)
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,7 @@ def test_the_environment_is_bare(found: dict[str, Any]) -> None:
         "LC_CTYPE",
         "LD_LIBRARY_PATH",
         "CUDA_VISIBLE_DEVICES",
+        "CUDA_DEVICE_ORDER",
         "CUDA_HOME",
         "HOME",
         "TMPDIR",

@@ -36,7 +36,10 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-ab,7")
     assert visible_gpus(3) == ["4", "GPU-ab", "7"]
     monkeypatch.setenv("FASTKERNELS_API_KEY", "secret")
-    assert "FASTKERNELS_API_KEY" not in kept_environment()
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    kept = kept_environment()
+    assert "FASTKERNELS_API_KEY" not in kept
+    assert (kept["CUDA_VISIBLE_DEVICES"], kept["CUDA_DEVICE_ORDER"]) == ("4, GPU-ab,7", "PCI_BUS_ID")
 
 
 @pytest.mark.slow

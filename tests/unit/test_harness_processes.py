@@ -170,6 +170,9 @@ def test_nursery_closes_all_it_opened() -> None:
 
 def test_worker_does_not_inherit_the_judges_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_THE_JUDGE", "seed 7")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     with Nursery("cpu", LIMITS) as nursery, nursery.start("worker", 1 << 16) as worker:
         for process in (nursery._process.pid, *(p.pid for p in process_tree(worker.pid))):
-            assert b"SECRET_OF_THE_JUDGE" not in Path(f"/proc/{process}/environ").read_bytes()
+            inherited = Path(f"/proc/{process}/environ").read_bytes()
+            assert b"SECRET_OF_THE_JUDGE" not in inherited
+            assert b"CUDA_DEVICE_ORDER=PCI_BUS_ID" in inherited  # the judge and its workers count GPUs alike

@@ -10,6 +10,7 @@ import torch
 
 from fastkernels.bench.e2e import busy
 from fastkernels.bench.e2e.busy import BusySampler
+from fastkernels.bench.e2e.scenario import Scenario
 from fastkernels.harness import telemetry
 from fastkernels.harness.telemetry import Telemetry, nvml_handle
 
@@ -75,8 +76,24 @@ def test_field_that_is_not_supported_is_left_out(nvml: FakeNvml) -> None:
 
 def test_busy_share_is_of_the_gpus_that_tell(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(busy, "_PERIOD_SECONDS", 0.001)
-    with BusySampler(2) as sampler:
+    with BusySampler([torch.device("cuda:0"), torch.device("cuda:1")]) as sampler:
         assert sampler._thread is not None
         while not sampler._samples and sampler._thread.is_alive():
             pass
     assert {share for _, share in sampler._samples} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("options", "handles"),
+    [
+        ({}, [3]),
+        ({"device": "cuda:1"}, [1]),
+        ({"device": "cuda", "tensor_parallel_size": 2}, [3, 1]),
+        ({"device": "cpu"}, []),
+        ({"device": "fake"}, []),
+    ],
+)
+def test_busy_gpus_are_those_that_the_engine_runs_on(
+    nvml: FakeNvml, options: dict[str, Any], handles: list[int]
+) -> None:
+    assert BusySampler(Scenario("tiny-llama", "demo", options=options).gpus)._handles == handles

@@ -6,8 +6,10 @@ import hashlib
 import time
 
 import pytest
+import torch
 from judging import LIMITS, Bench, bench, num_descriptors, rms_norm
 
+from fastkernels.harness import side
 from fastkernels.harness.judge import JudgeConfig
 from fastkernels.harness.verdict import Verdict
 
@@ -259,6 +261,17 @@ def test_answer_by_fingerprint_of_the_input_is_caught(bench: Bench) -> None:
     """
     record = bench.judge("rms_norm", rms_norm(body))
     assert record.verdict == Verdict.INCORRECT_NUMERICAL, record.message
+
+
+def test_memory_that_the_judge_lacks_is_no_fault_of_the_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs_too_much(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB.")
+
+    monkeypatch.setattr(side, "check_inputs", needs_too_much)
+    record = bench.judge("rms_norm", rms_norm("return self.right(x, residual)"))
+    assert record.verdict == Verdict.JUDGE_ERROR
+    assert "Tried to allocate 64.00 GiB" in record.message
+    assert "malformed" not in record.message
 
 
 def test_op_of_two_ranks_is_untestable_with_one(bench: Bench) -> None:

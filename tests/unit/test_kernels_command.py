@@ -18,9 +18,11 @@ from commands import called
 from judging import rms_norm, wait_until, write_set
 
 from fastkernels.bench.run_folder import RunFolder
+from fastkernels.bench.sweep import require_device
 from fastkernels.capture.case import Case
 from fastkernels.capture.store import CaseSet
 from fastkernels.cli.kernels import _warnings
+from fastkernels.errors import EnvironmentProblem
 
 RIGHT = rms_norm("return self.right(x, residual)")
 Here = Callable[..., tuple[int, str, str]]
@@ -109,6 +111,8 @@ def test_protections_that_are_not_in_force_are_told() -> None:
         (("--candidates", "reference", "--device", "cpu", "--out", __file__), 2, "a part of the path is a file"),
         (("--candidates", "reference", "--device", "cpu", "--out", f"{__file__}/x"), 2, "a part of the path is a file"),
         (("--candidates", "reference", "--device", "gpu"), 2, "--device gpu is not cpu or cuda"),
+        (("--candidates", "reference", "--device", "cuda:1"), 2, "which GPU is used, CUDA_VISIBLE_DEVICES says"),
+        (("--self-test", "--device", "cuda:x"), 2, "which GPU is used, CUDA_VISIBLE_DEVICES says"),
         (("--candidates", "reference", "--timeout", "0"), 2, "--timeout is 0; it is above 0 and at most 86400"),
         (("--candidates", "reference", "--timeout", "nan"), 2, "--timeout is nan"),
         (("--candidates", "reference", "--memory-gb", "inf"), 2, "--memory-gb is inf; it is above 0 and at most"),
@@ -188,6 +192,15 @@ def test_missing_gpu_is_exit_5(here: Here, tmp_path: Path) -> None:
     assert (code, out) == (5, "")
     assert "no GPU is visible to torch here. Use --device cpu." in err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda:2", "cuda:x"])
+def test_gpu_of_a_number_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    require_device("cuda:1")
+    with pytest.raises(EnvironmentProblem, match=f"--device {device} is not one of the 2 that torch sees"):
+        require_device(device)
 
 
 def _with_endless_op(folder: Path) -> Path:

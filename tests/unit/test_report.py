@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import re
@@ -110,6 +111,12 @@ def test_the_shown_digits_are_the_figures(page: Page, results: dict[str, Any]) -
         assert [float(number) for number in re.findall(r"\d+\.\d{3}", text)] == [
             round(t[name], 3) for name in ("ratio", "low", "high")
         ]
+
+
+def test_the_memory_of_a_worker_is_said_to_be_the_hosts(page: Page, results: dict[str, Any]) -> None:
+    texts = [text for text in page.text if text.strip()]
+    told = [figure for name, figure in itertools.pairwise(texts) if name == "Peak memory of the host"]
+    assert told == ["3 GiB"] * len(results["ops"])
 
 
 def test_a_time_of_an_op_that_did_not_pass_is_in_no_count_and_no_plot(page: Page, results: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 import torch
@@ -17,11 +18,11 @@ _PERIOD_SECONDS = 0.1
 class BusySampler:
     """Samples in a thread of this process, not the engine's, for as long as a block runs; nothing without NVML."""
 
-    def __init__(self, num_gpus: int) -> None:
+    def __init__(self, devices: Sequence[torch.device]) -> None:
         self._samples: list[tuple[float, float]] = []
         self._ends = threading.Event()
         self._thread: threading.Thread | None = None
-        self._handles = _handles(num_gpus)
+        self._handles = [handle for device in devices if (handle := nvml_handle(device)) is not None]
 
     def __enter__(self) -> BusySampler:
         if self._handles:
@@ -49,9 +50,3 @@ class BusySampler:
                     rates.append(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
             if rates:
                 self._samples.append((time.monotonic(), sum(rates) / len(rates) / 100))
-
-
-def _handles(num_gpus: int) -> list[object]:
-    """Of the first `num_gpus` that torch sees."""
-    found = [nvml_handle(torch.device("cuda", index)) for index in range(num_gpus)]
-    return [handle for handle in found if handle is not None]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from fastkernels.engine.config import EngineConfig, Warm
 from fastkernels.engine.model import build_config, find_model
 from fastkernels.errors import UsageError
@@ -128,6 +130,14 @@ class Scenario:
             )
         if self.options.get("device") == "fake":
             raise UsageError(f"The fake device makes tokens, which {self.model} does not; say cpu or cuda.")
+
+    @property
+    def gpus(self) -> list[torch.device]:
+        """What the engine runs on: of several the first that torch sees, as its ranks are given them."""
+        named, size = str(self.options.get("device") or "cuda"), int(self.options.get("tensor_parallel_size") or 1)
+        if named.partition(":")[0] != "cuda":
+            return []
+        return [torch.device("cuda", rank) for rank in range(size)] if size > 1 else [torch.device(named)]
 
     def describe(self, requests: Sequence[TrafficRequest] = ()) -> dict[str, Any]:
         """Sizes and source of the workload as it was run; requests: those of a model that makes tokens."""

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 _KEPT_VARIABLES = (
-    *("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "TRITON_INTERPRET"),
+    *("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_HOME", "TRITON_INTERPRET"),
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),  # together they say which GPU is meant
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
 )
 _NOT_PRELOADED = ("fastkernels", "_fastkernels", "__main__", "torch._inductor", "torch.cuda")
