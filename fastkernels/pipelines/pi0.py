@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Resampling
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers.image_processing_backends import PilBackend
 
-from fastkernels.errors import CheckpointError, UsageError
+from fastkernels.engine.model import ModelSource, find_tokenizer
+from fastkernels.errors import UsageError
 from fastkernels.pipelines.media import load_image
 from fastkernels.pipelines.result import Result
 from fastkernels.tasks.configs.pi0 import PI0Config
-from fastkernels.workloads import byte_tokenizer
 
 _TEXT_STEP = 48
 """Texts are padded to multiples of this, so that unlike ones share a batch: lerobot's tokenizer_max_length."""
@@ -52,7 +51,7 @@ class PI0Pipeline:
         self.processor = PI0ImageProcessor(
             size={"max_height": side, "max_width": side}, pad_size={"height": side, "width": side}
         )
-        self.tokenizer = _tokenizer(checkpoint)
+        self.tokenizer = find_tokenizer(ModelSource("", {}, checkpoint))
 
     def num_steps(self, inputs: Mapping[str, Any]) -> int:
         """Errors: UsageError when it is no number."""
@@ -164,14 +163,3 @@ class PI0Pipeline:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 63:
             raise UsageError(f"seed is {seed!r}; it is a whole number from 0 to 2^63 - 1.")
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _tokenizer(checkpoint: Path | None) -> Tokenizer:
-    """The checkpoint's tokenizer.json, else the shipped byte-level one. Errors: CheckpointError when it is not one."""
-    path = checkpoint and checkpoint / "tokenizer.json"
-    if path is None or not path.is_file():
-        return byte_tokenizer()
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception
-        raise CheckpointError(f"{path} is not a tokenizer: {error}.") from error
