@@ -15,6 +15,7 @@ from transformers.image_processing_backends import PilBackend
 
 from fastkernels.engine.model import ModelSource, find_tokenizer
 from fastkernels.errors import UsageError
+from fastkernels.pipelines.inputs import as_floats, as_integers
 from fastkernels.pipelines.media import load_image
 from fastkernels.pipelines.result import Result
 from fastkernels.tasks.configs.pi0 import PI0Config
@@ -110,7 +111,7 @@ class PI0Pipeline:
     def _pixels(self, inputs: Mapping[str, Any]) -> Tensor:
         side, channels = self.config.vision.image_size, self.config.vision.num_channels
         if "pixel_values" in inputs:
-            pixels = torch.as_tensor(inputs["pixel_values"], dtype=torch.float32)
+            pixels = as_floats(inputs["pixel_values"], "pixel_values")
         elif "images" in inputs or "image" in inputs:
             given = inputs["images"] if "images" in inputs else [inputs["image"]]
             if not isinstance(given, list | tuple) or not 0 < len(given) <= _MOST_CAMERAS:
@@ -126,13 +127,14 @@ class PI0Pipeline:
     def _ids(self, inputs: Mapping[str, Any]) -> list[int]:
         size = self.config.text.vocab_size
         if "prompt_token_ids" in inputs:
-            ids = list(inputs["prompt_token_ids"])
+            found = as_integers(inputs["prompt_token_ids"], "prompt_token_ids", "a list of whole numbers")
+            ids = found.tolist() if found.dim() == 1 else []
         elif isinstance(inputs.get("prompt"), str):
             text = self.tokenizer.encode(f"{inputs['prompt']}\n", add_special_tokens=False).ids
             ids = [self.config.text.bos_token_id, *text]
         else:
             raise UsageError("A request has a 'prompt', which is a text, or 'prompt_token_ids'.")
-        if not ids or not all(isinstance(i, int) and 0 <= i < size for i in ids):
+        if not ids or not all(0 <= i < size for i in ids):
             raise UsageError(f"prompt_token_ids are one or more whole numbers in [0, {size}).")
         return ids
 
@@ -143,18 +145,17 @@ class PI0Pipeline:
 
     def _state(self, inputs: Mapping[str, Any]) -> Tensor:
         most = self.config.max_state_dim
-        try:
-            state = torch.as_tensor(inputs.get("state", ()), dtype=torch.float32)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UsageError(f"state is a list of up to {most} numbers: {error}.") from error
+        state = as_floats(inputs.get("state", ()), "state", f"a list of up to {most} numbers")
         if state.dim() != 1 or len(state) > most:
             raise UsageError(f"state is a list of up to {most} numbers, got {list(state.shape)}.")
+        if not bool(torch.isfinite(state).all()):
+            raise UsageError(f"state is finite numbers, got {state.tolist()}.")
         return nn.functional.pad(state, (0, most - len(state)))
 
     def _noise(self, inputs: Mapping[str, Any]) -> Tensor:
         shape = (self.config.chunk_size, self.config.max_action_dim)
         if "noise" in inputs:
-            noise = torch.as_tensor(inputs["noise"], dtype=torch.float32)
+            noise = as_floats(inputs["noise"], "noise")
             if tuple(noise.shape) != shape:
                 raise UsageError(f"noise is {list(shape)}, got {list(noise.shape)}.")
             return noise
