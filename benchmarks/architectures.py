@@ -240,6 +240,7 @@ def _child(
         value = getattr(given, option)
         command += [] if value is None else [f"--{option.replace('_', '-')}", str(value)]
     command += ["--batch", *map(str, given.batch)] if given.batch else []
+    command += ["--loads", *given.loads] if given.loads else []
     command += ["--tiny"] if given.tiny else []
     out.unlink(missing_ok=True)
     with out.with_suffix(".log").open("wb") as log:

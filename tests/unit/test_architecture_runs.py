@@ -192,7 +192,7 @@ if name == "yolov10":
     json.dump({"architecture": name, "status": "running", "batches": [{"load": "x", "batch": 1, "error": "none"}]},
               open(out, "w"))
     time.sleep(600)
-json.dump({"architecture": name, "status": "finished", "batches": []}, open(out, "w"))
+json.dump({"architecture": name, "status": "finished", "batches": [], "words": sys.argv[1:]}, open(out, "w"))
 """
 
 
@@ -224,6 +224,15 @@ def test_one_that_crashes_or_hangs_does_not_end_the_others(
     done = (children / "pi0.json").stat().st_mtime_ns
     script.main([*words, "--skip-done"])
     assert (children / "pi0.json").stat().st_mtime_ns == done
+
+
+def test_all_hands_on_what_is_asked_of_each(script: Any, children: Path) -> None:
+    words = ["--loads", "high-res", "other", "--batch", "1", "8", "--rounds", "3", "--dtype", "float32", "--tiny"]
+    script.main(["--all", "--out-dir", str(children), "--only", "pi0", *words])
+    told = json.loads((children / "pi0.json").read_text())["words"]
+    for asked in (words[:3], words[3:6], words[6:8], words[8:10], words[10:]):
+        start = told.index(asked[0])
+        assert told[start : start + len(asked)] == asked
 
 
 def test_all_ends_before_its_deadline(script: Any, children: Path) -> None:
