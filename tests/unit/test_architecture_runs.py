@@ -235,6 +235,30 @@ def test_all_hands_on_what_is_asked_of_each(script: Any, children: Path) -> None
         assert told[start : start + len(asked)] == asked
 
 
+def test_an_earlier_file_stays_until_as_much_is_measured_anew(
+    script: Any, children: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    children.mkdir()
+    out = children / "dlrmv2.json"
+    one = {"load": "x", "batch": 1, "ms": {"ours": 1.0, "library": 2.0}, "parity": {}}
+    one["ratios"] = {"library": {"ratio": 2.0, "low": 1.9, "high": 2.1}}
+    earlier = {"architecture": "dlrmv2", "status": script.CUT_SHORT, "batches": [one, one]}
+    out.write_text(json.dumps(earlier))
+    words = ["--all", "--out-dir", str(children), "--only", "dlrmv2", "--skip-done"]
+    script.main(words)  # its process crashes before anything is measured
+    assert json.loads(out.read_text()) == earlier
+    assert "dlrmv2.json stays as it was, with 2 measured; this try is in dlrmv2.json.less" in capsys.readouterr().out
+    assert json.loads((children / "dlrmv2.json.less").read_text())["status"] == script.FAILED
+    out.replace(children / "dlrmv2.json.before")  # as a run leaves it that is killed with its child
+    out.write_text(json.dumps({**earlier, "batches": [one]}))
+    script.main(words)
+    assert json.loads(out.read_text()) == earlier
+    out.write_text(json.dumps({**earlier, "batches": []}))
+    script.main(words)
+    assert json.loads(out.read_text())["status"] == script.FAILED
+    assert not list(children.glob("*.before"))
+
+
 def test_all_ends_before_its_deadline(script: Any, children: Path) -> None:
     started = time.monotonic()
     script.main(["--all", "--out-dir", str(children), "--deadline", "4"])
