@@ -1,0 +1,54 @@
+"""The scripts under benchmarks/ that time kernels and steps on a GPU: what they write when something is amiss."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Without a GPU: what asks for one is replaced."""
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for known in (name, "kernel_timing"):
+        monkeypatch.delitem(sys.modules, known, raising=False)
+    module: ModuleType = importlib.import_module(name)
+    for function in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, function, lambda: None)
+    monkeypatch.setattr(module, "environment", dict)
+    return module
+
+
+def test_a_step_without_an_op_is_compared_with_the_whole_one_of_as_many_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    decode_step = script("decode_step", monkeypatch)
+    most: list[int] = []
+    monkeypatch.setattr(decode_step, "copy_row", lambda: SimpleNamespace(rate=lambda path: 4.0))
+    monkeypatch.setattr(decode_step, "cached_layers", lambda model: [model] * 2)
+    monkeypatch.setattr(decode_step, "least_bytes", lambda executor, num_rows, context: 1000 * num_rows)
+    monkeypatch.setattr(decode_step, "Step", lambda executor, num_rows, *sizes: num_rows)
+    monkeypatch.setattr(
+        decode_step, "take_turns", lambda steps, num: {key: [10.0 * key[1] - bool(key[0])] * num for key in steps}
+    )
+    out = tmp_path / "steps.json"
+    monkeypatch.setattr(decode_step, "build_executor", lambda rows, context: SimpleNamespace(model=most.append(rows)))
+    for words, rows, lacking in (
+        (["--rows", "8", "4", "--without", "rms_norm"], [1, 4, 8, 32], [1, 32]),
+        (["--rows", "8"], [8], []),
+    ):
+        monkeypatch.setattr(sys, "argv", ["decode_step.py", *words, "--replays", "3", "--out", str(out)])
+        decode_step.main()
+        record = json.loads(out.read_text())
+        assert [step["rows"] for step in record["steps"]] == rows
+        assert [(step["rows"], step["us_a_layer"]) for step in record["lacking"]] == [(n, 0.5) for n in lacking]
+        assert most.pop() == max(rows)
