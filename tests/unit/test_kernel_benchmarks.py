@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from fastkernels.tasks.baseline.L1.rms_norm import RMSNorm
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -52,3 +55,15 @@ def test_a_step_without_an_op_is_compared_with_the_whole_one_of_as_many_rows(
         assert [step["rows"] for step in record["steps"]] == rows
         assert [(step["rows"], step["us_a_layer"]) for step in record["lacking"]] == [(n, 0.5) for n in lacking]
         assert most.pop() == max(rows)
+
+
+def test_an_op_that_once_gave_no_number_is_shown_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    op_errors = importlib.import_module("op_errors")
+    watch = op_errors.Watch(torch.nn.Identity(), most=9)
+    op = RMSNorm(4)
+    for place, rms in (("first", 0.1), ("second", math.nan), ("third", 0.001), ("fourth", math.inf)):
+        watch._note(op, place, "y", rms, {})
+    [error] = watch.errors.values()
+    assert math.isnan(error.rms)
+    assert (error.place, error.num_calls) == ("second", 4)
