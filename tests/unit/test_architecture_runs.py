@@ -135,6 +135,29 @@ def test_a_way_that_fails_or_takes_too_long_is_a_record_of_it(
     assert set(record["batches"][0]["ratios"]) == {"library"}
 
 
+def test_what_was_compiled_is_not_forgotten_before_it_is_measured(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle = oracle_or_skip(architecture("lightgcn"))
+    happened: list[str] = []
+
+    def broken(model: Any) -> Any:
+        raise RuntimeError("no kernel")
+
+    def compiled(model: Any, mode: str) -> Any:
+        happened.append("compiled")
+        return model
+
+    monkeypatch.setattr(oracle, "_sparse", broken)
+    monkeypatch.setattr(oracle, "compiled", compiled)
+    monkeypatch.setattr(measure, "stop_compiling", lambda: happened.append("forgotten"))
+    out = tmp_path / "lightgcn.json"
+    script.measure(architecture("lightgcn"), arguments(script, out, "--compile", "default"))
+    assert happened == ["forgotten", "compiled"]
+    [one] = json.loads(out.read_text())["batches"]
+    assert set(one["ratios"]) == {"library", "library_compiled"}
+
+
 def test_a_load_that_does_not_fit_leaves_the_others(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
