@@ -58,6 +58,7 @@ class BGEM3Pipeline:
     """{"text": ...}, or {"input_ids": [...]} that begin and end as the model wants it -> an Embedding."""
 
     media_type = EMBEDDING
+    texts = ("text",)
     per_request = frozenset({"dense_vecs"})
 
     def __init__(self, model: nn.Module, config: BGEM3Config, checkpoint: Path | None) -> None:

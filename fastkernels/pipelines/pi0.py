@@ -45,6 +45,8 @@ class PI0Pipeline:
     max_action_dim] or a seed of it; steps of the flow. Source: as transformers' PI0Processor and sample_actions.
     """
 
+    texts = ("prompt",)
+
     def __init__(self, model: nn.Module, config: PI0Config, checkpoint: Path | None) -> None:
         self.model: Any = model
         self.config = config

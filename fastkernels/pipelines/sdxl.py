@@ -36,6 +36,7 @@ class SDXLPipeline:
     """
 
     media_type = "image/png"
+    texts = _TEXTS
 
     def __init__(self, model: nn.Module, config: SDXLConfig, checkpoint: Path | None) -> None:
         self.model: Any = model
