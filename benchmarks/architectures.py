@@ -12,7 +12,8 @@ faster. Parity: both against the library in float32 when it fits beside them, el
 On a GPU the kernels that our time goes to are in the file, too.
 
 --all: one after another in order of value, each in a process of its own, so that one that fails is a record of its
-error; a file is whole after every number of requests, and says in "status" whether it is finished. --together: so many
+error; a file is whole after every number of requests, and says in "status" whether it is finished. An earlier file
+with more measured in it stays, and the new one lies beside it as .json.less. --together: so many
 are built and compiled at once, in one GPU's memory; whoever measures waits until nobody else uses the device.
 """
 
@@ -240,8 +241,9 @@ def _child(
         value = getattr(given, option)
         command += [] if value is None else [f"--{option.replace('_', '-')}", str(value)]
     command += ["--batch", *map(str, given.batch)] if given.batch else []
+    command += ["--loads", *given.loads] if given.loads else []
     command += ["--tiny"] if given.tiny else []
-    out.unlink(missing_ok=True)
+    _set_aside(out)
     with out.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         processes.add(process)
@@ -261,7 +263,33 @@ def _child(
         status = CUT_SHORT if has_some and code is None else FAILED
         record |= {"architecture": name, "status": status, "error": f"{ended}: {''.join(tail[-1:])[:300]}"}
         _write(out, record)
-    return f"{record['status']}, {len(record.get('batches', []))} measured. {record.get('error', '')}"
+    return f"{record['status']}, {len(record.get('batches', []))} measured. {record.get('error', '')}{_chosen(out)}"
+
+
+def _set_aside(out: Path) -> None:
+    """The file of an earlier try, or the one that was aside of it, where a try was interrupted that had less."""
+    if out.is_file() and _num_measured(out) >= _num_measured(_aside(out)):
+        out.replace(_aside(out))
+    out.unlink(missing_ok=True)
+
+
+def _chosen(out: Path) -> str:
+    """The earlier file is put back where it has more than the new one; a word of it."""
+    earlier, less = _aside(out), out.with_name(f"{out.name}.less")
+    if _num_measured(earlier) <= _num_measured(out):
+        earlier.unlink(missing_ok=True)
+        return ""
+    out.replace(less)
+    earlier.replace(out)
+    return f" {out.name} stays as it was, with {_num_measured(out)} measured; this try is in {less.name}."
+
+
+def _aside(out: Path) -> Path:
+    return out.with_name(f"{out.name}.before")
+
+
+def _num_measured(path: Path) -> int:
+    return sum("ratios" in one for one in read(path).get("batches", []))
 
 
 def table(folder: Path) -> str:

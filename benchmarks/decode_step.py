@@ -3,7 +3,8 @@
 A step is the CUDA graph that fastkernels/engine/graphs.py captures: from token ids to logits and each row's likeliest
 token. The model has random weights, the cache random keys and values in scattered pages. Medians of replays that take
 turns over all numbers of rows and variants. `--without NAME` also times steps that lack an op, or a part of how they
-are made: what it costs or saves between the others, which is not what it takes alone.
+are made: what it costs or saves between the others, which is not what it takes alone. Whole steps
+are timed of --without-rows, too.
 """
 
 from __future__ import annotations
@@ -181,12 +182,13 @@ def main() -> None:
     arguments = parser.parse_args()
     copy_rate = copy_row().rate("ours")
     torch.cuda.empty_cache()
-    most, context = max(arguments.rows), arguments.context
+    whole_rows = sorted({*arguments.rows, *(arguments.without_rows if arguments.without else ())})
+    most, context = max(whole_rows), arguments.context
     executor = build_executor(most, context)
     steps: dict[tuple[str | None, int], Step] = {}
     for name in [None, *arguments.without]:
         with left_out(name):
-            for num_rows in arguments.rows if name is None else arguments.without_rows:
+            for num_rows in whole_rows if name is None else arguments.without_rows:
                 steps[name, num_rows] = Step(executor, num_rows, context, most)
     times = take_turns(steps, arguments.replays)
     num_layers = len(cached_layers(executor.model))

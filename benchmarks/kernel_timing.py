@@ -116,6 +116,9 @@ def print_table(rows: list[Row]) -> None:
     print(f"copy {copy:.2f} TB/s on {torch.cuda.get_device_name()}")
     for row in rows[1:]:
         others = ", ".join(f"{name} {t:.2f}" for name, t in row.microseconds.items() if name != "ours")
+        if "ours" not in row.microseconds:
+            print(f"{row.kernel:19s} {row.shape:36s} {'failed':>9s} | {others}")
+            continue
         rate = row.rate("ours")
         share = f"{rate:.0f} TFLOP/s" if row.num_flops else f"{rate:.2f} TB/s {100 * rate / copy:3.0f} %"
         print(f"{row.kernel:19s} {row.shape:36s} {row.microseconds['ours']:9.2f} us {share:16s} | {others}")

@@ -92,7 +92,7 @@ class Watch:
         error.num_calls += 1
         if failure:
             error.num_failed, error.failure = error.num_failed + 1, failure
-        if not rms <= error.rms:
+        if not math.isnan(error.rms) and not rms <= error.rms:  # no number is larger than a NaN
             shapes = {n: list(v.shape) if isinstance(v, Tensor) else v for n, v in inputs.items()}
             error.rms, error.place, error.shapes = rms, place, str(shapes)[:300]
 

@@ -61,9 +61,18 @@ def timed(row: Row, paths: dict[str, list[Call]]) -> Row:
             row.microseconds[name] = graph_microseconds(calls)
         except Exception:
             torch.cuda.synchronize()
-            row.microseconds[name if name == "ours" else f"{name}, no graph"] = event_microseconds(calls[:4])
+            time_without_graph(row, name, calls[:4])
     torch.cuda.empty_cache()
     return row
+
+
+def time_without_graph(row: Row, name: str, calls: list[Call]) -> None:
+    """A path that fails here, too, has no time."""
+    try:
+        row.microseconds[name if name == "ours" else f"{name}, no graph"] = event_microseconds(calls)
+    except Exception as error:
+        torch.cuda.synchronize()
+        print(f"{row.kernel} {row.shape} {name}: {type(error).__name__} {str(error)[:150]}")
 
 
 def op_row(shape: str, op: Op, make: Any) -> Row:
@@ -211,15 +220,21 @@ def main() -> None:
     arguments = parser.parse_args()
     groups = {"gates": gates, "vision": vision, "scenes": scenes, "decode": decode_attention}
     rows = [copy_row()]
-    with torch.inference_mode():
-        for name, group in groups.items():
-            if arguments.only in name:
-                rows += group()
+    try:
+        with torch.inference_mode():
+            for name, group in groups.items():
+                if arguments.only in name:
+                    rows += group()  # one behind another: those before an error are kept
+    finally:
+        if arguments.out is not None:
+            write(rows, arguments.out)
     print_table(rows)
-    if arguments.out is not None:
-        report = {"environment": environment(), "rows": [asdict(row) for row in rows]}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def write(rows: list[Row], out: Path) -> None:
+    report = {"environment": environment(), "rows": [asdict(row) for row in rows]}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -96,13 +96,14 @@ def _continue(llm: LLM, prompts: list[Any], params: SamplingParams, as_json: boo
 
 
 def _run_pipeline(pipeline: Pipeline, given: list[str], out: Path | None, as_json: bool) -> None:
-    """One request of the inputs; values that are JSON numbers or lists are read as such."""
+    """One request of the inputs; values that are JSON numbers or lists are read as such, texts never."""
+    texts = getattr(pipeline.adapter, "texts", ())
     inputs: dict[str, Any] = {}
     for text in given:
         name, sign, value = text.partition("=")
         if not sign:
             raise UsageError(f"--input {text!r} is no NAME=VALUE.")
-        inputs[name] = _value(value)
+        inputs[name] = value if name in texts else _value(value)
     with error_console.status("running") as status:
         [result] = pipeline.run([inputs], lambda done, most: status.update(f"{pipeline.core.num_steps} steps"))
     if out is not None:

@@ -109,7 +109,7 @@ def build_model(source: ModelSource, config: Any, dtype: torch.dtype, device: to
 
 
 def find_tokenizer(source: ModelSource) -> Tokenizer:
-    """The checkpoint's tokenizer.json, else the shipped byte-level one.
+    """The checkpoint's tokenizer.json, else the shipped byte-level one; it neither cuts texts nor pads them.
 
     Errors: CheckpointError when the file cannot be read.
     """
@@ -117,9 +117,12 @@ def find_tokenizer(source: ModelSource) -> Tokenizer:
     if path is None or not path.is_file():
         return byte_tokenizer()
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         raise CheckpointError(f"{path} is not a tokenizer: {error}.") from error
+    tokenizer.no_truncation()  # transformers saves those of its last call, and sets them anew at each
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

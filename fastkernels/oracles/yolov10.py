@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.machinery
 import importlib.metadata
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -86,6 +87,12 @@ def _set_logits(least: float, most: float, generator: torch.Generator, conv: Any
     conv.weight.mul_(factor[:, None, None, None])
     wanted = least + 0.1 * torch.randn(len(var), generator=generator, device="cpu").to(var)
     conv.bias.copy_((conv.bias - mean) * factor + wanted)
+
+
+def _served(model: Any) -> nn.Module:
+    """A copy as ultralytics' AutoBackend makes it of a model that is to answer: fused in float32, then in its dtype."""
+    dtype = next(model.parameters()).dtype
+    return copy.deepcopy(model).float().fuse(verbose=False).to(dtype)
 
 
 class YOLOv10Oracle(Oracle):
@@ -195,6 +202,12 @@ class YOLOv10Oracle(Oracle):
     def forward(self, model: Any, batch: Mapping[str, Any]) -> Answer:
         found = model(batch["pixel_values"])[0]
         return {"boxes": found[..., :4], "scores": found[..., 4], "labels": found[..., 5].long()}
+
+    def modes(self, model: nn.Module, compile_mode: str | None) -> dict[str, Callable[[], Any]]:
+        return super().modes(_served(model), compile_mode)
+
+    def measured_against(self, model: nn.Module) -> str:
+        return "DetectionModel of ultralytics, fused as its predictor serves it: no norms, no one-to-many head"
 
     def paired(self, given: Answer, wanted: Answer) -> tuple[Answer, Answer]:
         """Boxes of one label that overlap by half, one to one: near scores change places in half precision. found:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastkernels.engine.model import ModelSource, find_tokenizer
 from fastkernels.engine.outputs import EMBEDDING
 from fastkernels.errors import UsageError
+from fastkernels.pipelines.inputs import as_integers
 from fastkernels.pipelines.result import Result
 from fastkernels.tasks.configs.bge_m3 import BGEM3Config
 from fastkernels.workloads import prompts
@@ -57,6 +58,7 @@ class BGEM3Pipeline:
     """{"text": ...}, or {"input_ids": [...]} that begin and end as the model wants it -> an Embedding."""
 
     media_type = EMBEDDING
+    texts = ("text",)
     per_request = frozenset({"dense_vecs"})
 
     def __init__(self, model: nn.Module, config: BGEM3Config, checkpoint: Path | None) -> None:
@@ -77,10 +79,7 @@ class BGEM3Pipeline:
             ids = inputs["input_ids"]
         else:
             raise UsageError(f"A request has 'text' or 'input_ids', got {', '.join(inputs) or 'nothing'}.")
-        try:
-            tokens = torch.as_tensor(ids, dtype=torch.int64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UsageError(f"input_ids is a list of token ids: {error}.") from error
+        tokens = as_integers(ids, "input_ids", "a list of token ids")
         if tokens.dim() != 1 or not len(tokens) or int(tokens.min()) < 0 or int(tokens.max()) >= config.vocab_size:
             shown = (
                 list(tokens.shape) if tokens.dim() != 1 or not len(tokens) else f"{int(tokens.min())} to {tokens.max()}"

@@ -7,23 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from transformers import ViTImageProcessorPil
 
 from fastkernels.errors import UsageError
+from fastkernels.pipelines.inputs import as_floats, as_whole_number
 from fastkernels.pipelines.media import load_image
 from fastkernels.pipelines.result import Result
 from fastkernels.tasks.configs.dinov3 import DINOv3Config
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LARGEST = 4096
 
 
 class DINOv3Pipeline:
     """{"image": ...} -> last_hidden_state [tokens, hidden_size], pooler_output [hidden_size].
 
-    "size": pixels a side when not the model's own, a multiple of its patch_size; or pixel_values [channels, height,
-    width] that are ready. Source: the processor is transformers' ViTImageProcessor with DINOv3's numbers.
+    "size": pixels a side when not the model's own, a multiple of its patch_size, at most 4096; or pixel_values
+    [channels, height, width] that are ready. Source: the processor is transformers' ViTImageProcessor with DINOv3's
+    numbers.
     """
 
     def __init__(self, model: nn.Module, config: DINOv3Config, checkpoint: Path | None) -> None:
@@ -38,9 +40,9 @@ class DINOv3Pipeline:
         """Errors: UsageError when there is no image or its size does not fit."""
         patch = self.config.patch_size
         if "pixel_values" in inputs:
-            pixels = torch.as_tensor(inputs["pixel_values"], dtype=torch.float32)
+            pixels = as_floats(inputs["pixel_values"], "pixel_values")
         elif "image" in inputs:
-            size = int(inputs.get("size", self.config.image_size))
+            size = as_whole_number(inputs.get("size", self.config.image_size), "size", patch, _LARGEST)
             image = load_image(inputs["image"])
             pixels = self.processor(image, size={"height": size, "width": size}, return_tensors="pt")["pixel_values"][0]
         else:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkernels.errors import UsageError
+from fastkernels.pipelines.inputs import as_floats, as_integers
 from fastkernels.pipelines.result import Result
 from fastkernels.tasks.configs.dlrm import DLRMConfig
 
@@ -28,15 +29,20 @@ class DLRMPipeline:
         config = self.config
         if not {"dense", "ids"} <= set(inputs):
             raise UsageError(f"A request has 'dense' and 'ids', got {', '.join(inputs) or 'nothing'}.")
-        dense = torch.as_tensor(inputs["dense"], dtype=torch.float32)
+        dense = as_floats(inputs["dense"], "dense", f"{config.num_dense_features} finite numbers")
         if dense.shape != (config.num_dense_features,) or not bool(torch.isfinite(dense).all()):
             raise UsageError(f"dense is {config.num_dense_features} finite numbers, got {list(dense.shape)}.")
-        given = list(inputs["ids"])
+        try:
+            given = list(inputs["ids"])
+        except TypeError as error:
+            raise UsageError(
+                f"ids is {inputs['ids']!r:.80}; it has a list for each of {config.num_features} features."
+            ) from error
         if len(given) != config.num_features:
             raise UsageError(f"ids has a list for each of {config.num_features} features, got {len(given)}.")
         ids = torch.full((config.num_features, config.max_ids), -1)
         for number, (some, limit) in enumerate(zip(given, config.num_embeddings_per_feature, strict=True)):
-            row = torch.as_tensor(some, dtype=torch.int64).flatten()
+            row = as_integers(some, f"ids[{number}]", "a list of ids").flatten()
             if len(row) > config.max_ids:
                 raise UsageError(f"Feature {number} has {len(row)} ids; the most is {config.max_ids}.")
             if len(row) and not 0 <= int(row.min()) <= int(row.max()) < limit:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fastkernels.errors import UnsupportedError, UsageError
+from fastkernels.pipelines.inputs import as_floats, as_whole_number
 from fastkernels.pipelines.result import Result
 from fastkernels.pipelines.splat_scene import generate_scene, load_scene
 from fastkernels.tasks.baseline.L1.tile_intersection import num_tiles
@@ -61,13 +62,13 @@ class GaussianSplattingPipeline:
     def _scene(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         if "scene" in inputs:
             given = inputs["scene"]
-            return {n: torch.as_tensor(given[n]) for n in _SCENE} if isinstance(given, Mapping) else load_scene(given)
+            return _scene_of(given) if isinstance(given, Mapping) else load_scene(given)
         if "seed" not in inputs:
             raise UsageError(f"A request has 'scene' or 'seed', got {', '.join(inputs) or 'nothing'}.")
         num = inputs.get("num_gaussians", self.config.num_gaussians)
         if not isinstance(num, int) or not 0 < num <= 1 << 24:
             raise UsageError(f"num_gaussians is a number from 1 to {1 << 24}, got {num!r}.")
-        return generate_scene(num, self.config.sh_degree, int(inputs["seed"]))
+        return generate_scene(num, self.config.sh_degree, as_whole_number(inputs["seed"], "seed", 0, (1 << 63) - 1))
 
     def _side(self, inputs: Mapping[str, Any], name: str) -> int:
         side = inputs.get(name, 256)
@@ -76,7 +77,10 @@ class GaussianSplattingPipeline:
         return side
 
     def _camera(self, inputs: Mapping[str, Any], means: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
-        fov = float(inputs.get("fov", 60.0))
+        try:
+            fov = float(inputs.get("fov", 60.0))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UsageError(f"fov is {inputs['fov']!r:.80}; it is a number of degrees.") from error
         if not 0 < fov < 180:
             raise UsageError(f"fov is over 0 and under 180 degrees, got {fov}.")
         focal = width / 2 / tan(fov * pi / 360)
@@ -133,12 +137,31 @@ def look_at(eye: Tensor, target: Tensor, up: Tensor) -> Tensor:
     return view
 
 
+def _scene_of(given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Errors: UsageError when an array of the scene is missing or of another shape."""
+    missing = [name for name in _SCENE if name not in given]
+    if missing:
+        raise UsageError(f"scene lacks {', '.join(missing)}; it has {', '.join(_SCENE)}.")
+    scene = {name: as_floats(given[name], f"scene's {name}") for name in _SCENE}
+    shapes = {name: list(tensor.shape) for name, tensor in scene.items()}
+    num = shapes["means"][:1]
+    wanted = {"means": [*num, 3], "quats": [*num, 4], "scales": [*num, 3], "opacities": num}
+    coeffs = shapes["coeffs"]
+    is_whole = num > [0] and shapes == {**wanted, "coeffs": coeffs} and len(coeffs) == 3
+    if not is_whole or [coeffs[0], coeffs[2]] != [*num, 3]:
+        raise UsageError(
+            "scene has means [n, 3], quats [n, 4], scales [n, 3], opacities [n] and coeffs [n, bases, 3], "
+            f"got {shapes}."
+        )
+    return scene
+
+
 def _numbers(inputs: Mapping[str, Any], name: str, shape: tuple[int, ...], usual: Any) -> Tensor:
     given = inputs.get(name, usual)
     try:
         given = json.loads(given) if isinstance(given, str) else given
         found = torch.as_tensor(given, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UsageError(f"{name} is numbers of shape {list(shape)}: {error}.") from error
     if tuple(found.shape) != shape or not bool(torch.isfinite(found).all()):
         raise UsageError(f"{name} is finite numbers of shape {list(shape)}, got {given}.")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastkernels.errors import CheckpointError, UsageError
+from fastkernels.pipelines.inputs import as_integers, as_whole_number
 from fastkernels.pipelines.result import Result
 from fastkernels.tasks.configs.lightgcn import LightGCNConfig
 
@@ -32,15 +33,10 @@ class LightGCNPipeline:
         """Errors: UsageError for users that are not there and a k over the number of items."""
         if "users" not in inputs:
             raise UsageError(f"A request has 'users', got {', '.join(inputs) or 'nothing'}.")
-        try:
-            users = torch.as_tensor(inputs["users"], dtype=torch.int64).flatten()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UsageError(f"users is {inputs['users']!r:.80}; it is a list of ids.") from error
+        users = as_integers(inputs["users"], "users", "a list of ids").flatten()
         if not len(users) or not 0 <= int(users.min()) <= int(users.max()) < self.config.num_users:
             raise UsageError(f"users are ids in [0, {self.config.num_users}), got {users.tolist()[:8]}.")
-        k = int(inputs.get("k", min(20, self.config.num_items)))
-        if not 1 <= k <= self.config.num_items:
-            raise UsageError(f"k is {k}; there are {self.config.num_items} items.")
+        k = as_whole_number(inputs.get("k", min(20, self.config.num_items)), "k", 1, self.config.num_items)
         return {"users": users, "ranks": torch.arange(k)}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

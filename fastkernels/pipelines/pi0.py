@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Resampling
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers.image_processing_backends import PilBackend
 
-from fastkernels.errors import CheckpointError, UsageError
+from fastkernels.engine.model import ModelSource, find_tokenizer
+from fastkernels.errors import UsageError
+from fastkernels.pipelines.inputs import as_floats, as_integers
 from fastkernels.pipelines.media import load_image
 from fastkernels.pipelines.result import Result
 from fastkernels.tasks.configs.pi0 import PI0Config
-from fastkernels.workloads import byte_tokenizer
 
 _TEXT_STEP = 48
 """Texts are padded to multiples of this, so that unlike ones share a batch: lerobot's tokenizer_max_length."""
@@ -45,6 +45,8 @@ class PI0Pipeline:
     max_action_dim] or a seed of it; steps of the flow. Source: as transformers' PI0Processor and sample_actions.
     """
 
+    texts = ("prompt",)
+
     def __init__(self, model: nn.Module, config: PI0Config, checkpoint: Path | None) -> None:
         self.model: Any = model
         self.config = config
@@ -52,7 +54,7 @@ class PI0Pipeline:
         self.processor = PI0ImageProcessor(
             size={"max_height": side, "max_width": side}, pad_size={"height": side, "width": side}
         )
-        self.tokenizer = _tokenizer(checkpoint)
+        self.tokenizer = find_tokenizer(ModelSource("", {}, checkpoint))
 
     def num_steps(self, inputs: Mapping[str, Any]) -> int:
         """Errors: UsageError when it is no number."""
@@ -111,7 +113,7 @@ class PI0Pipeline:
     def _pixels(self, inputs: Mapping[str, Any]) -> Tensor:
         side, channels = self.config.vision.image_size, self.config.vision.num_channels
         if "pixel_values" in inputs:
-            pixels = torch.as_tensor(inputs["pixel_values"], dtype=torch.float32)
+            pixels = as_floats(inputs["pixel_values"], "pixel_values")
         elif "images" in inputs or "image" in inputs:
             given = inputs["images"] if "images" in inputs else [inputs["image"]]
             if not isinstance(given, list | tuple) or not 0 < len(given) <= _MOST_CAMERAS:
@@ -127,13 +129,14 @@ class PI0Pipeline:
     def _ids(self, inputs: Mapping[str, Any]) -> list[int]:
         size = self.config.text.vocab_size
         if "prompt_token_ids" in inputs:
-            ids = list(inputs["prompt_token_ids"])
+            found = as_integers(inputs["prompt_token_ids"], "prompt_token_ids", "a list of whole numbers")
+            ids = found.tolist() if found.dim() == 1 else []
         elif isinstance(inputs.get("prompt"), str):
             text = self.tokenizer.encode(f"{inputs['prompt']}\n", add_special_tokens=False).ids
             ids = [self.config.text.bos_token_id, *text]
         else:
             raise UsageError("A request has a 'prompt', which is a text, or 'prompt_token_ids'.")
-        if not ids or not all(isinstance(i, int) and 0 <= i < size for i in ids):
+        if not ids or not all(0 <= i < size for i in ids):
             raise UsageError(f"prompt_token_ids are one or more whole numbers in [0, {size}).")
         return ids
 
@@ -144,18 +147,17 @@ class PI0Pipeline:
 
     def _state(self, inputs: Mapping[str, Any]) -> Tensor:
         most = self.config.max_state_dim
-        try:
-            state = torch.as_tensor(inputs.get("state", ()), dtype=torch.float32)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UsageError(f"state is a list of up to {most} numbers: {error}.") from error
+        state = as_floats(inputs.get("state", ()), "state", f"a list of up to {most} numbers")
         if state.dim() != 1 or len(state) > most:
             raise UsageError(f"state is a list of up to {most} numbers, got {list(state.shape)}.")
+        if not bool(torch.isfinite(state).all()):
+            raise UsageError(f"state is finite numbers, got {state.tolist()}.")
         return nn.functional.pad(state, (0, most - len(state)))
 
     def _noise(self, inputs: Mapping[str, Any]) -> Tensor:
         shape = (self.config.chunk_size, self.config.max_action_dim)
         if "noise" in inputs:
-            noise = torch.as_tensor(inputs["noise"], dtype=torch.float32)
+            noise = as_floats(inputs["noise"], "noise")
             if tuple(noise.shape) != shape:
                 raise UsageError(f"noise is {list(shape)}, got {list(noise.shape)}.")
             return noise
@@ -164,14 +166,3 @@ class PI0Pipeline:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 63:
             raise UsageError(f"seed is {seed!r}; it is a whole number from 0 to 2^63 - 1.")
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _tokenizer(checkpoint: Path | None) -> Tokenizer:
-    """The checkpoint's tokenizer.json, else the shipped byte-level one. Errors: CheckpointError when it is not one."""
-    path = checkpoint and checkpoint / "tokenizer.json"
-    if path is None or not path.is_file():
-        return byte_tokenizer()
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception
-        raise CheckpointError(f"{path} is not a tokenizer: {error}.") from error

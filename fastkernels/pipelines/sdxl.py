@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from fastkernels.errors import UsageError
 from fastkernels.pipelines.clip_tokenizer import clip_tokenizer
 from fastkernels.pipelines.euler_schedule import euler_schedule
+from fastkernels.pipelines.inputs import as_floats
 from fastkernels.pipelines.result import ImageResult
 from fastkernels.tasks.configs.sdxl import SDXLConfig
 
 _MOST_PIXELS = 16 << 20
+_LARGEST_SIZE = 1 << 24
+"""Of the sizes that the model is told: up to here float32 tells whole numbers apart."""
+
 _STEPS, _GUIDANCE = 50, 5.0
 _TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 _SIZES = ("original_size", "crops_coords_top_left", "target_size")
@@ -32,6 +36,7 @@ class SDXLPipeline:
     """
 
     media_type = "image/png"
+    texts = _TEXTS
 
     def __init__(self, model: nn.Module, config: SDXLConfig, checkpoint: Path | None) -> None:
         self.model: Any = model
@@ -164,6 +169,8 @@ class SDXLPipeline:
             given = inputs.get(name, defaults[name])
             if not isinstance(given, list | tuple) or len(given) != 2 or not all(isinstance(n, int) for n in given):
                 raise UsageError(f"{name} is {given!r}; it is two whole numbers: height, width.")
+            if max(map(abs, given)) > _LARGEST_SIZE:
+                raise UsageError(f"{name} is {given!r:.80}; the most is {_LARGEST_SIZE}.")
             numbers += given
         return torch.tensor(numbers, dtype=torch.float32)[None]
 
@@ -172,7 +179,7 @@ class SDXLPipeline:
         shape = (channels, height // factor, width // factor)
         if inputs.get("latents") is None:
             return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        noise = torch.as_tensor(inputs["latents"], dtype=torch.float32)
+        noise = as_floats(inputs["latents"], "latents")
         if tuple(noise.shape) != shape:
             raise UsageError(f"latents are {list(shape)} for a picture of {height} x {width}, got {list(noise.shape)}.")
         return noise

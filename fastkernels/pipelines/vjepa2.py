@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from fastkernels.errors import CheckpointError, UsageError
-from fastkernels.pipelines.media import load_image, load_video
+from fastkernels.pipelines.inputs import as_floats, as_integers, as_whole_number
+from fastkernels.pipelines.media import MAX_FRAMES, load_image, load_video
 from fastkernels.pipelines.result import Result
 from fastkernels.tasks.configs.vjepa2 import VJEPA2Config
 
@@ -75,11 +76,11 @@ class _Videos:
         """[frames, channels, height, width]. Errors: UsageError when there is no video or its size does not fit."""
         config = self.config
         if "pixel_values_videos" in inputs:
-            pixels = torch.as_tensor(inputs["pixel_values_videos"], dtype=torch.float32)
+            pixels = as_floats(inputs["pixel_values_videos"], "pixel_values_videos")
         elif "video" in inputs:
-            wanted = int(inputs["num_frames"]) if "num_frames" in inputs else None
-            if wanted is not None and wanted < 1:
-                raise UsageError(f"num_frames is {wanted}; the least is 1.")
+            wanted = None
+            if "num_frames" in inputs:
+                wanted = as_whole_number(inputs["num_frames"], "num_frames", 1, MAX_FRAMES)
             pixels = self.processor(load_video(inputs["video"], wanted, most_frames=config.frames_per_clip))
         elif "image" in inputs:
             pixels = self.processor(np.asarray(load_image(inputs["image"]))[None])
@@ -120,15 +121,15 @@ class VJEPA2Pipeline(_Videos):
         """Errors: UsageError when the video or a mask does not fit."""
         pixels = self.pixels(inputs)
         state = {"pixel_values_videos": pixels}
-        if inputs.get("skip_predictor"):
+        skips = inputs.get("skip_predictor", False)
+        if not isinstance(skips, bool):
+            raise UsageError(f"skip_predictor is {skips!r:.80}; it is true or false.")
+        if skips:
             return state
         embeddings = self.model.encoder.embeddings  # type: ignore[union-attr]
         num_patches = embeddings.num_patches(len(pixels), *pixels.shape[2:])  # type: ignore[union-attr,operator]
         for name in _MASKS:
-            try:
-                mask = torch.as_tensor(inputs.get(name, range(num_patches)), dtype=torch.int64)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise UsageError(f"{name} is a list of numbers of patches: {error}.") from error
+            mask = as_integers(inputs.get(name, range(num_patches)), name, "a list of numbers of patches")
             if mask.dim() != 1 or not len(mask) or int(mask.min()) < 0 or int(mask.max()) >= num_patches:
                 shown = "none" if not mask.numel() else f"{int(mask.min())} to {int(mask.max())}"
                 raise UsageError(f"{name} numbers some of the video's {num_patches} patches from 0 on, got {shown}.")

@@ -51,9 +51,16 @@ class WhisperProcessor:
     def window_seconds(self) -> float:
         return self.window_len / self.sampling_rate
 
+    @property
+    def is_english_only(self) -> bool:
+        """Its tokenizer has the marks of languages and tasks all the same; it was trained without them."""
+        return self._generation.get("is_multilingual") is False
+
     @cached_property
     def languages(self) -> Mapping[str, int]:
-        """Those that the tokenizer has a token for, by their code: {"en": 50259, ...}."""
+        """Those that the tokenizer has a token for, by code: {"en": 50259, ...}; an English-only model has none."""
+        if self.is_english_only:
+            return {}
         named = self._generation.get("lang_to_id")
         if named:
             return {name.strip("<|>"): int(token) for name, token in named.items()}
@@ -109,16 +116,20 @@ class WhisperProcessor:
     def prompt_tokens(
         self, language: str | None = None, task: str = "transcribe", previous: str | None = None
     ) -> list[int]:
-        """<|startoftranscript|><|language|><|task|><|notimestamps|>, as far as the tokenizer has them.
+        """<|startoftranscript|><|language|><|task|><|notimestamps|>, as far as the tokenizer has them; without language
+        and task for an English-only model.
 
         previous: a text that came before; its end stands ahead, behind <|startofprev|>.
         Errors: UsageError for a language or a task that the model does not know, or a text when it knows no such token.
         """
         if task not in _TASKS:
             raise UsageError(f"The task is {' or '.join(_TASKS)}, not {task!r}.")
+        if self.is_english_only and task != "transcribe":
+            raise UsageError("The model knows English only; it transcribes and does not translate.")
         tokens = [*self._previous(previous), self.config.decoder_start_token_id]
+        code = self.language_code(language)
         if self.languages:
-            tokens.append(self.languages[self.language_code(language)])
+            tokens.append(self.languages[code])
         marks = [f"<|{task}|>"] if self.languages else []
         found = [self.tokenizer.token_to_id(mark) for mark in (*marks, "<|notimestamps|>")]
         return tokens + [token for token in found if token is not None]
@@ -136,6 +147,8 @@ class WhisperProcessor:
         """Of a code or an English name; English when none is given. Errors: UsageError when there is no such."""
         wanted = (language or "en").strip().lower()
         code = {name: code for code, name in _language_names().items()}.get(wanted, wanted)
+        if self.is_english_only and code != "en":
+            raise UsageError(f"The model knows English only, not {language!r}; leave the language out.")
         if self.languages and code not in self.languages:
             raise UsageError(f"The model knows no language {language!r}; it knows {', '.join(sorted(self.languages))}.")
         return code

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from fastkernels.errors import UsageError
+from fastkernels.pipelines.inputs import as_floats
 from fastkernels.pipelines.media import load_image
 from fastkernels.pipelines.result import Result
 from fastkernels.tasks.configs.yolov10 import YOLOv10Config
@@ -88,12 +89,12 @@ class YOLOv10Pipeline:
         """Errors: UsageError when there is no image or its size does not fit."""
         try:
             confidence = float(inputs.get("confidence", _CONFIDENCE))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"confidence is a number, got {inputs['confidence']!r}.") from error
         if not 0 <= confidence <= 1:
             raise UsageError(f"confidence is from 0 to 1, got {confidence}.")
         if "pixel_values" in inputs:
-            pixels = torch.as_tensor(inputs["pixel_values"], dtype=torch.float32)
+            pixels = as_floats(inputs["pixel_values"], "pixel_values")
             if pixels.dim() != 3 or len(pixels) != 3 or not pixels.numel() or any(n % 32 for n in pixels.shape[1:]):
                 raise UsageError(f"pixel_values are [3, height, width], multiples of 32, got {list(pixels.shape)}.")
             frame = [1.0, 0.0, 0.0, pixels.shape[2], pixels.shape[1], confidence]

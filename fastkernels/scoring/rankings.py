@@ -38,12 +38,16 @@ def compare_rankings(names: Sequence[str], reference: Sequence[Answer], candidat
 
 
 def item_gain(reference: Sequence[int], candidate: Sequence[int]) -> float:
-    """nDCG@k of one list of k items."""
+    """nDCG@k of one list of k items; 1 of the reference itself, and at most, also where it repeats an item."""
+    ideal = _gained(reference, reference)
+    return min(1.0, _gained(reference, candidate) / ideal) if ideal else 1.0
+
+
+def _gained(reference: Sequence[int], listed: Sequence[int]) -> float:
     gains: dict[int, int] = {}
     for rank, item in enumerate(reference):
         gains.setdefault(item, len(reference) - rank)
-    ideal = _discounted(list(gains.values()))
-    return _discounted([gains.pop(item, 0) for item in candidate]) / ideal if ideal else 1.0
+    return _discounted([gains.pop(item, 0) for item in listed])
 
 
 def score_gain(reference: Floats, candidate: Floats) -> float:

@@ -106,8 +106,10 @@ def _record(name: str, model_class: str, plan: Plan, seed: int, device: torch.de
 
 def command_line() -> str:
     """As it was called, without the folder's place on this machine."""
-    words = [word for i, word in enumerate(sys.argv) if word != "--out" and sys.argv[i - 1] != "--out"]
-    return " ".join(["python", f"examples/{Path(words[0]).name}", *words[1:]])
+    program, *given = sys.argv
+    behind = zip(["", *given], given, strict=False)
+    words = [word for before, word in behind if before != "--out" and word.partition("=")[0] != "--out"]
+    return " ".join(["python", f"examples/{Path(program).name}", *words])
 
 
 def train_digits(

@@ -53,7 +53,7 @@ def test_skipping_the_predictor_leaves_the_encoder_alone(pipeline: Pipeline) -> 
         ({}, "got nothing"),
         ({"video": b"no video"}, "cannot be read"),
         ({"video": []}, "no frame"),
-        ({"video": np.zeros((2, 8, 8, 3), np.uint8), "num_frames": 0}, "least is 1"),
+        ({"video": np.zeros((2, 8, 8, 3), np.uint8), "num_frames": 0}, "from 1 to 4096"),
         ({"pixel_values_videos": np.zeros((2, 3, 4, 4))}, "sides of at least 8"),
         ({"pixel_values_videos": np.zeros((2, 3, 8, 8)), "context_mask": [1], "target_mask": [0]}, "got 1 to 1"),
         ({"pixel_values_videos": np.zeros((2, 3, 8, 8)), "target_mask": []}, "got none"),

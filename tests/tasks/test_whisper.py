@@ -181,6 +181,20 @@ def test_prompt_tokens_are_the_published_ones(marked_tokenizer: Tokenizer) -> No
         processor.prompt_tokens("en", "sing")
 
 
+def test_an_english_only_model_gets_the_prompt_it_was_trained_on(marked_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """OpenAI's sot_sequence of such is <|startoftranscript|> alone, though the vocabulary has the other marks."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({"is_multilingual": False}))
+    config = WhisperConfig.tiny(vocab_size=300, decoder_start_token_id=256)
+    processor = WhisperProcessor(config, marked_tokenizer, tmp_path)
+    for language in (None, "en", "English"):
+        names = [marked_tokenizer.id_to_token(token) for token in processor.prompt_tokens(language)]
+        assert names == ["<|startoftranscript|>", "<|notimestamps|>"]
+    with pytest.raises(UsageError, match="English only, not 'fr'"):
+        processor.prompt_tokens("fr")
+    with pytest.raises(UsageError, match="does not translate"):
+        processor.prompt_tokens(task="translate")
+
+
 def test_a_transcription_is_no_longer_than_the_positions(llm: LLM) -> None:
     processor: Any = llm.processor
     assert processor.sampling_params(SamplingParams(max_tokens=4000), 3).max_tokens == 445

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,29 @@ def test_the_librarys_boxes_in_float16_are_mostly_those_in_float32() -> None:
     mine, theirs = oracle.paired(given, wanted)
     assert float(mine["found"].float().mean()) >= 0.9
     assert distance(mine["scores"], theirs["scores"])["relative_rms"] < 0.1
+
+
+def test_what_is_measured_is_the_librarys_model_as_its_predictor_serves_it() -> None:
+    oracle: Any = oracle_of(architecture("yolov10"))
+    from ultralytics.nn.autobackend import AutoBackend  # without torchvision it is there only now
+
+    sizes = oracle.tiny()["ours"]
+    model = oracle.build(sizes, seed=1)
+    ways = oracle.modes(model, None)
+    served = AutoBackend(copy.deepcopy(model), torch.device("cpu"), verbose=False).backend.model
+    assert list(ways) == ["library"]
+    measured = ways["library"]()
+    assert ways["library"]() is measured
+    assert list(measured.state_dict()) == list(served.state_dict())
+    assert not model.is_fused()  # the one that parity is of has the weights that ours gets
+    batch = {"pixel_values": torch.stack([request["pixel_values"] for request in oracle.requests(sizes)[:1]])}
+    with torch.inference_mode():
+        mine, theirs = oracle.paired(oracle.forward(measured, batch), oracle.forward(model, batch))
+    assert bool(mine["found"].all())
+    assert distance(mine["boxes"], theirs["boxes"])["relative_max"] <= 1e-4
+    half = oracle.modes(copy.deepcopy(model).half(), None)["library"]()
+    assert {t.dtype for t in half.parameters()} == {torch.float16}
+    assert "fused" in oracle.measured_against(model)
 
 
 def test_boxes_are_compared_in_any_order_and_those_without_a_partner_are_told() -> None:

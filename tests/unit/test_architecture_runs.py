@@ -135,6 +135,29 @@ def test_a_way_that_fails_or_takes_too_long_is_a_record_of_it(
     assert set(record["batches"][0]["ratios"]) == {"library"}
 
 
+def test_what_was_compiled_is_not_forgotten_before_it_is_measured(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle = oracle_or_skip(architecture("lightgcn"))
+    happened: list[str] = []
+
+    def broken(model: Any) -> Any:
+        raise RuntimeError("no kernel")
+
+    def compiled(model: Any, mode: str) -> Any:
+        happened.append("compiled")
+        return model
+
+    monkeypatch.setattr(oracle, "_sparse", broken)
+    monkeypatch.setattr(oracle, "compiled", compiled)
+    monkeypatch.setattr(measure, "stop_compiling", lambda: happened.append("forgotten"))
+    out = tmp_path / "lightgcn.json"
+    script.measure(architecture("lightgcn"), arguments(script, out, "--compile", "default"))
+    assert happened == ["forgotten", "compiled"]
+    [one] = json.loads(out.read_text())["batches"]
+    assert set(one["ratios"]) == {"library", "library_compiled"}
+
+
 def test_a_load_that_does_not_fit_leaves_the_others(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +215,7 @@ if name == "yolov10":
     json.dump({"architecture": name, "status": "running", "batches": [{"load": "x", "batch": 1, "error": "none"}]},
               open(out, "w"))
     time.sleep(600)
-json.dump({"architecture": name, "status": "finished", "batches": []}, open(out, "w"))
+json.dump({"architecture": name, "status": "finished", "batches": [], "words": sys.argv[1:]}, open(out, "w"))
 """
 
 
@@ -224,6 +247,39 @@ def test_one_that_crashes_or_hangs_does_not_end_the_others(
     done = (children / "pi0.json").stat().st_mtime_ns
     script.main([*words, "--skip-done"])
     assert (children / "pi0.json").stat().st_mtime_ns == done
+
+
+def test_all_hands_on_what_is_asked_of_each(script: Any, children: Path) -> None:
+    words = ["--loads", "high-res", "other", "--batch", "1", "8", "--rounds", "3", "--dtype", "float32", "--tiny"]
+    script.main(["--all", "--out-dir", str(children), "--only", "pi0", *words])
+    told = json.loads((children / "pi0.json").read_text())["words"]
+    for asked in (words[:3], words[3:6], words[6:8], words[8:10], words[10:]):
+        start = told.index(asked[0])
+        assert told[start : start + len(asked)] == asked
+
+
+def test_an_earlier_file_stays_until_as_much_is_measured_anew(
+    script: Any, children: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    children.mkdir()
+    out = children / "dlrmv2.json"
+    one = {"load": "x", "batch": 1, "ms": {"ours": 1.0, "library": 2.0}, "parity": {}}
+    one["ratios"] = {"library": {"ratio": 2.0, "low": 1.9, "high": 2.1}}
+    earlier = {"architecture": "dlrmv2", "status": script.CUT_SHORT, "batches": [one, one]}
+    out.write_text(json.dumps(earlier))
+    words = ["--all", "--out-dir", str(children), "--only", "dlrmv2", "--skip-done"]
+    script.main(words)  # its process crashes before anything is measured
+    assert json.loads(out.read_text()) == earlier
+    assert "dlrmv2.json stays as it was, with 2 measured; this try is in dlrmv2.json.less" in capsys.readouterr().out
+    assert json.loads((children / "dlrmv2.json.less").read_text())["status"] == script.FAILED
+    out.replace(children / "dlrmv2.json.before")  # as a run leaves it that is killed with its child
+    out.write_text(json.dumps({**earlier, "batches": [one]}))
+    script.main(words)
+    assert json.loads(out.read_text()) == earlier
+    out.write_text(json.dumps({**earlier, "batches": []}))
+    script.main(words)
+    assert json.loads(out.read_text())["status"] == script.FAILED
+    assert not list(children.glob("*.before"))
 
 
 def test_all_ends_before_its_deadline(script: Any, children: Path) -> None:

@@ -11,11 +11,13 @@ import torch
 import transformers
 
 from fastkernels.engine.llm import LLM
-from fastkernels.engine.model import find_model, shipped_checkpoints
+from fastkernels.engine.model import ModelSource, find_model, find_tokenizer, shipped_checkpoints
 from fastkernels.engine.pipeline import Pipeline
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import UnknownNameError
 from fastkernels.oracles.side_by_side import relative_error
+from fastkernels.pipelines.bge_m3 import BGEM3Pipeline
+from fastkernels.pipelines.pi0 import PI0Pipeline
 from fastkernels.training.corpus import held_out_texts
 from fastkernels.training.digits import DigitsTask, digits
 from fastkernels.training.language import RECIPES, unigram_bits_per_byte
@@ -112,6 +114,20 @@ def test_digits_are_told_apart_as_the_library_does() -> None:
     with torch.no_grad():
         wanted = theirs(pixel_values_videos=pixels).logits
     assert relative_error(digits_logits(pipeline, 16), wanted) <= LIMIT
+
+
+def test_a_tokenizers_saved_truncation_and_padding_are_no_business_of_the_next_text(tmp_path: Path) -> None:
+    saved, text = byte_tokenizer(), "x" * 40 + "y"
+    wanted = saved.encode(text).ids
+    saved.enable_truncation(4)  # as a checkpoint has it whose last text before it was saved was cut and padded
+    saved.enable_padding(length=64)
+    assert len(saved.encode(text).ids) == 64
+    saved.save(str(tmp_path / "tokenizer.json"))
+    tokenizers = [find_tokenizer(ModelSource("", {}, tmp_path))]
+    for model, adapter in (("tiny-pi0", PI0Pipeline), ("tiny-bge_m3", BGEM3Pipeline)):
+        pipeline = Pipeline(model, device="cpu")
+        tokenizers.append(adapter(pipeline.model, pipeline.adapter.config, tmp_path).tokenizer)
+    assert [tokenizer.encode(text).ids for tokenizer in tokenizers] == [wanted] * 3
 
 
 def test_an_unknown_name_is_told_from_the_shipped_ones() -> None:

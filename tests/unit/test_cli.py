@@ -21,6 +21,7 @@ from fastkernels import cli
 from fastkernels.cli import common
 from fastkernels.engine.chat import find_chat_template
 from fastkernels.errors import EnvironmentProblem, UsageError
+from fastkernels.workloads import byte_tokenizer
 
 READ_ONLY = {"list", "stubs", "report", "serve", "leaderboard", "lineage", "version"}
 
@@ -141,6 +142,14 @@ def test_an_input_of_another_kind_is_named(fastkernels: Call, model: str, given:
     done = fastkernels("generate", "--model", model, "--device", "cpu", "--input", given)
     assert (done.returncode, done.stdout) == (2, "")
     assert says in done.stderr
+
+
+@pytest.mark.parametrize("text", ["1984", "null", '["a", "b"]', '"said"'])
+def test_an_input_that_is_a_text_stays_as_it_was_said(fastkernels: Call, text: str) -> None:
+    words = ("generate", "--model", "tiny-bge_m3", "--device", "cpu", "--json", "--input", f"text={text}")
+    done = fastkernels(*words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_tokens"] == len(byte_tokenizer().encode(text).ids) + 2
 
 
 def test_the_program_ends_with_the_code_of_its_command() -> None:

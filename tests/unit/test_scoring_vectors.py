@@ -119,6 +119,12 @@ def test_an_item_said_twice_counts_once() -> None:
     assert item_gain([7, 8, 9], [7, 7, 7]) < item_gain([7, 8, 9], [7, 9, 8])
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.lists(st.integers(0, 3), min_size=1, max_size=5))
+def test_a_list_that_repeats_an_item_equals_itself(reference: list[int], candidate: list[int]) -> None:
+    assert item_gain(reference, reference) == 1
+    assert 0 <= item_gain(reference, candidate) <= 1
+
+
 def expected_gain(reference: np.ndarray, candidate: np.ndarray) -> float:
     """nDCG averaged over every order in which ties of the candidate could be broken."""
     gains = reference - reference.min()

@@ -241,6 +241,13 @@ def test_an_example_leaves_a_checkpoint_and_its_record(
     assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.parametrize("out", [["--out", "/home/me/x"], ["--out=/home/me/x"]], ids=" ".join)
+def test_a_record_does_not_say_where_the_folder_was(out: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in ([*out, "--steps", "3"], ["--steps", "3", *out]):
+        monkeypatch.setattr(sys, "argv", ["/home/me/examples/train_tiny.py", *words])
+        assert command.command_line() == "python examples/train_tiny.py --steps 3"
+
+
 def test_no_steps_are_refused_and_not_taken_for_all(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least 1 step and more than 0 minutes, got 0"):
         train_language("trained-llama", tmp_path, steps=0)

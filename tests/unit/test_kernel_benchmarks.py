@@ -1,0 +1,107 @@
+"""The scripts under benchmarks/ that time kernels and steps on a GPU: what they write when something is amiss."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fastkernels.tasks.baseline.L1.rms_norm import RMSNorm
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Without a GPU: what asks for one is replaced."""
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for known in (name, "kernel_timing"):
+        monkeypatch.delitem(sys.modules, known, raising=False)
+    module: ModuleType = importlib.import_module(name)
+    for function in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, function, lambda: None)
+    monkeypatch.setattr(module, "environment", dict)
+    return module
+
+
+def test_a_step_without_an_op_is_compared_with_the_whole_one_of_as_many_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    decode_step = script("decode_step", monkeypatch)
+    most: list[int] = []
+    monkeypatch.setattr(decode_step, "copy_row", lambda: SimpleNamespace(rate=lambda path: 4.0))
+    monkeypatch.setattr(decode_step, "cached_layers", lambda model: [model] * 2)
+    monkeypatch.setattr(decode_step, "least_bytes", lambda executor, num_rows, context: 1000 * num_rows)
+    monkeypatch.setattr(decode_step, "Step", lambda executor, num_rows, *sizes: num_rows)
+    monkeypatch.setattr(
+        decode_step, "take_turns", lambda steps, num: {key: [10.0 * key[1] - bool(key[0])] * num for key in steps}
+    )
+    out = tmp_path / "steps.json"
+    monkeypatch.setattr(decode_step, "build_executor", lambda rows, context: SimpleNamespace(model=most.append(rows)))
+    for words, rows, lacking in (
+        (["--rows", "8", "4", "--without", "rms_norm"], [1, 4, 8, 32], [1, 32]),
+        (["--rows", "8"], [8], []),
+    ):
+        monkeypatch.setattr(sys, "argv", ["decode_step.py", *words, "--replays", "3", "--out", str(out)])
+        decode_step.main()
+        record = json.loads(out.read_text())
+        assert [step["rows"] for step in record["steps"]] == rows
+        assert [(step["rows"], step["us_a_layer"]) for step in record["lacking"]] == [(n, 0.5) for n in lacking]
+        assert most.pop() == max(rows)
+
+
+def test_an_op_that_once_gave_no_number_is_shown_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    op_errors = importlib.import_module("op_errors")
+    watch = op_errors.Watch(torch.nn.Identity(), most=9)
+    op = RMSNorm(4)
+    for place, rms in (("first", 0.1), ("second", math.nan), ("third", 0.001), ("fourth", math.inf)):
+        watch._note(op, place, "y", rms, {})
+    [error] = watch.errors.values()
+    assert math.isnan(error.rms)
+    assert (error.place, error.num_calls) == ("second", 4)
+
+
+def test_a_kernel_that_fails_leaves_the_times_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    op_kernels = script("op_kernels", monkeypatch)
+
+    def timed(calls: list[Any]) -> float:
+        calls[0]()
+        return 2.0
+
+    def too_large() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def rows() -> Any:
+        for path in ("chain", "ours"):
+            calls = {name: [too_large if name == path else int] for name in ("ours", "chain")}
+            yield op_kernels.timed(op_kernels.Row(f"without {path}", "4", 8), calls)
+        if is_broken:
+            too_large()
+
+    for name in ("graph_microseconds", "event_microseconds"):
+        monkeypatch.setattr(op_kernels, name, timed)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "none")
+    monkeypatch.setattr(op_kernels, "copy_row", lambda: op_kernels.Row("copy", "4", 8, microseconds={"ours": 1.0}))
+    monkeypatch.setattr(op_kernels, "gates", rows)
+    out = tmp_path / "kernels.json"
+    monkeypatch.setattr(sys, "argv", ["op_kernels.py", "--only", "gates", "--out", str(out)])
+    for is_broken in (False, True):
+        out.unlink(missing_ok=True)
+        with pytest.raises(torch.OutOfMemoryError) if is_broken else nullcontext():
+            op_kernels.main()
+        times = {row["kernel"]: row["microseconds"] for row in json.loads(out.read_text())["rows"]}
+        assert times == {"copy": {"ours": 1.0}, "without chain": {"ours": 2.0}, "without ours": {"chain": 2.0}}
+    said = capsys.readouterr().out
+    assert "without ours 4 ours: OutOfMemoryError CUDA out of memory" in said
+    assert "failed | chain 2.00" in said
