@@ -205,11 +205,12 @@ ASKED = [{"prompt": np.arange(3), "output_len": 2}]
         ({"token_ids": [np.array([1])]}, "WRONG_SHAPE", r"has \[1\] tokens; 2 were"),
         ({"token_ids": [np.array([1, 10])]}, "WRONG_SHAPE", r"outside of \[0, 10\)"),
         ({"token_ids": [np.array([1, 2])], "logprobs": [np.array([0.0, np.nan])]}, "NOT_FINITE", "NaN"),
+        ({"token_ids": [np.array([1, 7])]}, "WRONG_SHAPE", "token 7, which the request suppresses"),
     ],
 )
 def test_tokens_have_a_form(value: Any, reason: str, says: str) -> None:
     with pytest.raises(WorkerFailed, match=says) as caught:
-        read_answers(payload.pack(value), ASKED, FACTS)
+        read_answers(payload.pack(value), ASKED, FACTS, suppressed=(6, 7))
     assert caught.value.reason == reason
 
 

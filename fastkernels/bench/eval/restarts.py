@@ -136,7 +136,8 @@ class Timing:
         for part, kind in self.passes.parts():
             one = self.passes.of(part, kind, WARM_UP)
             for data, requests in [(one.together, one.requests)] if kind == "throughput" else _alone(one):
-                read_answers(worker.call("run", self.limits.of_pass(one), data).data, requests, self.facts)
+                reply = worker.call("run", self.limits.of_pass(one), data)
+                read_answers(reply.data, requests, self.facts, one.suppressed)
 
     def _visits(self) -> list[tuple[Pass, int | None]]:
         """Passes, and requests of a latency by their places."""
@@ -154,7 +155,7 @@ class Timing:
         reply = live.worker.call("run", self.limits.of_pass(one), data)
         where = (one.kind, one.part.label)
         live.found.seconds.setdefault(where, []).append(reply.seconds)
-        answers = read_answers(reply.data, requests, self.facts)
+        answers = read_answers(reply.data, requests, self.facts, one.suppressed)
         chosen = self.chosen[where]
         kept = [answers[n] for n in chosen] if place is None else answers if place in chosen else []
         live.found.answers.setdefault(where, []).extend(kept)
