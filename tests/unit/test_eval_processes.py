@@ -194,6 +194,17 @@ FACTS = {"vocab_size": 10}
 ASKED = [{"prompt": np.arange(3), "output_len": 2}]
 
 
+def test_a_worker_is_ended_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its pid may be another process's by the second time."""
+    ended: list[int] = []
+    monkeypatch.setattr("fastkernels.bench.eval.processes.end_tree", lambda pid, seconds: ended.append(pid))
+    ours, theirs = socket.socketpair()
+    with Worker(7, ours, tmp_path / "private", tmp_path / "log") as worker:
+        worker.end()
+    assert ended == [7]
+    theirs.close()
+
+
 @pytest.mark.parametrize(
     ("value", "reason", "says"),
     [

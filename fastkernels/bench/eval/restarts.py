@@ -117,18 +117,18 @@ class Timing:
             live: list[_Live] = []
             for side in group:
                 begins(side, restart)
-                with _blaming(side):
-                    worker = stack.enter_context(nursery.start(side.order))
+                worker = stack.enter_context(nursery.start(side.order))
+                with _blaming(side, worker):
                     worker.ready(self.limits.start)
                     self._warm_up(worker)
                     live.append(_Live(side, worker, SideRun()))
             for number, visit in enumerate(self._visits()):
                 for one in live if number % 2 == 0 else reversed(live):
-                    with _blaming(one.side):
+                    with _blaming(one.side, one.worker):
                         self._visit(one, *visit)
                 live = [one for one in live if one.side.failure is None]
             for one in live:
-                with _blaming(one.side):
+                with _blaming(one.side, one.worker):
                     self._report(one)
                     one.side.runs[restart] = one.found
 
@@ -180,11 +180,13 @@ class Timing:
 
 
 @contextmanager
-def _blaming(side: Side) -> Iterator[None]:
+def _blaming(side: Side, worker: Worker) -> Iterator[None]:
+    """A worker that failed is ended at once: one that hangs would go on computing beside those that are timed."""
     try:
         yield
     except WorkerFailed as error:
         side.failure = error
+        worker.end()
 
 
 def _alone(one: Pass) -> list[tuple[bytes, list[Any]]]:
