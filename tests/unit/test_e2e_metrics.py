@@ -194,12 +194,26 @@ def test_a_cancelled_load_keeps_its_records_and_is_compared_where_both_answered(
     }
     page = render_e2e(results)
     assert "<dd>1 of 2; 1 more were not answered by both</dd>" in page
-    assert "<dd>not measured: no repeat came to its end</dd>" in page
+    assert "<dd>not measured: a side has no repeat in which every request was answered</dd>" in page
     assert len(e2e_tables(results)) == 3
     sides[1].tokens[0] = sides[1].tokens[0][:1]  # the second side is shorter
     assert comparisons(sides)[0]["tokens"][0]["num_unanswered"] == 2
     sides[1].tokens[0] = []
     assert comparisons(sides)[0]["tokens"] == [], "Of nothing no share is equal."
+
+
+def test_a_side_that_refuses_half_of_the_load_is_not_the_faster_one() -> None:
+    """Of its repeats the one that is whole counts."""
+    whole = [dataclasses.replace(RECORDS[0], index=i, start_s=0.1 * i) for i in range(4)]
+    half = [*whole[:2], *(RequestRecord(i, 10, 4, 0.1 * i, error="HttpError: HTTP 500") for i in (2, 3))]
+    sides = [Side("baseline"), Side("mine")]
+    for side, loads in zip(sides, ([whole], [half]), strict=True):
+        side.repeats += [_repeat(side, number, load, {}, {}, None, True) for number, load in enumerate(loads)]
+    (found,) = comparisons(sides)
+    assert (found["speed"], found["latency"]) == (None, {})
+    sides[1].repeats.append(_repeat(sides[1], 1, whole, {}, {}, None, True))
+    (found,) = comparisons(sides)
+    assert (found["speed"]["ratio"], found["latency"]["e2e"]) == (1.0, 1.0)
 
 
 def test_ratio_is_of_medians_and_one_repeat_has_no_interval() -> None:

@@ -201,8 +201,8 @@ def comparisons(sides: Sequence[Side]) -> list[Json]:
 
 
 def _whole(side: Side) -> list[Json]:
-    """Repeats that were not cut short: the requests of one that was are its first and its quickest."""
-    return [repeat for repeat in side.repeats if repeat.get("is_whole", True)]
+    """Repeats that were not cut short and of which every request was answered: less work ends sooner."""
+    return [r for r in side.repeats if r.get("is_whole", True) and all(q.is_complete for q in r.get("_records", ()))]
 
 
 def _agreements(baseline: Side, side: Side) -> list[Agreement]:
