@@ -16,6 +16,7 @@ from eval_sets import DLRM, hanging, hanging_set, plan_for
 from fastkernels.bench.eval.nursery import kept_environment
 from fastkernels.bench.eval.plan import Plan
 from fastkernels.bench.eval.queue import GpuQueue
+from fastkernels.bench.eval.ray_queue import RayQueue
 from fastkernels.bench.eval.scenarios import EvalScenario, WorkloadPart
 from fastkernels.env import visible_gpus
 from fastkernels.errors import EnvironmentProblem
@@ -73,3 +74,16 @@ def _interrupt_when_it_hangs() -> None:
     while not hanging() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "cores",
+    [(0, 8, 8), (8, 64), (8, 32, 64, 64), (1, 1), (4,), (3, 5)],
+    ids=["a head without CPUs", "two sizes", "three sizes", "one core each", "one host", "odd"],
+)
+def test_no_host_of_a_cluster_has_two_scenarios_at_once_on_its_cpu(cores: tuple[int, ...]) -> None:
+    """And one at least has one. A host that offers no CPU to tasks does not name it at all."""
+    queue = RayQueue.__new__(RayQueue)
+    queue._hosts = lambda: [{"memory": 1.0} | ({"CPU": float(n)} if n else {}) for n in cores]  # type: ignore[method-assign]
+    num = queue._options(plan_for(DLRM, "sound"))["num_cpus"]
+    assert max(n // num for n in cores) == 1
