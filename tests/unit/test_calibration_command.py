@@ -64,6 +64,16 @@ def test_an_installed_package_cannot_write(monkeypatch: pytest.MonkeyPatch, tmp_
     assert stopped.value.code == 2
 
 
+def test_a_seed_below_0_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fastkernels.cli.calibrate.measure", None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["calibrate", "ranking", "--seed", "-1"])
+    assert stopped.value.code == 2
+    assert "--seed is -1; the least is 0" in capsys.readouterr().err
+
+
 class AtOnce(Executor):
     def __init__(self, num: int, context: Any, begin: Callable[[], None]) -> None:
         super().__init__()
