@@ -16,7 +16,7 @@ from eval_sets import DLRM, hanging, hanging_set, plan_for
 from fastkernels.bench.eval.nursery import kept_environment
 from fastkernels.bench.eval.plan import Plan
 from fastkernels.bench.eval.queue import GpuQueue
-from fastkernels.bench.eval.ray_queue import RayQueue
+from fastkernels.bench.eval.ray_queue import RayQueue, evaluate_remotely
 from fastkernels.bench.eval.scenarios import EvalScenario, WorkloadPart
 from fastkernels.env import visible_gpus
 from fastkernels.errors import EnvironmentProblem
@@ -67,6 +67,17 @@ def test_a_slot_that_ends_is_told_once_the_others_are_done() -> None:
     lost = replace(plan, sets=(replace(plan.sets[0], sha256="0" * 64),))
     with pytest.raises(EnvironmentProblem, match=r"tiny-dlrmv2-float32 on GPU 0 ended with 3: .*has changed"):
         GpuQueue(["0"], lambda event: None).run([lost])
+
+
+def test_items_of_a_task_on_another_host_outlast_what_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(plans: Any, tell: Any) -> None:
+        tell({"event": "item", "record": {}})
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastkernels.bench.eval.ray_queue.run_in_turn", fails)
+    item, problem = evaluate_remotely(plan_for(DLRM, "sound").to_json())
+    assert item["event"] == "item"
+    assert problem == {"event": "problem", "message": "OSError: [Errno 28] No space left on device"}
 
 
 def _interrupt_when_it_hangs() -> None:

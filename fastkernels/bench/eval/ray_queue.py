@@ -104,4 +104,6 @@ def evaluate_remotely(plan: Mapping[str, Any]) -> list[Event]:
         run_in_turn([Plan.from_json(plan)], events.append)
     except FastKernelsError as error:
         events.append({"event": "problem", "message": str(error)})
+    except Exception as error:  # raised, it would take along the items that were told of before it
+        events.append({"event": "problem", "message": f"{type(error).__name__}: {error}"})
     return [event for event in events if event["event"] != "progress"]
