@@ -9,6 +9,8 @@ import itertools
 import math
 import statistics
 import struct
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +27,7 @@ from fastkernels.bench.e2e.metrics import (
     peak_concurrency,
     ratio,
 )
-from fastkernels.bench.e2e.offline import Side
+from fastkernels.bench.e2e.offline import Side, SideError, _events
 from fastkernels.bench.e2e.run import comparisons, side_json
 from fastkernels.bench.e2e.scenario import Scenario
 from fastkernels.bench.e2e.serving import LoadPlan, _repeat, read_counters, serve_words
@@ -214,6 +216,15 @@ def test_a_side_that_refuses_half_of_the_load_is_not_the_faster_one() -> None:
     sides[1].repeats.append(_repeat(sides[1], 1, whole, {}, {}, None, True))
     (found,) = comparisons(sides)
     assert (found["speed"]["ratio"], found["latency"]["e2e"]) == (1.0, 1.0)
+
+
+def test_last_words_that_are_not_utf_8_are_told_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\nprintf 'no \\377 memory' >&2\nexit 3\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dying))
+    with pytest.raises(SideError, match="ended with 3: no \ufffd memory"):
+        list(_events(tmp_path / "order.json"))
 
 
 def test_ratio_is_of_medians_and_one_repeat_has_no_interval() -> None:
