@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -27,10 +28,10 @@ from fastkernels.bench.e2e.metrics import (
     peak_concurrency,
     ratio,
 )
-from fastkernels.bench.e2e.offline import Side, SideError, _events
+from fastkernels.bench.e2e.offline import Side, SideError, Watcher, _events
 from fastkernels.bench.e2e.run import comparisons, side_json
 from fastkernels.bench.e2e.scenario import Scenario
-from fastkernels.bench.e2e.serving import LoadPlan, _repeat, read_counters, serve_words
+from fastkernels.bench.e2e.serving import LoadPlan, _repeat, read_counters, run_serving, serve_words
 from fastkernels.bench.e2e.tokens import agreement, digest
 from fastkernels.bench.environment import environment
 from fastkernels.cli.e2e_table import e2e_tables
@@ -225,6 +226,30 @@ def test_last_words_that_are_not_utf_8_are_told_all_the_same(tmp_path: Path, mon
     monkeypatch.setattr(sys, "executable", str(dying))
     with pytest.raises(SideError, match="ended with 3: no \ufffd memory"):
         list(_events(tmp_path / "order.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "num_gpus"),
+    [({"device": "cpu"}, 0), ({"device": "cuda", "tensor_parallel_size": 2}, 2), ({}, 1), ({"device": "fake"}, 0)],
+)
+def test_a_server_of_ours_has_the_gpus_sampled_that_it_works_on(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], num_gpus: int
+) -> None:
+    asked: list[int] = []
+
+    def sampler(num: int) -> Any:
+        asked.append(num)
+        raise KeyboardInterrupt
+
+    serving = "fastkernels.bench.e2e.serving"
+    monkeypatch.setattr(f"{serving}._own_server", lambda *given: contextlib.nullcontext("http://127.0.0.1:1"))
+    monkeypatch.setattr(f"{serving}._served_model", lambda *given: ("tiny-llama", None))
+    monkeypatch.setattr(f"{serving}.BusySampler", sampler)
+    with pytest.raises(KeyboardInterrupt):
+        run_serving(
+            Scenario("tiny-llama", "demo", 3, options=options), Side("x"), LoadPlan(), 1, Watcher(), lambda: None
+        )
+    assert asked == [num_gpus]
 
 
 def test_ratio_is_of_medians_and_one_repeat_has_no_interval() -> None:

@@ -78,8 +78,7 @@ def run_offline(
         path = folder / "order.json"
         path.write_text(json.dumps(order))
         watcher.stage(f"{side.name}: starting")
-        is_cuda = str(scenario.options.get("device") or "cuda").startswith("cuda")
-        with BusySampler(int(scenario.options.get("tensor_parallel_size") or 1) if is_cuda else 0) as busy:
+        with BusySampler(scenario.num_gpus) as busy:
             for event in _events(path):
                 _take(event, side, folder, watcher, busy, num_repeats)
                 if event["event"] == "repeat":

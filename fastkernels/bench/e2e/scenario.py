@@ -49,6 +49,12 @@ class Scenario:
         return self.architecture.kind is Kind.AUTOREGRESSIVE
 
     @property
+    def num_gpus(self) -> int:
+        """That an engine of it works on, 0 on another device."""
+        is_cuda = str(self.options.get("device") or "cuda").startswith("cuda")
+        return int(self.options.get("tensor_parallel_size") or 1) if is_cuda else 0
+
+    @property
     def size(self) -> int:
         """The number of requests. Errors: UsageError when the workload is not of such a model."""
         if self.makes_tokens:

@@ -64,8 +64,7 @@ def run_serving(
             side.startup_seconds = time.monotonic() - started
         model, max_len = _served_model(endpoint, plan.model)
         side.engine |= {"url": endpoint.url, "model": model, "max_model_len": max_len, **_version(endpoint)}
-        num_gpus = int(scenario.options.get("tensor_parallel_size") or 1) if endpoint.is_local else 0
-        busy = stack.enter_context(BusySampler(num_gpus))
+        busy = stack.enter_context(BusySampler(scenario.num_gpus if endpoint.is_local else 0))
         watcher.stage(f"{side.name}: warm-up")
         warmup = _requests(scenario, -1, max_len)[:_NUM_WARMUPS]
         asyncio.run(Load(endpoint, model, route).run(warmup, [0.0] * len(warmup)))
