@@ -37,6 +37,8 @@ from fastkernels.workloads import capped, find_traffic  # noqa: E402
 SCENARIOS = ("single", "batch32", "decode_heavy", "balanced", "prefill_heavy", "azure_conv")
 WHOLE_WARMUP_TOKENS = 100_000
 """Scenarios of fewer tokens are warmed up whole, so that what is compiled at a first use is compiled there."""
+MADE_OF = "made_of.json"
+"""Beside the weights: the config, seed and dtype that they were made of."""
 _QUERY = "clocks.sm,clocks.mem,temperature.gpu,power.draw,utilization.gpu,memory.used,clocks_event_reasons.active"
 
 
@@ -163,10 +165,16 @@ def engine_environment(site: Path | None, label: str) -> dict[str, str]:
 
 
 def prepare_weights(run: Run, folder: Path) -> Path:
-    """The directory that vLLM loads: the preset's random tensors for the seed, or its config alone."""
+    """The directory that vLLM loads: the preset's random tensors for the seed, or its config alone.
+
+    Errors: SystemExit when --checkpoint holds the weights of another run.
+    """
     given = run.given
     directory = given.checkpoint or folder / "checkpoint"
+    config = find_model(given.config).hf_config
+    wanted = {k: v for k, v in config.items() if not k.startswith("_")} | {"seed": given.seed, "dtype": given.dtype}
     if (directory / "model.safetensors.index.json").exists():
+        check_weights(directory, wanted)
         return directory
     command = [sys.executable, str(HERE / "checkpoint.py"), given.config, str(directory), "--seed", str(given.seed)]
     command += ["--dtype", given.dtype, *([] if given.weights == "shared" else ["--config-only"])]
@@ -174,8 +182,21 @@ def prepare_weights(run: Run, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"The checkpoint was not written: {done.stderr[-3000:]}")
+    (directory / MADE_OF).write_text(json.dumps(wanted))
     run.say(f"checkpoint: {done.stdout.strip()}")
     return directory
+
+
+def check_weights(directory: Path, wanted: Json) -> None:
+    """Ours makes its weights from the preset and the seed. Errors: SystemExit when those here are not the same."""
+    path = directory / MADE_OF
+    found: Json = json.loads(path.read_text()) if path.exists() else {}
+    wanted = json.loads(json.dumps(wanted))
+    wrong = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    if wrong:
+        told = ", ".join(f"{name} {found.get(name)!r}, not {wanted.get(name)!r}" for name in wrong[:3])
+        told = told if found else f"no {MADE_OF}, which says what they are of"
+        raise SystemExit(f"--checkpoint {directory} holds other weights: {told}. Delete it, or name another folder.")
 
 
 def start_engines(run: Run, checkpoint: Path, logs: Path, hf_config: Json) -> dict[str, Worker]:

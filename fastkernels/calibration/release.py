@@ -20,6 +20,12 @@ _NUMBERS = re.compile(r"\[\s+((?:[-+.\deE]+,\s+)*[-+.\deE]+)\s+\]")
 _POINT = re.compile(r"\{\s+(\"severity\"[^{}]*?)\s+\}")
 
 
+def check_place(samples: Path, manifest: Path) -> None:
+    """Before the minutes that measuring takes. Errors: InputFileError when what is there cannot be added to."""
+    _read_samples(samples)
+    _entries(manifest)
+
+
 def write_samples(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """With the families that the file held before and that were not measured anew; what was written.
 

@@ -12,8 +12,9 @@ from typer import Argument, Option
 from fastkernels import env
 from fastkernels.calibration.calibrate import calibrate as measure
 from fastkernels.calibration.plan import ALL, chosen_families, families
-from fastkernels.calibration.release import checkout_paths, write_manifest, write_samples
+from fastkernels.calibration.release import check_place, checkout_paths, write_manifest, write_samples
 from fastkernels.cli.common import console, error_console, print_json
+from fastkernels.errors import UsageError
 from fastkernels.report.calibration_page import render_calibration
 from fastkernels.report.publish import write_page
 from fastkernels.scoring.manifest import MANIFEST_PATH
@@ -30,9 +31,14 @@ def calibrate(
 ) -> None:
     """Measure a family's thresholds on a CPU: the noise of models against themselves, and the cliff of damaged ones."""
     chosen = chosen_families(family)
+    if seed < 0:
+        raise UsageError(f"--seed is {seed}; the least is 0.")
     places = checkout_paths() if write else None
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # before the minutes that measuring takes
+        check_place(out / "calibration.json", out / "manifest.json")
+    if places is not None:
+        check_place(places[1], places[0])
     command = f"fastkernels calibrate {family}" + (f" --seed {seed}" if seed else "") + (" --write" if write else "")
     with error_console.status("starting") as status:
         record = measure(chosen, command, seed, status.update)

@@ -15,7 +15,7 @@ from fastkernels import registry
 from fastkernels.calibration import plan, release
 from fastkernels.calibration.quality import QUALITIES
 from fastkernels.cli import main
-from fastkernels.errors import CheckpointError, UnknownNameError
+from fastkernels.errors import CheckpointError, InputFileError, UnknownNameError
 from fastkernels.report.calibration_page import render_calibration
 from fastkernels.scoring.items import Family
 from fastkernels.scoring.manifest import load_manifest
@@ -62,6 +62,30 @@ def test_an_installed_package_cannot_write(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(SystemExit) as stopped:
         main(["calibrate", "ranking", "--write"])
     assert stopped.value.code == 2
+
+
+def test_a_seed_below_0_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fastkernels.cli.calibrate.measure", None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["calibrate", "ranking", "--seed", "-1"])
+    assert stopped.value.code == 2
+    assert "--seed is -1; the least is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("calibration.json", "holds no samples"), ("manifest.json", "Nothing was written")]
+)
+def test_a_folder_that_cannot_be_added_to_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, says: str
+) -> None:
+    monkeypatch.setattr("fastkernels.cli.calibrate.measure", None)
+    (tmp_path / name).write_text("{")
+    with pytest.raises(SystemExit) as stopped:
+        main(["calibrate", "ranking", "--out", str(tmp_path)])
+    assert stopped.value.code == InputFileError.exit_code
+    assert says in " ".join(capsys.readouterr().err.split())
 
 
 class AtOnce(Executor):

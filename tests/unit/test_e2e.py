@@ -19,7 +19,12 @@ import pytest
 
 from fastkernels.bench.e2e.http import Endpoint, HttpError, get, post_events
 from fastkernels.bench.e2e.load import Load
+from fastkernels.bench.e2e.offline import Side, Watcher
 from fastkernels.bench.e2e.routes import Completions
+from fastkernels.bench.e2e.run import E2ERun, run_e2e
+from fastkernels.bench.e2e.scenario import Scenario
+from fastkernels.bench.e2e.serving import LoadPlan
+from fastkernels.bench.run_folder import RunFolder
 from fastkernels.cli import main
 from fastkernels.errors import EnvironmentProblem, UsageError
 from fastkernels.report.load import load_results
@@ -245,6 +250,28 @@ def test_a_broken_candidate_leaves_the_baseline_and_exit_code_1(
     assert results["status"] == "finished"
     assert [len(side["repeats"]) for side in results["sides"]] == [1, 0]
     assert "no_such_module" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("plan", [None, LoadPlan()], ids=["offline", "load"])
+@pytest.mark.parametrize(
+    ("device", "candidates", "is_eager"),
+    [("cpu", (str(DEMO / "faster"),), True), ("cpu", (), False), ("cuda", (str(DEMO / "faster"),), False)],
+)
+def test_on_a_cpu_the_baseline_beside_candidates_is_not_compiled_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: LoadPlan | None, device: str, candidates: tuple[str, ...],
+    is_eager: bool,
+) -> None:  # fmt: skip
+    given: list[tuple[str, dict[str, Any]]] = []
+
+    def measure(scenario: Scenario, side: Side, *more: object) -> None:
+        given.append((side.name, scenario.options))
+
+    monkeypatch.setattr("fastkernels.bench.e2e.run.run_offline", measure)
+    monkeypatch.setattr("fastkernels.bench.e2e.run.run_serving", measure)
+    scenario = Scenario("tiny-llama", "balanced", 2, options={"device": device, "warm": "full"})
+    run_e2e(E2ERun(scenario, candidates, plan=plan), RunFolder.create("e2e", {}, {}, tmp_path / "run"), Watcher())
+    assert [name for name, _ in given] == ["baseline", "faster"][: 1 + len(candidates)]
+    assert [options.get("enforce_eager", False) for _, options in given] == [is_eager] * len(given)
 
 
 @pytest.mark.parametrize(

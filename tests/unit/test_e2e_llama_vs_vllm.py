@@ -181,6 +181,31 @@ def test_a_written_checkpoint_has_the_published_names_and_dtypes(name: str, tmp_
     assert found[0] == found[1]
 
 
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    module = load_script()
+
+    def prepared(*words: str) -> Path:
+        known = ["--out", str(tmp_path / "x.json"), "--dtype", "float32", "--checkpoint", str(tmp_path / "weights")]
+        given = module.arguments([*known, *words])
+        given.config = sys.modules["models"].with_layers(given.model, given.layers, tmp_path)
+        found: Path = module.prepare_weights(module.Run(given), tmp_path)
+        return found
+
+    folder = prepared("--model", "tiny-llama")
+    assert prepared("--model", "tiny-llama") == folder
+    for words, says in (
+        (("--model", "tiny-mixtral"), "'LlamaForCausalLM'"),
+        (("--model", "tiny-llama", "--layers", "1"), "num_hidden_layers 2, not 1"),
+        (("--model", "tiny-llama", "--seed", "3"), "seed 0, not 3"),
+        (("--model", "tiny-llama", "--dtype", "bfloat16"), "dtype 'float32', not 'bfloat16'"),
+    ):
+        with pytest.raises(SystemExit, match=f"holds other weights: .*{says}.*Delete it"):
+            prepared(*words)
+    (folder / "made_of.json").unlink()
+    with pytest.raises(SystemExit, match=r"no made_of\.json"):
+        prepared("--model", "tiny-llama")
+
+
 class Slow:
     """A worker that takes a while."""
 

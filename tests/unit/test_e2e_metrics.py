@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import math
 import statistics
 import struct
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fastkernels.bench.e2e.http import Endpoint
 from fastkernels.bench.e2e.load import Arrivals, Load, RequestRecord
@@ -25,10 +29,10 @@ from fastkernels.bench.e2e.metrics import (
     peak_concurrency,
     ratio,
 )
-from fastkernels.bench.e2e.offline import Side
+from fastkernels.bench.e2e.offline import Side, SideError, Watcher, _events
 from fastkernels.bench.e2e.run import comparisons, side_json
 from fastkernels.bench.e2e.scenario import Scenario
-from fastkernels.bench.e2e.serving import LoadPlan, _repeat, read_counters, serve_words
+from fastkernels.bench.e2e.serving import LoadPlan, _repeat, read_counters, run_serving, serve_words
 from fastkernels.bench.e2e.tokens import agreement, digest
 from fastkernels.bench.environment import environment
 from fastkernels.cli.e2e_table import e2e_tables
@@ -194,12 +198,59 @@ def test_a_cancelled_load_keeps_its_records_and_is_compared_where_both_answered(
     }
     page = render_e2e(results)
     assert "<dd>1 of 2; 1 more were not answered by both</dd>" in page
-    assert "<dd>not measured: no repeat came to its end</dd>" in page
+    assert "<dd>not measured: a side has no repeat in which every request was answered</dd>" in page
     assert len(e2e_tables(results)) == 3
     sides[1].tokens[0] = sides[1].tokens[0][:1]  # the second side is shorter
     assert comparisons(sides)[0]["tokens"][0]["num_unanswered"] == 2
     sides[1].tokens[0] = []
     assert comparisons(sides)[0]["tokens"] == [], "Of nothing no share is equal."
+
+
+def test_a_side_that_refuses_half_of_the_load_is_not_the_faster_one() -> None:
+    """Of its repeats the one that is whole counts."""
+    whole = [dataclasses.replace(RECORDS[0], index=i, start_s=0.1 * i) for i in range(4)]
+    half = [*whole[:2], *(RequestRecord(i, 10, 4, 0.1 * i, error="HttpError: HTTP 500") for i in (2, 3))]
+    sides = [Side("baseline"), Side("mine")]
+    for side, loads in zip(sides, ([whole], [half]), strict=True):
+        side.repeats += [_repeat(side, number, load, {}, {}, None, True) for number, load in enumerate(loads)]
+    (found,) = comparisons(sides)
+    assert (found["speed"], found["latency"]) == (None, {})
+    sides[1].repeats.append(_repeat(sides[1], 1, whole, {}, {}, None, True))
+    (found,) = comparisons(sides)
+    assert (found["speed"]["ratio"], found["latency"]["e2e"]) == (1.0, 1.0)
+
+
+def test_last_words_that_are_not_utf_8_are_told_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\nprintf 'no \\377 memory' >&2\nexit 3\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dying))
+    with pytest.raises(SideError, match="ended with 3: no \ufffd memory"):
+        list(_events(tmp_path / "order.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "num_gpus"),
+    [({"device": "cpu"}, 0), ({"device": "cuda", "tensor_parallel_size": 2}, 2), ({}, 1), ({"device": "fake"}, 0)],
+)
+def test_a_server_of_ours_has_the_gpus_sampled_that_it_works_on(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], num_gpus: int
+) -> None:
+    asked: list[int] = []
+
+    def sampler(gpus: list[torch.device]) -> Any:
+        asked.append(len(gpus))
+        raise KeyboardInterrupt
+
+    serving = "fastkernels.bench.e2e.serving"
+    monkeypatch.setattr(f"{serving}._own_server", lambda *given: contextlib.nullcontext("http://127.0.0.1:1"))
+    monkeypatch.setattr(f"{serving}._served_model", lambda *given: ("tiny-llama", None))
+    monkeypatch.setattr(f"{serving}.BusySampler", sampler)
+    with pytest.raises(KeyboardInterrupt):
+        run_serving(
+            Scenario("tiny-llama", "demo", 3, options=options), Side("x"), LoadPlan(), 1, Watcher(), lambda: None
+        )
+    assert asked == [num_gpus]
 
 
 def test_ratio_is_of_medians_and_one_repeat_has_no_interval() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from eval_sets import (
     DLRM,
@@ -32,6 +33,7 @@ from fastkernels.bench.eval.restarts import Limits, Side, SideRun, Timing
 from fastkernels.bench.eval.run import EvalRun
 from fastkernels.bench.eval.scenarios import ScenarioSet
 from fastkernels.errors import EnvironmentProblem
+from fastkernels.harness.process_tree import runs
 from fastkernels.scoring.macroeval import item_correctness
 from fastkernels.scoring.manifest import load_manifest
 from fastkernels.scoring.scores import items_of as scored
@@ -222,6 +224,27 @@ def test_a_set_that_hangs_is_ended_with_all_that_it_started(nursery: Nursery, tm
     assert (items["hanging"]["outcome"], items["hanging"]["reason"]) == ("INVALID", "TIMEOUT")
     assert items["sound"]["outcome"] == "MEASURED"
     assert not hanging()
+
+
+def test_a_set_that_hangs_under_the_clock_is_gone_while_others_are_timed(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit = Timing._visit
+    hung: list[psutil.Process] = []
+    seen: list[bool] = []
+
+    def visited(self: Timing, live: Any, *where: Any) -> None:
+        if live.side.name == "sound":
+            hung.append(psutil.Process(live.worker.pid))
+            raise WorkerFailed("TIMEOUT", "The time was over.")
+        seen.extend(runs(process) for process in hung)
+        visit(self, live, *where)
+
+    monkeypatch.setattr(Timing, "_visit", visited)
+    items = items_of(nursery, plan_for(DLRM, "sound", "inaccurate", num_restarts=1))
+    assert (items["sound"]["reason"], items["inaccurate"]["outcome"]) == ("TIMEOUT", "MEASURED")
+    assert seen
+    assert not any(seen)
 
 
 ENDS = (WorkerFailed("CRASH", "out of memory"), OSError(28, "disk full"), EnvironmentProblem("x"), KeyboardInterrupt())

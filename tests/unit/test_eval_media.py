@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eval_sets import QWEN2_VL, THRESHOLDS, items_of, plan_for
+from eval_sets import FASTER, QWEN2_VL, THRESHOLDS, items_of, plan_for
 
 from fastkernels.bench.eval.answers import forced
 from fastkernels.bench.eval.passes import Passes
@@ -69,6 +69,16 @@ def test_an_answer_is_read_behind_the_same_pictures() -> None:
     ]
     for one, logprobs in zip(read(dark), said["logprobs"], strict=True):
         assert np.abs(one["logprobs"] - logprobs).max() > 1e-3
+
+
+def test_a_set_that_says_a_placeholder_is_invalid_alone() -> None:
+    """The reference cannot read its answer, which is no fault of the baseline's or of the sets beside it."""
+    with Nursery() as nursery:
+        items = items_of(nursery, plan_for(QWEN2_VL, "says_media", FASTER, num_passes=1, num_restarts=1))
+    item = items["says_media"]
+    assert (item["outcome"], item["reason"]) == ("INVALID", "WRONG_SHAPE")
+    assert "holds token 514, which the request suppresses" in item["message"]
+    assert items["faster"]["outcome"] == "MEASURED"
 
 
 @pytest.mark.slow

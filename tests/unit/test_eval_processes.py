@@ -194,6 +194,17 @@ FACTS = {"vocab_size": 10}
 ASKED = [{"prompt": np.arange(3), "output_len": 2}]
 
 
+def test_a_worker_is_ended_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its pid may be another process's by the second time."""
+    ended: list[int] = []
+    monkeypatch.setattr("fastkernels.bench.eval.processes.end_tree", lambda pid, seconds: ended.append(pid))
+    ours, theirs = socket.socketpair()
+    with Worker(7, ours, tmp_path / "private", tmp_path / "log") as worker:
+        worker.end()
+    assert ended == [7]
+    theirs.close()
+
+
 @pytest.mark.parametrize(
     ("value", "reason", "says"),
     [
@@ -205,11 +216,12 @@ ASKED = [{"prompt": np.arange(3), "output_len": 2}]
         ({"token_ids": [np.array([1])]}, "WRONG_SHAPE", r"has \[1\] tokens; 2 were"),
         ({"token_ids": [np.array([1, 10])]}, "WRONG_SHAPE", r"outside of \[0, 10\)"),
         ({"token_ids": [np.array([1, 2])], "logprobs": [np.array([0.0, np.nan])]}, "NOT_FINITE", "NaN"),
+        ({"token_ids": [np.array([1, 7])]}, "WRONG_SHAPE", "token 7, which the request suppresses"),
     ],
 )
 def test_tokens_have_a_form(value: Any, reason: str, says: str) -> None:
     with pytest.raises(WorkerFailed, match=says) as caught:
-        read_answers(payload.pack(value), ASKED, FACTS)
+        read_answers(payload.pack(value), ASKED, FACTS, suppressed=(6, 7))
     assert caught.value.reason == reason
 
 

@@ -16,6 +16,7 @@ from eval_sets import DLRM, hanging, hanging_set, plan_for
 from fastkernels.bench.eval.nursery import kept_environment
 from fastkernels.bench.eval.plan import Plan
 from fastkernels.bench.eval.queue import GpuQueue
+from fastkernels.bench.eval.ray_queue import RayQueue, evaluate_remotely
 from fastkernels.bench.eval.scenarios import EvalScenario, WorkloadPart
 from fastkernels.env import visible_gpus
 from fastkernels.errors import EnvironmentProblem
@@ -71,8 +72,32 @@ def test_a_slot_that_ends_is_told_once_the_others_are_done() -> None:
         GpuQueue(["0"], lambda event: None).run([lost])
 
 
+def test_items_of_a_task_on_another_host_outlast_what_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(plans: Any, tell: Any) -> None:
+        tell({"event": "item", "record": {}})
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastkernels.bench.eval.ray_queue.run_in_turn", fails)
+    item, problem = evaluate_remotely(plan_for(DLRM, "sound").to_json())
+    assert item["event"] == "item"
+    assert problem == {"event": "problem", "message": "OSError: [Errno 28] No space left on device"}
+
+
 def _interrupt_when_it_hangs() -> None:
     deadline = time.monotonic() + 60
     while not hanging() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "cores",
+    [(0, 8, 8), (8, 64), (8, 32, 64, 64), (1, 1), (4,), (3, 5)],
+    ids=["a head without CPUs", "two sizes", "three sizes", "one core each", "one host", "odd"],
+)
+def test_no_host_of_a_cluster_has_two_scenarios_at_once_on_its_cpu(cores: tuple[int, ...]) -> None:
+    """And one at least has one. A host that offers no CPU to tasks does not name it at all."""
+    queue = RayQueue.__new__(RayQueue)
+    queue._hosts = lambda: [{"memory": 1.0} | ({"CPU": float(n)} if n else {}) for n in cores]  # type: ignore[method-assign]
+    num = queue._options(plan_for(DLRM, "sound"))["num_cpus"]
+    assert max(n // num for n in cores) == 1

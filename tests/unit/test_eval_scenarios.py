@@ -83,6 +83,16 @@ def test_a_set_is_read_with_its_defaults(tmp_path: Path) -> None:
         ("scenarios:\n", "scenarios: 3\nother:\n", 4, "named 'other'"),
         ("pass_seconds: 5", "pass_seconds: [5", 3, "not YAML"),
         ("pass_seconds: 5", "pass_seconds: soon", 2, "pass_seconds is 'soon'; it is a number"),
+        ("pass_seconds: 5", "pass_seconds: .inf", 1, "pass_seconds is inf; it is over 0 and at most 86400"),
+        ("pass_seconds: 5", "pass_seconds: 1.0e+12", 1, "pass_seconds is 1000000000000.0; it is over 0"),
+        ("pass_seconds: 5", f"pass_seconds: 1{'0' * 400}", 2, "0'; it is a number"),
+        ("pass_seconds: 5", "? [a, b]\n: 5", 2, "a key of a scenario set is a text, not a sequence"),
+        ("pass_seconds: 5", "? {a: b}\n: 5", 2, "a key of a scenario set is a text, not a mapping"),
+        ("tiny-llama", "2024-13-01", 4, "model is '2024-13-01'; it is a text"),
+        ("tiny-llama", "!!python/name:os.system x", 4, "model is 'x'; it is a text"),
+        ("tiny-llama", "!!str [x]", 4, "model is a sequence; it is a text"),
+        ("num_restarts: 4", "num_restarts: !!int abc", 1, "num_restarts is 'abc'; it is a whole number"),
+        ("num_restarts: 4", "num_restarts: !!int ''", 1, "num_restarts is ''; it is a whole number"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(tmp_path: Path, old: str, new: str, line: int, says: str) -> None:

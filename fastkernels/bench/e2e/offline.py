@@ -112,7 +112,7 @@ def _take(event: Json, side: Side, folder: Path, watcher: Watcher, busy: BusySam
 def _events(order: Path) -> Iterator[Json]:
     """What the worker tells, until it ends. Errors: SideError with its last words."""
     command = [sys.executable, "-m", "fastkernels.bench.e2e.offline_worker", str(order)]
-    with tempfile.TemporaryFile("w+") as words:
+    with tempfile.TemporaryFile("w+", errors="replace") as words:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True)
         try:
             assert process.stdout is not None

@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,14 @@ class E2ERun:
     @property
     def device(self) -> str:
         return str(self.scenario.options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def measured(self) -> Scenario:
+        """The scenario of every side. On a CPU candidates run eagerly, so the baseline beside them does too: compiled,
+        it would be told apart from them by the compiler."""
+        if not self.candidates or not self.device.startswith("cpu"):
+            return self.scenario
+        return replace(self.scenario, options={**self.scenario.options, "enforce_eager": True})
 
     def sides(self) -> list[Side]:
         """Errors: UnknownNameError, UsageError for a set that is not there."""
@@ -121,14 +129,14 @@ def _measure(
         keep()
 
     if run.plan is not None:
-        run_serving(run.scenario, side, run.plan, run.num_repeats, watcher, kept)
+        run_serving(run.measured, side, run.plan, run.num_repeats, watcher, kept)
         return
     folder = None
     if len(sides) > 1 and not run.scenario.makes_tokens:
         folder = outputs / str(number)
         folder.mkdir()
     try:
-        run_offline(run.scenario, side, run.num_repeats, run.warmup_share, watcher, kept, folder)
+        run_offline(run.measured, side, run.num_repeats, run.warmup_share, watcher, kept, folder)
     finally:
         if folder is not None and number:
             side.outputs = compare_outputs(outputs / "0", folder, range(len(side.repeats)))
@@ -193,8 +201,8 @@ def comparisons(sides: Sequence[Side]) -> list[Json]:
 
 
 def _whole(side: Side) -> list[Json]:
-    """Repeats that were not cut short: the requests of one that was are its first and its quickest."""
-    return [repeat for repeat in side.repeats if repeat.get("is_whole", True)]
+    """Repeats that were not cut short and of which every request was answered: less work ends sooner."""
+    return [r for r in side.repeats if r.get("is_whole", True) and all(q.is_complete for q in r.get("_records", ()))]
 
 
 def _agreements(baseline: Side, side: Side) -> list[Agreement]:

@@ -36,10 +36,14 @@ class Pair:
     candidate: Value
 
 
-def read_answers(data: bytes, requests: Sequence[Any], facts: Mapping[str, Any]) -> list[Value]:
+def read_answers(
+    data: bytes, requests: Sequence[Any], facts: Mapping[str, Any], suppressed: Sequence[int] = ()
+) -> list[Value]:
     """One answer for each request. facts: the engine's of the reference, "vocab_size" where it makes tokens.
+    suppressed: token ids that the requests forbid; the reference cannot read an answer that holds one.
 
-    Errors: WorkerFailed when the payload is none, an answer is missing, or tokens are not as many as were asked for.
+    Errors: WorkerFailed when the payload is none, an answer is missing, or tokens are not as many as were asked for, or
+    not of those that may be said.
     """
     try:
         value = payload.unpack(data)
@@ -57,6 +61,10 @@ def read_answers(data: bytes, requests: Sequence[Any], facts: Mapping[str, Any])
     for number, logprobs in enumerate(value.get("logprobs") or ()):
         if not np.isfinite(np.asarray(logprobs, dtype=np.float64)).all():
             raise WorkerFailed("NOT_FINITE", f"Log-probabilities of answer {number} hold NaN or infinity.")
+    for number, tokens in enumerate(answers):
+        if (forbidden := np.isin(tokens, suppressed)).any():
+            token = int(tokens[forbidden][0])
+            raise WorkerFailed("WRONG_SHAPE", f"Answer {number} holds token {token}, which the request suppresses.")
     return [{"token_ids": tokens} for tokens in answers]
 
 

@@ -16,7 +16,7 @@ from fastkernels.scoring.items import Outcome, Thresholds
 Event = dict[str, Any]
 Tell = Callable[[Event], None]
 """Hears {"event": "progress", "item", "text", "share"} while a scenario runs, and {"event": "item", "record"} of each
-item as soon as it is done, with {"is_final"}: false of what an interruption cut short."""
+item as soon as it is done, with "is_complete" false of what an interruption cut short."""
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,7 @@ class Worker:
         self.confinement: dict[str, Any] = {}
         self.startup_seconds = 0.0
         self._sock, self._log_path = sock, log_path
+        self._is_ended = False
 
     def __enter__(self) -> Worker:
         return self
@@ -242,7 +243,11 @@ class Worker:
         return ""
 
     def end(self) -> None:
-        """The process and all that it started are gone when this returns."""
+        """The process and all that it started are gone when this returns; a second time it does nothing, since the pid
+        may be another's by then."""
+        if self._is_ended:
+            return
+        self._is_ended = True
         end_tree(self.pid, seconds=10)
         self._sock.close()
         shutil.rmtree(self.private, ignore_errors=True)

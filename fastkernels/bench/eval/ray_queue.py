@@ -73,11 +73,13 @@ class RayQueue:
             raise EnvironmentProblem("\n".join(problems) + "\n`--resume` measures what is missing.")
 
     def _options(self, plan: Plan) -> dict[str, Any]:
-        """On a CPU a task has a whole host: two at once would measure each other."""
+        """On a CPU a task has a whole host: two at once would measure each other. So it asks for more than half of the
+        largest host's cores, and hosts of no more than that get none."""
         if plan.num_gpus:
             return {"num_gpus": plan.num_gpus, "num_cpus": 1, "max_retries": _MOST_RETRIES}
-        cores = min((resources.get("CPU", 1.0) for resources in self._hosts()), default=1.0)
-        return {"num_cpus": max(1, int(cores)), "max_retries": _MOST_RETRIES}
+        cores = [int(resources.get("CPU", 0)) for resources in self._hosts()]
+        most = max(cores, default=0)
+        return {"num_cpus": min((n for n in cores if 2 * n > most), default=1), "max_retries": _MOST_RETRIES}
 
     def _hosts(self) -> list[Mapping[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -102,4 +104,6 @@ def evaluate_remotely(plan: Mapping[str, Any]) -> list[Event]:
         run_in_turn([Plan.from_json(plan)], events.append)
     except FastKernelsError as error:
         events.append({"event": "problem", "message": str(error)})
+    except Exception as error:  # raised, it would take along the items that were told of before it
+        events.append({"event": "problem", "message": f"{type(error).__name__}: {error}"})
     return [event for event in events if event["event"] != "progress"]

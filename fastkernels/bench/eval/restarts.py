@@ -117,18 +117,18 @@ class Timing:
             live: list[_Live] = []
             for side in group:
                 begins(side, restart)
-                with _blaming(side):
-                    worker = stack.enter_context(nursery.start(side.order))
+                worker = stack.enter_context(nursery.start(side.order))
+                with _blaming(side, worker):
                     worker.ready(self.limits.start)
                     self._warm_up(worker)
                     live.append(_Live(side, worker, SideRun()))
             for number, visit in enumerate(self._visits()):
                 for one in live if number % 2 == 0 else reversed(live):
-                    with _blaming(one.side):
+                    with _blaming(one.side, one.worker):
                         self._visit(one, *visit)
                 live = [one for one in live if one.side.failure is None]
             for one in live:
-                with _blaming(one.side):
+                with _blaming(one.side, one.worker):
                     self._report(one)
                     one.side.runs[restart] = one.found
 
@@ -136,7 +136,8 @@ class Timing:
         for part, kind in self.passes.parts():
             one = self.passes.of(part, kind, WARM_UP)
             for data, requests in [(one.together, one.requests)] if kind == "throughput" else _alone(one):
-                read_answers(worker.call("run", self.limits.of_pass(one), data).data, requests, self.facts)
+                reply = worker.call("run", self.limits.of_pass(one), data)
+                read_answers(reply.data, requests, self.facts, one.suppressed)
 
     def _visits(self) -> list[tuple[Pass, int | None]]:
         """Passes, and requests of a latency by their places."""
@@ -154,7 +155,7 @@ class Timing:
         reply = live.worker.call("run", self.limits.of_pass(one), data)
         where = (one.kind, one.part.label)
         live.found.seconds.setdefault(where, []).append(reply.seconds)
-        answers = read_answers(reply.data, requests, self.facts)
+        answers = read_answers(reply.data, requests, self.facts, one.suppressed)
         chosen = self.chosen[where]
         kept = [answers[n] for n in chosen] if place is None else answers if place in chosen else []
         live.found.answers.setdefault(where, []).extend(kept)
@@ -179,11 +180,13 @@ class Timing:
 
 
 @contextmanager
-def _blaming(side: Side) -> Iterator[None]:
+def _blaming(side: Side, worker: Worker) -> Iterator[None]:
+    """A worker that failed is ended at once: one that hangs would go on computing beside those that are timed."""
     try:
         yield
     except WorkerFailed as error:
         side.failure = error
+        worker.end()
 
 
 def _alone(one: Pass) -> list[tuple[bytes, list[Any]]]:

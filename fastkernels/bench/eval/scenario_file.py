@@ -18,6 +18,8 @@ _SCENARIO_KEYS = {"model": str, "dtype": str, "tensor_parallel_size": int}
 _PART_KEYS = {"name": str, "num_requests": int, "scale": float}
 _KINDS = ("throughput", "latency")
 _WORDS = {int: "a whole number", float: "a number", str: "a text"}
+_TAGS = {int: ("int",), float: ("int", "float"), str: ("str",)}
+"""Of YAML's own types; what has another is not read at all."""
 
 
 def scenario_sets() -> list[str]:
@@ -98,6 +100,8 @@ class _Reader:
             raise self._wrong(node, f"{what} is keys with values, not {_shown(node)}")
         fields: dict[str, yaml.Node] = {}
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self._wrong(key, f"a key of {what} is a text, not {_shown(key)}")
             if key.value not in known:
                 with self._placed(key):
                     raise UnknownNameError(f"key of {what}", str(key.value), known)
@@ -115,12 +119,13 @@ class _Reader:
         return list(node.value)
 
     def _value(self, node: yaml.Node, key: str, kind: type) -> Any:
-        value: Any = yaml.constructor.SafeConstructor().construct_object(node, deep=True)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise self._wrong(node, f"{key} is {_shown(node)}; it is {_WORDS[kind]}")
-        return value
+        wrong = self._wrong(node, f"{key} is {_shown(node)}; it is {_WORDS[kind]}")
+        if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS[kind]:
+            raise wrong
+        try:
+            return kind(yaml.constructor.SafeConstructor().construct_object(node))
+        except (yaml.YAMLError, ValueError, IndexError, OverflowError):
+            raise wrong from None
 
     @contextmanager
     def _placed(self, node: yaml.Node) -> Iterator[None]:

@@ -14,6 +14,7 @@ from fastkernels.errors import UnknownNameError, UsageError
 from fastkernels.registry import Architecture, Kind, architecture_of
 
 DTYPES = ("float32", "bfloat16", "float16")
+MOST_PASS_SECONDS = 24 * 3600
 LEAST_RESTARTS = 3
 """Of an interval over restarts: Student's factor is 12.7 for two and 4.3 for three."""
 
@@ -94,7 +95,7 @@ class ScenarioSet:
 
     num_restarts: fresh processes of each side. num_passes: timed passes of each throughput workload in one.
     num_checked: answers of a pass that are compared at most, chosen after they are there. pass_seconds: the least that
-    a candidate may take for a pass before it counts as hanging.
+    a candidate may take for a pass before it counts as hanging, at most a day.
     """
 
     name: str
@@ -110,8 +111,8 @@ class ScenarioSet:
         for name, least in (("num_restarts", LEAST_RESTARTS), ("num_passes", 1), ("num_checked", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; the least is {least}.")
-        if not self.pass_seconds > 0:
-            raise UsageError(f"pass_seconds is {self.pass_seconds}; it is over 0.")
+        if not 0 < self.pass_seconds <= MOST_PASS_SECONDS:
+            raise UsageError(f"pass_seconds is {self.pass_seconds}; it is over 0 and at most {MOST_PASS_SECONDS}.")
         names = [scenario.name for scenario in self.scenarios]
         for name in names:
             if names.count(name) > 1:

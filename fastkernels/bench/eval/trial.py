@@ -62,7 +62,7 @@ class Trials:
                 worker.ready(self.limits.start)
                 data = self.one.packed(self.one.requests, wants_logprobs="vocab_size" in self.facts)
                 reply = worker.call("run", self.limits.of_pass(self.one), data)
-                found.answers = read_answers(reply.data, self.one.requests, self.facts)
+                found.answers = read_answers(reply.data, self.one.requests, self.facts, self.one.suppressed)
                 found.replacements, _ = read_report(worker.call("report", self.limits.start).facts)
         except WorkerFailed as error:
             found.failure = error
