@@ -48,7 +48,7 @@ def _chunk_gated_delta_rule_kernel(
         is_row = row < end
         g = tl.load(g_ptr + row * g_stride + head, mask=is_row, other=0.0)
         beta = tl.load(beta_ptr + row * beta_stride + head, mask=is_row, other=0.0)
-        total, low, last, left = sum_decays(g)
+        total, low, last, last_low = sum_decays(g, IS_EXACT)  # in fp64 they would not fit beside bf16 operands
         is_key, is_value = is_row[:, None] & is_k[None, :], is_row[:, None] & is_v[None, :]
         q = tl.load(q_ptr + row[:, None] * q_stride + key_head * q_head_stride + i[None, :], mask=is_key, other=0.0)
         k = tl.load(k_ptr + row[:, None] * k_stride + key_head * k_head_stride + i[None, :], mask=is_key, other=0.0)
@@ -67,7 +67,7 @@ def _chunk_gated_delta_rule_kernel(
         o += dot(dot(q, tl.trans(k), IS_EXACT) * pairs, new, IS_EXACT)
         o_at = o_ptr + (row[:, None] * num_heads + head) * value_dim + j[None, :]
         tl.store(o_at, (o * scale).to(o_ptr.dtype.element_ty), mask=is_value)
-        rest = tl.exp(left)[:, None] * new
+        rest = tl.exp((last - total) + (last_low - low))[:, None] * new
         state = tl.exp(last) * state + dot(tl.trans(k), rest, IS_EXACT)
     tl.store(place, state, mask=is_state)
 
