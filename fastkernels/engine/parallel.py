@@ -254,10 +254,11 @@ def _leaving_group() -> threading.Thread:
     one of its collectives, without an end."""
 
     def leave() -> None:
-        with contextlib.suppress(RuntimeError, ValueError):  # it was taken away, or another rank is gone
-            dist.destroy_process_group()
+        if dist.is_initialized():
+            with contextlib.suppress(RuntimeError, ValueError):  # it was taken away, or another rank is gone
+                dist.destroy_process_group()
 
-    thread = threading.Thread(target=leave if dist.is_initialized() else lambda: None, daemon=True)
+    thread = threading.Thread(target=leave, daemon=True)
     thread.start()
     return thread
 

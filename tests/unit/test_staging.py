@@ -31,29 +31,29 @@ class SlowDevice(TorchFunctionMode):
         self.queue.append(lambda: target.copy_(source))
         return target
 
-    def run(self, num: int) -> None:
-        """Up to the first `num` copies."""
+    def copy_up_to(self, num: int) -> None:
+        """The first `num` copies are done when this returns."""
         for copy in self.queue[self.num_done : num]:
             copy()
         self.num_done = max(self.num_done, num)
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDevice]:
-    slow = SlowDevice()
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDevice]:
+    stream = SlowDevice()
 
     class Event:
         num = 0
 
         def record(self) -> None:
-            self.num = len(slow.queue)
+            self.num = len(stream.queue)
 
         def synchronize(self) -> None:
-            slow.run(self.num)
+            stream.copy_up_to(self.num)
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    with slow:
-        yield slow
+    with stream:
+        yield stream
 
 
 def step_arrays(step: int) -> list[np.ndarray[Any, Any]]:
@@ -61,21 +61,21 @@ def step_arrays(step: int) -> list[np.ndarray[Any, Any]]:
     return [np.arange(step, step + 5 + step % 3), np.full((2, 3 + step % 2), step, dtype=np.int32)]
 
 
-def test_steps_that_nobody_waits_for_keep_their_own_arrays(device: SlowDevice) -> None:
+def test_steps_that_nobody_waits_for_keep_their_own_arrays(slow: SlowDevice) -> None:
     staging = Staging(torch.device("cuda"))
     given = [staging.put(step_arrays(step)) for step in range(10)]
-    assert device.num_done == 7, "The host is three copies ahead, and no more."
-    device.run(len(device.queue))
+    assert slow.num_done == 7, "The host is three copies ahead, and no more."
+    slow.copy_up_to(len(slow.queue))
     for step, tensors in enumerate(given):
         for tensor, wanted in zip(tensors, step_arrays(step), strict=True):
             assert np.array_equal(tensor.numpy(), wanted)
 
 
-def test_a_graphs_buffer_takes_the_arrays_of_each_step_in_turn(device: SlowDevice) -> None:
+def test_a_graphs_buffer_takes_the_arrays_of_each_step_in_turn(slow: SlowDevice) -> None:
     staging, target = Staging(torch.device("cuda")), torch.zeros(256, dtype=torch.uint8)
     seen = []
     for step in range(10):
         (ids,) = staging.put([np.full(4, step)], target)
-        device.queue.append(lambda ids=ids: seen.append(ids.tolist()))
-    device.run(len(device.queue))
+        slow.queue.append(lambda ids=ids: seen.append(ids.tolist()))
+    slow.copy_up_to(len(slow.queue))
     assert seen == [[step] * 4 for step in range(10)]
