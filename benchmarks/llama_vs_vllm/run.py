@@ -7,14 +7,17 @@
 Each engine has a process of its own and a bounded share of the memory; both stay alive and one works while the other
 waits, in the order ours, vLLM, vLLM, ours, ... The file is written again after every repeat; --deadline ends the run in
 good time. Greedy, ignore_eos, no prefix cache, no detokenisation. models.py says what differs from model to model:
-fewer layers where two engines would not fit otherwise.
+fewer layers where two engines would not fit otherwise. Runs that name one file as --turns start beside each other, and
+measure one after another: who measures waits until nobody starts. vLLM asks for --vllm-memory of the card to be free.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,13 +33,13 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 from models import architecture_named, comparison_of, kv_bytes_per_token, with_layers  # noqa: E402
 from results import BARS, Json, merged, summarised, table, write  # noqa: E402
 
+from fastkernels.bench.e2e.scenario import WHOLE_WARMUP_TOKENS  # noqa: E402
 from fastkernels.bench.e2e.tokens import agreement  # noqa: E402
 from fastkernels.engine.model import find_model  # noqa: E402
+from fastkernels.oracles.measure import Turns  # noqa: E402
 from fastkernels.workloads import capped, find_traffic  # noqa: E402
 
 SCENARIOS = ("single", "batch32", "decode_heavy", "balanced", "prefill_heavy", "azure_conv")
-WHOLE_WARMUP_TOKENS = 100_000
-"""Scenarios of fewer tokens are warmed up whole, so that what is compiled at a first use is compiled there."""
 MADE_OF = "made_of.json"
 """Beside the weights: the config, seed and dtype that they were made of."""
 _QUERY = "clocks.sm,clocks.mem,temperature.gpu,power.draw,utilization.gpu,memory.used,clocks_event_reasons.active"
@@ -224,10 +227,14 @@ def start_engines(run: Run, checkpoint: Path, logs: Path, hf_config: Json) -> di
             run.say(f"{name} is ready: {facts['startup_seconds']:.1f} s, {facts['kv_tokens']} KV tokens")
             run.save()
     except BaseException:
-        for worker in workers.values():
-            worker.close()
+        close(workers)
         raise
     return workers
+
+
+def close(workers: dict[str, Worker]) -> None:
+    while workers:
+        workers.popitem()[1].close()
 
 
 def measure(run: Run, workers: dict[str, Worker], name: str, folder: Path, hf_config: Json) -> bool:
@@ -248,7 +255,7 @@ def measure(run: Run, workers: dict[str, Worker], name: str, folder: Path, hf_co
     }
     tokens = {engine: folder / f"{name}-{engine}.json" for engine in workers}
     longest = 0.0
-    is_small = scenario["num_prompt_tokens"] + scenario["num_output_tokens"] < WHOLE_WARMUP_TOKENS
+    is_small = scenario["num_prompt_tokens"] + scenario["num_output_tokens"] <= WHOLE_WARMUP_TOKENS
     warmup_share = 1.0 if is_small else given.warmup_share
     plan = [(-1, list(workers))] if given.warmup_share else []
     plan += [(n, list(workers) if n % 2 == 0 else list(reversed(workers))) for n in range(given.repeats)]
@@ -280,6 +287,7 @@ def measure(run: Run, workers: dict[str, Worker], name: str, folder: Path, hf_co
 
 def benchmark(given: argparse.Namespace) -> Json:
     run = Run(given)
+    turns = Turns(given.turns) if given.turns else None
     given.out.parent.mkdir(parents=True, exist_ok=True)
     logs = given.logs or given.out.parent
     logs.mkdir(parents=True, exist_ok=True)
@@ -290,13 +298,16 @@ def benchmark(given: argparse.Namespace) -> Json:
         needs_checkpoint = "vllm" in given.engines
         checkpoint = prepare_weights(run, folder) if needs_checkpoint else folder
         workers = start_engines(run, checkpoint, logs, hf_config)
+        if needs_checkpoint and given.checkpoint is None:
+            shutil.rmtree(checkpoint)  # loaded: the disk may have to hold those of other runs
         try:
-            done = [measure(run, workers, name, folder, hf_config) for name in given.scenarios]
+            with turns.alone() if turns else contextlib.nullcontext():
+                done = [measure(run, workers, name, folder, hf_config) for name in given.scenarios]
+                close(workers)  # before another run measures
             run.record["status"] = "finished" if all(done) else "cut short by the deadline"
         finally:
             run.save()
-            for worker in workers.values():
-                worker.close()
+            close(workers)
     return run.record
 
 
@@ -312,6 +323,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--warmup-share", type=float, default=0.25, help="of each scenario's requests, run first and not counted")
     add("--engines", nargs="+", choices=("ours", "vllm"), default=["ours", "vllm"])
     add("--deadline", type=float, help="seconds from the start after which no repeat begins that would not end")
+    add("--turns", type=Path, help="a file by which runs on one device take turns to measure")
     add("--weights", choices=("shared", "own"), default="shared", help="own: vLLM's dummy weights, no checkpoint")
     add("--checkpoint", type=Path, help="where the shared weights are, or are to be written; else a temporary folder")
     add("--vllm-site", type=Path, help="the folder that holds vLLM, for its process alone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,8 @@ from fastkernels.workloads import traffic_names
 _WORKLOADS = ", ".join(traffic_names())
 _QUICK_REQUESTS = 32
 _GOODPUT = ("ttft", "tpot", "e2e")
+_SECONDS_BETWEEN_LINES = 10
+"""Of a log, within one stage."""
 
 
 def e2e(
@@ -128,20 +131,27 @@ def _run(run: E2ERun, folder: RunFolder, mlflow_uri: str | None, *, is_tracked: 
 
 def run_with_bar(run: E2ERun, folder: RunFolder) -> dict[str, Any]:
     """Under a progress bar: the side, the repeat, tokens offline and requests under load."""
-    unit = TextColumn("tokens" if run.plan is None and run.scenario.makes_tokens else "requests")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), unit)
+    unit = "tokens" if run.plan is None and run.scenario.makes_tokens else "requests"
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=error_console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
+        current, told_at = "", 0.0
 
         def stage(text: str) -> None:
-            tell_log(text)
-            bar.update(task, description=text, completed=0, total=None)
+            nonlocal current, told_at
+            if text != current:
+                current, told_at = text, time.monotonic()
+                tell_log(text)
+                bar.update(task, description=text, completed=0, total=None)
 
-        watcher = Watcher(
-            stage=stage,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-        return run_e2e(run, folder, watcher)
+        def progress(done: int, total: int) -> None:
+            nonlocal told_at
+            bar.update(task, completed=done, total=total)
+            if time.monotonic() - told_at >= _SECONDS_BETWEEN_LINES:
+                told_at = time.monotonic()
+                tell_log(f"{current}: {done:,} of {total:,} {unit}")
+
+        return run_e2e(run, folder, Watcher(stage=stage, progress=progress))
 
 
 def _arrivals(

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from fastkernels.bench.e2e.scenario import Scenario
 from fastkernels.bench.e2e.serving import LoadPlan
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.cli import main
+from fastkernels.cli.e2e import run_with_bar
 from fastkernels.errors import EnvironmentProblem, UsageError
 from fastkernels.report.load import load_results
 from fastkernels.server.local import running_server
@@ -310,6 +312,38 @@ def test_a_mistake_is_one_message_before_anything_is_written(
     assert says in err
     assert err.count("error:") == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "workload", "num_requests", "wanted"),
+    [("cuda:0", "batch32", None, 32), ("cpu", "batch32", None, 8), ("cuda", "balanced", 400, 100)],
+)
+def test_little_is_warmed_up_whole_where_graphs_are_captured(
+    device: str, workload: str, num_requests: int | None, wanted: int
+) -> None:
+    scenario = Scenario("llama-3.1-8b", workload, num_requests)
+    warmup, counted = scenario.warmup_requests(0.25, device), scenario.requests(0)
+    assert len(warmup) == wanted
+    assert warmup[0].prompt_token_ids != counted[0].prompt_token_ids
+
+
+def test_a_log_has_a_line_for_each_stage_and_for_what_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def steps(run: E2ERun, folder: Any, watcher: Watcher) -> dict[str, Any]:
+        for name, seconds in (("warm-up", 9), ("repeat 1 of 2", 25)):
+            for second in range(seconds):
+                now[0] += 1.0
+                watcher.stage(name)
+                watcher.progress(second, seconds)
+        return {}
+
+    now = [100.0]
+    monkeypatch.setattr("fastkernels.cli.e2e.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("fastkernels.cli.e2e.run_e2e", steps)
+    run_with_bar(E2ERun(Scenario("tiny-llama", "balanced", 2)), RunFolder(Path("nowhere")))
+    log = capsys.readouterr().err.rstrip().splitlines()
+    assert log == ["warm-up", "repeat 1 of 2", "repeat 1 of 2: 10 of 25 tokens", "repeat 1 of 2: 20 of 25 tokens"]
 
 
 def check_load(side: dict[str, Any], num_requests: int) -> None:

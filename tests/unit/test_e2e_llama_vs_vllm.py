@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import subprocess
@@ -68,11 +69,15 @@ def run(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
+def tiny_words(site: Path) -> list[str]:
+    return [
+        "--model", "tiny-llama", "--dtype", "float32", "--device", "cpu", "--vllm-site", str(site), "--scale", "0.03",
+        "--num-requests", "6", "--max-model-len", "128", "--max-num-seqs", "4", "--kv-tokens", "4096",
+    ]  # fmt: skip
+
+
 def tiny(out: Path, site: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return run(
-        out, "--model", "tiny-llama", "--dtype", "float32", "--device", "cpu", "--vllm-site", str(site), "--scale",
-        "0.03", "--num-requests", "6", "--max-model-len", "128", "--max-num-seqs", "4", "--kv-tokens", "4096", *words,
-    )  # fmt: skip
+    return run(out, *tiny_words(site), *words)
 
 
 def load_script() -> Any:
@@ -229,6 +234,23 @@ def test_the_deadline_ends_the_run_with_what_there_is(tmp_path: Path) -> None:
     repeats = json.loads((tmp_path / "cut.json").read_text())["scenarios"]["batch32"]["repeats"]
     assert 4 < len(repeats) < 160
     assert len(repeats) % 2 == 0
+
+
+def test_who_measures_waits_until_nobody_starts(site: Path, tmp_path: Path) -> None:
+    out, path = tmp_path / "waits.json", tmp_path / "turns"
+    words = ["--out", str(out), *tiny_words(site), "--scenarios", "single", "--repeats", "1", "--turns", str(path)]
+    with path.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        with subprocess.Popen([sys.executable, str(SCRIPT), *words], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            assert any("vllm is ready" in line for line in lines)
+            time.sleep(1)
+            assert json.loads(out.read_text())["scenarios"] == {}
+            fcntl.flock(other, fcntl.LOCK_UN)
+            assert any("single 0 vllm" in line for line in list(lines))
+    assert process.returncode == 0
+    assert json.loads(out.read_text())["status"] == "finished"
 
 
 def test_an_engine_that_fails_is_named_with_its_log(site: Path, tmp_path: Path) -> None:

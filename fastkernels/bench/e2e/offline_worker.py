@@ -50,8 +50,7 @@ class Worker:
     def run(self) -> None:
         share = self.order["warmup_share"]
         if share:
-            requests = self.scenario.requests(-1)
-            self.generate(requests[: max(1, round(share * len(requests)))], -1)
+            self.generate(self.scenario.warmup_requests(share, self.llm.core.info.device), -1)
         for repeat in range(self.order["num_repeats"]):
             self.tell("repeat", **self.generate(self.scenario.requests(repeat), repeat))
         self.tell("end", replacements=self.llm.replacements())

@@ -23,6 +23,8 @@ _NUM_EXAMPLES = 64
 
 WARMUP_SEED = 7919
 """Added to the seed: warm-up prompts share no page with those that count."""
+WHOLE_WARMUP_TOKENS = 100_000
+"""On a GPU so few are warmed up whole: what is compiled or captured at a first use, is there."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,14 @@ class Scenario:
         seed = self.seed + (repeat if repeat >= 0 else WARMUP_SEED)
         drawn = self.traffic.seeded(seed).requests(self._config.vocab_size, self._config.eos_token_ids)
         return capped(drawn, min(self.max_model_len, max_len or self.max_model_len))[0]
+
+    def warmup_requests(self, share: float, device: str) -> list[TrafficRequest]:
+        """The first of other requests, at least one."""
+        requests = self.requests(-1)
+        num_tokens = sum(len(r.prompt_token_ids) + r.output_len for r in requests)
+        if device.startswith("cuda") and num_tokens <= WHOLE_WARMUP_TOKENS:
+            return requests
+        return requests[: max(1, round(share * len(requests)))]
 
     def check(self) -> None:
         """Before anything is started. Errors: UsageError names an option or its limit; those of model and workload."""
