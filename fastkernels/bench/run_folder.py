@@ -8,6 +8,7 @@ results.json         everything, every sample
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from datetime import UTC, datetime
@@ -43,11 +44,12 @@ class RunFolder:
             go_on = f"go on with it by --resume {out}, or " if is_alike else ""
             raise UsageError(f"{out} holds a run already; {go_on}name another folder.")
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        path = out or _free(env.home() / f"{stamp}-{kind}")
         try:
+            path = out or _made(env.home() / f"{stamp}-{kind}")
             (path / "ops").mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise UsageError(f"{path} cannot be a run folder: a part of the path is a file. Name a folder.") from None
+            place = out or env.home()
+            raise UsageError(f"{place} cannot be a run folder: a part of the path is a file. Name a folder.") from None
         folder = cls(path)
         header = {
             "schema_version": SCHEMA_VERSION,
@@ -141,9 +143,12 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
 
 
-def _free(path: Path) -> Path:
+def _made(path: Path) -> Path:
+    """A new folder of this name or, where another command has just made that, with a number after it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        if not candidate.exists():
+        with contextlib.suppress(FileExistsError):
+            candidate.mkdir()
             return candidate
     raise RunFolderError(f"{path} and 999 names after it are taken.")

@@ -14,7 +14,9 @@ import uvicorn
 
 from fastkernels.engine.client import AsyncEngine, EngineDeadError
 from fastkernels.engine.config import EngineConfig
+from fastkernels.engine.model import find_model
 from fastkernels.errors import EXIT_NOT_PASSED, EnvironmentProblem, FastKernelsError, UsageError
+from fastkernels.registry import architecture_of
 from fastkernels.server.app import build_app
 from fastkernels.server.in_flight import Threads
 from fastkernels.server.record import write_event
@@ -165,7 +167,11 @@ def limits(engine: AsyncEngine) -> dict[str, object]:
 
 
 def serve(engine_config: EngineConfig, config: ServerConfig, told: object = None) -> None:
-    """Serve until a signal; `told` is called with the URL once the port is bound."""
+    """Serve until a signal; `told` is called with the URL once the port is bound.
+
+    Errors: of a model that is none, before that; of the start; EngineDeadError.
+    """
+    architecture_of(find_model(engine_config.model).hf_config)
     sock = bind(config)
     service = Service(engine_config, config)
     host = f"[{config.host}]" if ":" in config.host else config.host

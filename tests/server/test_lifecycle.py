@@ -237,6 +237,7 @@ def test_a_server_that_cannot_start_says_why(arguments: list[str], exit_code: in
     assert done.returncode == exit_code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert "Serving" not in done.stdout
 
 
 @pytest.mark.parametrize("error", [CheckpointError("preprocessor_config.json cannot be read."), ValueError("a bug")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,14 @@ def test_op_that_the_workload_never_calls_does_not_pass(tmp_path: Path) -> None:
     assert "tiny on demo never calls rms_norm" in results["ops"][0]["message"]
     assert [len(hashes) for hashes in results["case_hashes"].values()] == [1]
     assert "captured" in {c["family"] for c in results["ops"][1]["cases"]}
+
+
+def test_runs_that_begin_in_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTKERNELS_HOME", str(tmp_path / "runs"))
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda number: RunFolder.create("kernels", {"number": number}, {}), range(64)))
+    assert len({folder.path for folder in folders}) == 64
+    assert [folder.header()["request"]["number"] for folder in folders] == list(range(64))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
