@@ -18,9 +18,11 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,22 +53,34 @@ class Worker:
     def __init__(self, name: str, environment: dict[str, str], log: Path) -> None:
         self.name, self.log = name, log
         self.spawned = time.time()
+        self._is_killed = False
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", str(HERE / "worker.py"), name],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment, text=True,
+                start_new_session=True,
             )  # fmt: skip
 
-    def ask(self, order: Json) -> Json:
+    def ask(self, order: Json, seconds: float | None = None) -> Json:
+        """seconds: after which it is killed. Errors: RuntimeError with its last words."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        killer = threading.Timer(seconds, self._kill) if seconds is not None else None
+        if killer is not None:
+            killer.start()
         try:
             self.process.stdin.write(json.dumps(order) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        answer: Json = json.loads(line) if line else {"error": f"its process ended with {self.process.wait()}"}
+        finally:
+            if killer is not None:
+                killer.cancel()
+        end = "" if line else f"its process ended with {self.process.wait()}"
+        if not line and self._is_killed:
+            end = f"not ready after {seconds:.0f} s"
+        answer: Json = json.loads(line) if line else {"error": end}
         if "error" in answer:
             tail = self.log.read_text(errors="replace")[-6000:]
             raise RuntimeError(f"{self.name}: {answer['error']}\n--- the end of {self.log} ---\n{tail}")
@@ -79,8 +93,14 @@ class Worker:
                 pipe.close()
             self.process.wait(30)
         except (OSError, subprocess.TimeoutExpired):
-            self.process.kill()
+            self._kill()
             self.process.wait()
+
+    def _kill(self) -> None:
+        """With the processes that it started."""
+        self._is_killed = True
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class Run:
@@ -221,7 +241,8 @@ def start_engines(run: Run, checkpoint: Path, logs: Path, hf_config: Json) -> di
             own = json.loads(given.ours if name == "ours" else given.vllm)
             own = own if name == "ours" else {**comparison_of(given.model).vllm, **own}
             model = given.config if name == "ours" else str(checkpoint)
-            facts = worker.ask({**common, "model": model, "options": own, "spawned": worker.spawned})
+            order = {**common, "model": model, "options": own, "spawned": worker.spawned}
+            facts = worker.ask(order, given.start_seconds)
             weights = "random by seed" if name == "ours" else "checkpoint" if given.weights == "shared" else "dummy"
             run.record["engines"][name] = {**facts, "weights": weights, "options": own}
             run.say(f"{name} is ready: {facts['startup_seconds']:.1f} s, {facts['kv_tokens']} KV tokens")
@@ -323,6 +344,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--warmup-share", type=float, default=0.25, help="of each scenario's requests, run first and not counted")
     add("--engines", nargs="+", choices=("ours", "vllm"), default=["ours", "vllm"])
     add("--deadline", type=float, help="seconds from the start after which no repeat begins that would not end")
+    add("--start-seconds", type=float, help="an engine that is not ready by then ends the run")
     add("--turns", type=Path, help="a file by which runs on one device take turns to measure")
     add("--weights", choices=("shared", "own"), default="shared", help="own: vLLM's dummy weights, no checkpoint")
     add("--checkpoint", type=Path, help="where the shared weights are, or are to be written; else a temporary folder")

@@ -253,6 +253,15 @@ def test_who_measures_waits_until_nobody_starts(site: Path, tmp_path: Path) -> N
     assert json.loads(out.read_text())["status"] == "finished"
 
 
+def test_an_engine_that_does_not_start_in_time_is_ended(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "vllm").mkdir(parents=True)
+    (site / "vllm" / "__init__.py").write_text("import time; time.sleep(600)")
+    done = tiny(tmp_path / "slow.json", site, "--scenarios", "single", "--start-seconds", "20")
+    assert done.returncode != 0
+    assert "vllm: not ready after 20 s" in done.stderr
+
+
 def test_an_engine_that_fails_is_named_with_its_log(site: Path, tmp_path: Path) -> None:
     done = tiny(tmp_path / "failed.json", site, "--scenarios", "single", "--vllm", '{"no_such_option": 1}')
     assert done.returncode != 0
