@@ -50,7 +50,7 @@ def merge(parts: list[Path]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--names", nargs="*", default=[])
+    parser.add_argument("--names", nargs="+", default=[])
     parser.add_argument("--merge", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True, help="a .json file")
     arguments = parser.parse_args()

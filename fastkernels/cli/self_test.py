@@ -32,18 +32,9 @@ def self_test(device: str, out: Path | None, names: Sequence[str] = ()) -> int:
     started, path = time.monotonic(), _path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=error_console, transient=True) as bar:
-            task = bar.add_task("starting", total=None)
 
-            def show(result: Result, number: int, total: int) -> None:
-                results.append(result)
-                bar.update(task, description=result.name, completed=number, total=total)
-                console.print(_line(result), soft_wrap=True)
-
-            run(device, show, names)
-    finally:  # what was judged is kept when the rest is interrupted
+    def keep() -> None:
+        """As soon as it is there: a process that is killed runs no `finally`."""
         record = {
             "schema_version": 1,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -52,7 +43,22 @@ def self_test(device: str, out: Path | None, names: Sequence[str] = ()) -> int:
             "seconds": round(time.monotonic() - started, 1),
             "results": [result.to_json() for result in results],
         }
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        temporary = path.with_name(f".{path.name}.partial")
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        temporary.replace(path)
+
+    keep()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=error_console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(result: Result, number: int, total: int) -> None:
+            results.append(result)
+            keep()
+            bar.update(task, description=result.name, completed=number, total=total)
+            console.print(_line(result), soft_wrap=True)
+
+        run(device, show, names)
     console.print(f"results: {path}", soft_wrap=True)
     console.print(summary(results))
     return EXIT_OK if all(result.is_right for result in results) else EXIT_NOT_PASSED

@@ -138,7 +138,7 @@ def merge_folder(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--ops", nargs="*", help="names; all when left out")
+    parser.add_argument("--ops", nargs="+", help="names; all when left out")
     parser.add_argument("--shapes", type=int, default=24, help="hidden shapes per way of building an op")
     parser.add_argument("--seed", type=int, default=20261120)
     parser.add_argument("--out", type=Path, default=FOLDER, help="a folder; one file an op")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from judging import LIMITS, rms_norm, write_set
 
+from fastkernels.adversarial.self_test import Result
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.bench.sweep import Progress, Sweep, plan_items, run_sweep, start_run
 from fastkernels.capture.case import Case
@@ -314,3 +315,18 @@ def test_run_folders_of_one_second_do_not_meet(tmp_path: Path, monkeypatch: pyte
     paths = {RunFolder.create("kernels", {}, {}).path for _ in range(3)}
     assert len(paths) == 3
     assert all(path.parent == tmp_path for path in paths)
+
+
+def test_each_result_of_the_self_test_is_kept_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def results_on_disk() -> list[str]:
+        return [result["name"] for result in json.loads((tmp_path / "self_test.json").read_text())["results"]]
+
+    def judged(device: str, on_result: Any, names: Any) -> None:
+        for number, name in enumerate(("one", "two"), 1):
+            on_result(Result(name, "family", "silu", True, ("CHEATING",), "CHEATING", True, "", 0.1), number, 2)
+            seen.append(results_on_disk())
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr("fastkernels.cli.self_test.run", judged)
+    assert self_test("cpu", tmp_path) == EXIT_OK
+    assert seen == [["one"], ["one", "two"]]
