@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -58,7 +59,6 @@ class Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", str(HERE / "worker.py"), name],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment, text=True,
-                start_new_session=True,
             )  # fmt: skip
 
     def ask(self, order: Json, seconds: float | None = None) -> Json:
@@ -77,10 +77,11 @@ class Worker:
         finally:
             if killer is not None:
                 killer.cancel()
-        end = "" if line else f"its process ended with {self.process.wait()}"
-        if not line and self._is_killed:
-            end = f"not ready after {seconds:.0f} s"
-        answer: Json = json.loads(line) if line else {"error": end}
+        if line:
+            answer: Json = json.loads(line)
+        else:
+            code = self.process.wait()
+            answer = {"error": f"not ready after {seconds} s" if self._is_killed else f"its process ended with {code}"}
         if "error" in answer:
             tail = self.log.read_text(errors="replace")[-6000:]
             raise RuntimeError(f"{self.name}: {answer['error']}\n--- the end of {self.log} ---\n{tail}")
@@ -99,8 +100,10 @@ class Worker:
     def _kill(self) -> None:
         """With the processes that it started."""
         self._is_killed = True
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own = psutil.Process(self.process.pid)
+            for process in [own, *own.children(recursive=True)]:
+                process.kill()
 
 
 class Run:

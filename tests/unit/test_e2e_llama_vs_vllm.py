@@ -259,7 +259,7 @@ def test_an_engine_that_does_not_start_in_time_is_ended(tmp_path: Path) -> None:
     (site / "vllm" / "__init__.py").write_text("import time; time.sleep(600)")
     done = tiny(tmp_path / "slow.json", site, "--scenarios", "single", "--start-seconds", "20")
     assert done.returncode != 0
-    assert "vllm: not ready after 20 s" in done.stderr
+    assert "vllm: not ready after 20.0 s" in done.stderr
 
 
 def test_an_engine_that_fails_is_named_with_its_log(site: Path, tmp_path: Path) -> None:
