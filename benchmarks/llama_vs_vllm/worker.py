@@ -74,8 +74,8 @@ class Ours:
 
     def counters(self) -> dict[str, Any]:
         stats = self.llm.core.stats()
-        names = ("num_steps", "num_graph_steps", "num_preemptions", "num_compilations", "peak_memory_bytes")
-        return {name: getattr(stats, name) for name in names}
+        names = ("num_steps", "num_graph_steps", "num_preemptions", "num_compilations", "num_kernels_made")
+        return {name: getattr(stats, name) for name in (*names, "peak_memory_bytes")}
 
 
 class Vllm:

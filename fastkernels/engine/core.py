@@ -147,6 +147,7 @@ class EngineCore:
             num_preemptions=scheduler.num_preemptions,
             num_finished=dict(self._finished),
             num_compilations=self.executor.num_compilations(),
+            num_kernels_made=self.executor.num_kernels_made(),
             peak_memory_bytes=self.executor.peak_memory_bytes(),
         )
 

@@ -28,6 +28,7 @@ from fastkernels.engine.runners.autoregressive import AutoregressiveRunner, Runn
 from fastkernels.engine.step import ModelFacts
 from fastkernels.engine.structured import Grammars
 from fastkernels.errors import EnvironmentProblem, UnsupportedError, UsageError
+from fastkernels.kernels.compilations import num_kernels_made
 from fastkernels.overlay import Overlay, install
 from fastkernels.registry import Kind, architecture_of
 from fastkernels.sets import resolve_set
@@ -285,7 +286,11 @@ class ModelExecutor:
         return kernels_of(self.model, self.overlay)
 
     def num_compilations(self) -> int:
+        """Graphs captured and steps compiled."""
         return sum(len(some.captured) for some in (self.runner.graphs, self.runner.compiled) if some is not None)
+
+    def num_kernels_made(self) -> int:
+        return num_kernels_made()
 
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0

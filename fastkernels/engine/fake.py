@@ -119,6 +119,9 @@ class FakeExecutor:
     def num_compilations(self) -> int:
         return 0
 
+    def num_kernels_made(self) -> int:
+        return 0
+
     def peak_memory_bytes(self) -> int:
         return 0
 

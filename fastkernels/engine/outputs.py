@@ -145,4 +145,5 @@ class EngineStats:
     num_preemptions: int
     num_finished: Mapping[str, int] = field(default_factory=dict)
     num_compilations: int = 0
+    num_kernels_made: int = 0
     peak_memory_bytes: int = 0

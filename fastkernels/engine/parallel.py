@@ -104,6 +104,9 @@ class ParallelExecutor:
     def num_compilations(self) -> int:
         return self._own.num_compilations()
 
+    def num_kernels_made(self) -> int:
+        return self._own.num_kernels_made()
+
     def peak_memory_bytes(self) -> int:
         return self._own.peak_memory_bytes()
 

@@ -74,7 +74,8 @@ class _EngineCollector(Collector):
             "prefix_cache_hit_tokens": ("Prompt tokens that the prefix cache held.", stats.num_cached_tokens),
             "generation_tokens": ("Tokens made.", stats.num_generated_tokens),
             "preemptions": ("Requests that gave way and were computed again.", stats.num_preemptions),
-            "compilations": ("Kernels compiled since the start.", stats.num_compilations),
+            "compilations": ("CUDA graphs captured and steps compiled.", stats.num_compilations),
+            "kernels_made": ("Kernels compiled, or fetched from the compiler's cache.", stats.num_kernels_made),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"fastkernels_{name}", text, value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -98,6 +100,26 @@ def test_every_graph_is_captured_before_the_first_request_when_asked() -> None:
     assert captured == 7, "1, 2, 4, 8, 16, 24, 32."
     assert tokens_of(llm, GREEDY) == eager("greedy")
     assert llm.core.stats().num_compilations == captured
+
+
+WARMED = """
+from fastkernels import LLM, SamplingParams
+from fastkernels.workloads import prompts
+
+llm = LLM("tiny-llama", device="cuda", num_pages=1024, warm="full")
+before = llm.core.stats().num_kernels_made
+for drawn in ({"temperature": 0}, {"top_k": 20, "top_p": 0.9, "seed": 1}):
+    llm.generate(prompts(), SamplingParams(max_tokens=40, **drawn))
+print(before, llm.core.stats().num_kernels_made)
+"""
+
+
+def test_no_step_waits_for_a_kernel_once_all_is_warmed_up() -> None:
+    """In a process of its own: kernels of other tests are ready here."""
+    done = subprocess.run([sys.executable, "-c", WARMED], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split()[-2:])
+    assert before > 10
+    assert after == before
 
 
 @pytest.mark.slow

@@ -179,6 +179,7 @@ def engine_shares(counters: Mapping[str, float]) -> Json:
         "num_steps": counters.get("num_steps"),
         "num_preemptions": counters.get("num_preemptions"),
         "num_compilations": counters.get("num_compilations"),
+        "num_kernels_made": counters.get("num_kernels_made"),
     }
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _TOLD_SECONDS = 0.1
 _MOST_POINTS = 2000
 _COUNTERS = ("num_steps", "num_graph_steps", "num_prompt_tokens", "num_cached_tokens", "num_preemptions")
-_MORE_COUNTERS = ("num_generated_tokens", "num_compilations")
+_MORE_COUNTERS = ("num_generated_tokens", "num_compilations", "num_kernels_made")
 
 
 class Worker:

@@ -30,6 +30,7 @@ _COUNTERS = {
     "num_prompt_tokens": ("fastkernels_prompt_tokens_total", "vllm:prefix_cache_queries_total"),
     "num_cached_tokens": ("fastkernels_prefix_cache_hit_tokens_total", "vllm:prefix_cache_hits_total"),
     "num_compilations": ("fastkernels_compilations_total",),
+    "num_kernels_made": ("fastkernels_kernels_made_total",),
 }
 """Ours, and vLLM's of the same meaning."""
 
