@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,12 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from fastkernels.cache import CacheKind, CacheSpec, cached_layers
-from fastkernels.context import ForwardContext, Phase, set_forward_context
 from fastkernels.distributed.tensor_parallel import tp_size
 from fastkernels.dtypes import find_dtype
 from fastkernels.engine.batch import Array
 from fastkernels.engine.cache import allocate_caches, cache_bytes, cache_groups, state_bytes
 from fastkernels.engine.config import EngineConfig, Warm
+from fastkernels.engine.dummy_steps import DummyStep, prompts_step, run_dummy_step, warm_steps
 from fastkernels.engine.graphs import graph_sizes
 from fastkernels.engine.model import build_config, build_model, find_device, find_model, find_tokenizer
 from fastkernels.engine.outputs import EngineRequest
@@ -36,13 +35,6 @@ from fastkernels.sets import resolve_set
 DEFAULT_NUM_PAGES = 512
 MOST_PAGES = 1 << 22
 """Of a tiny model on a large GPU: the host keeps a record of each."""
-
-_WARM_TOKENS = (1, 16, 32, 64, 512)
-"""Sizes of steps on either side of where kernels change their tiles."""
-
-WARM_DECODES = (1, 2, 5, 8, 20, 30, 40, 80, 150, 300, 400)
-WARM_LENS = (48, 2048)
-"""Sequences, and their tokens, beside a prompt: attention splits few long ones in other ways than many."""
 
 GRAPH_BYTES = 1 << 30
 """Left free for CUDA graphs, which are captured after the caches are there."""
@@ -173,7 +165,7 @@ class ModelExecutor:
         if self.device.type != "cuda":
             return DEFAULT_NUM_PAGES
         torch.cuda.reset_peak_memory_stats(self.device)
-        self._run_dummy_step(self.config.max_num_batched_tokens, Phase.PREFILL)
+        self._run_dummy_step(prompts_step(self.config.max_num_batched_tokens, self.config.max_num_seqs))
         self._run_dummy_encoder()
         torch.cuda.synchronize(self.device)
         largest = torch.cuda.max_memory_allocated(self.device) - torch.cuda.memory_allocated(self.device)
@@ -209,51 +201,15 @@ class ModelExecutor:
         if self.runner.graphs is not None:
             self.runner.graphs.warm()
         with torch.cuda.stream(self.runner.stream):
-            self._warm_eager_steps()
+            sizes = (self.config.max_num_batched_tokens, self.config.max_num_seqs, self._max_model_len())
+            for step in warm_steps(*sizes):
+                self._run_dummy_step(step)
             self.runner.sampler.warm_up(self.loaded.dtype)
 
-    def _warm_eager_steps(self) -> None:
-        most = self.config.max_num_batched_tokens
-        for num_tokens in sorted({min(num, most) for num in (*_WARM_TOKENS, most)}):
-            self._run_dummy_step(num_tokens, Phase.PREFILL)
-            self._run_dummy_step(num_tokens, Phase.MIXED, 1)
-        for num_decodes, length in itertools.product(WARM_DECODES, WARM_LENS):
-            if num_decodes < min(self.config.max_num_seqs, most - 64):
-                self._run_dummy_step(num_decodes + 64, Phase.MIXED, num_decodes, length)
-
-    @torch.inference_mode()
-    def _run_dummy_step(self, num_tokens: int, phase: Phase, num_decodes: int = 0, length: int = WARM_LENS[-1]) -> None:
-        """Single tokens of sequences so long, then prompts of 512; logits for as many rows; no cache is written."""
-        num_decodes = min(num_decodes, num_tokens - 1)
-        num_prompts = max(1, min(num_tokens // 512, self.config.max_num_seqs - num_decodes))
-        ends = torch.linspace(num_decodes, num_tokens, num_prompts + 1).to(torch.int32)
-        starts = torch.cat((torch.arange(num_decodes, dtype=torch.int32), ends))
-        lens = starts.diff()
-        lens[:num_decodes] = min(length, self._max_model_len())
-        width = -(-int(lens.max()) // self.config.page_size)
-        rows = torch.arange(len(lens), dtype=torch.int32)
-        table = torch.zeros((len(lens), width), dtype=torch.int32)
-        nowhere = torch.full((num_tokens,), -1, dtype=torch.int64)
-        context = ForwardContext(
-            query_start_loc=starts,
-            seq_lens=lens,
-            block_table=table,
-            slot_mapping=nowhere,
-            max_query_len=int(starts.diff().max()),
-            max_seq_len=int(lens.max()),
-            phase=phase,
-            num_decodes=num_decodes,
-            window_block_table=table,
-            window_slot_mapping=nowhere,
-            state_slots=rows,
-            has_initial_state=torch.zeros(len(lens), dtype=torch.bool),
-        ).to(self.device)
-        ids = torch.zeros(num_tokens, dtype=torch.int64, device=self.device)
-        positions = torch.arange(num_tokens, device=self.device) % self.loaded.config.max_position_embeddings
-        with set_forward_context(context):
-            hidden = self.model(ids, positions)
-            logits = self.model.compute_logits(hidden[: self.config.max_num_seqs])  # type: ignore[operator]
-        logits.argmax(-1)
+    def _run_dummy_step(self, step: DummyStep) -> None:
+        config, known = self.config, self.loaded.config
+        rows, positions = config.max_num_seqs, known.max_position_embeddings
+        run_dummy_step(self.model, step, config.page_size, rows, positions, self.device)
 
     @torch.inference_mode()
     def _run_dummy_encoder(self) -> None:

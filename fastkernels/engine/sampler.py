@@ -18,6 +18,9 @@ from fastkernels.engine.structured import Grammars, TokenGrammar, mask_of
 MAX_BIASES = 1024
 """Entries of one request's logit_bias; each row of the batch pays for the longest."""
 
+_MANY_ROWS = 256
+"""More than a GPU has multiprocessors: kernels share the work of so many rows otherwise."""
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -60,7 +63,7 @@ class Sampler:
     ) -> None:
         """eos_token_ids: barred before min_tokens. grammars: None refuses structured output."""
         self.vocab_size, self.eos_token_ids, self._grammars = vocab_size, frozenset(eos_token_ids), grammars
-        self._device = device
+        self._device, self._max_rows = device, max_rows
         self.greedy, self._draw = sampling_op("greedy_sample"), sampling_op("top_k_top_p_sample")
         self._draw_seeds, self._apply_min_p = sampling_op("draw_seeds"), sampling_op("min_p")
         self._apply_mask, self._apply_bias = sampling_op("apply_token_bitmask"), sampling_op("apply_logit_bias")
@@ -222,18 +225,19 @@ class Sampler:
         return x
 
     def warm_up(self, dtype: torch.dtype) -> None:
-        """Compile every kernel for logits of `dtype`; no row is touched."""
+        """Compile every kernel for logits of `dtype`, of few rows and of many; no row is touched."""
         every = SamplingParams(
             temperature=0.5, min_p=0.1, top_p=0.9, top_k=5, presence_penalty=0.5, logit_bias={0: 1.0},
             allowed_token_ids=(0,), logprobs=1,
         )  # fmt: skip
-        scratch = Sampler(self.vocab_size, self._device, 2)
-        logits = torch.zeros((2, self.vocab_size), dtype=dtype, device=self._device)
-        rows = torch.arange(2, device=self._device)
-        for params in (SamplingParams(temperature=0, logprobs=0), SamplingParams(), every):
-            scratch.add(0, params, 0, (0,))
-            scratch.add(1, params, 0, (0,))
-            scratch(logits, (0, 1), rows, rows)
+        for num_rows in sorted({2, max(2, min(self._max_rows, _MANY_ROWS))}):
+            scratch = Sampler(self.vocab_size, self._device, num_rows)
+            logits = torch.zeros((num_rows, self.vocab_size), dtype=dtype, device=self._device)
+            rows = torch.arange(num_rows, device=self._device)
+            for params in (SamplingParams(temperature=0, logprobs=0), SamplingParams(), every):
+                for row in range(num_rows):
+                    scratch.add(row, params, 0, (0,))
+                scratch(logits, tuple(range(num_rows)), rows, rows)
 
 
 def _meets(some: set[int], rows: Sequence[int]) -> bool:

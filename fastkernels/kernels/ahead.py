@@ -71,25 +71,60 @@ def compiling_for(gpu: Gpu = H200) -> Iterator[list[Compiled]]:
 
     Errors: EnvironmentProblem without Triton or under TRITON_INTERPRET=1; a kernel's own errors of compilation.
     """
+    with _absent_driver(gpu) as absent, _knobs() as knobs:
+        knobs.compilation.listener = absent.note
+        yield absent.compiled
+
+
+@contextmanager
+def naming_for(gpu: Gpu = H200) -> Iterator[set[str]]:
+    """As compiling_for, but nothing is compiled: yields the name, types and constants of what would be.
+
+    Errors: EnvironmentProblem without Triton or under TRITON_INTERPRET=1.
+    """
+    names: set[str] = set()
+    with _absent_driver(gpu) as absent, _knobs() as knobs:
+
+        def note(*, fn: Any, compile: Mapping[str, Any], **_: Any) -> bool:
+            absent.functions.append(fn.jit_function)
+            warps, stages = compile["num_warps"], compile["num_stages"]
+            arguments = _arguments(compile["signature"], compile["constants"])
+            names.add(f"{_name(fn.jit_function)}({arguments}, num_warps={warps}, num_stages={stages})")
+            return True  # taken as compiled elsewhere
+
+        knobs.runtime.jit_cache_hook = note
+        yield names
+
+
+@contextmanager
+def _absent_driver(gpu: Gpu) -> Iterator[_AbsentDriver]:
     if not HAS_TRITON or triton_interpreted():
         problem = "TRITON_INTERPRET=1 is set" if HAS_TRITON else "Triton is not installed"
         raise EnvironmentProblem(f"Compiling ahead needs Triton's compiler, and {problem}.")
-    from triton import knobs
     from triton.runtime import driver
 
     absent = _AbsentDriver(gpu)
-    # Reading `driver.active` would look for a GPU, so the field behind it is read.
-    before, listener = driver._active, knobs.compilation.listener
+    before = driver._active  # reading `driver.active` would look for a GPU
     driver.set_active(absent)
-    knobs.compilation.listener = absent.note
     try:
         with assume_gpu(gpu):
-            yield absent.compiled
+            yield absent
     finally:
-        knobs.compilation.listener = listener
         driver.set_active(before)
         for function in absent.functions:
             function.device_caches.pop(absent.device, None)
+
+
+@contextmanager
+def _knobs() -> Iterator[Any]:
+    """Triton's; what is set of these two is put back."""
+    from triton import knobs
+
+    listener, hook = knobs.compilation.listener, knobs.runtime.jit_cache_hook
+    try:
+        yield knobs
+    finally:
+        knobs.compilation.listener, knobs.runtime.jit_cache_hook = listener, hook
 
 
 def package_kernels(package: ModuleType) -> dict[str, Any]:
@@ -165,7 +200,7 @@ class _AbsentDriver:
         self.compiled.append(
             Compiled(
                 _name(src.fn),
-                _arguments(src),
+                _arguments(src.signature, src.constants),
                 metadata["num_warps"],
                 metadata["num_stages"],
                 registers,
@@ -182,12 +217,12 @@ def _name(function: Any) -> str:
     return f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
 
 
-def _arguments(source: Any) -> str:
+def _arguments(signature: Mapping[str, Any], values: Mapping[tuple[int, ...], Any]) -> str:
     """Such as "2 *bf16, i32, fp32; BLOCK=4096, PDL=True"."""
-    types = [str(kind) for kind in source.signature.values() if kind != "constexpr"]
+    types = [str(kind) for kind in signature.values() if kind != "constexpr"]
     runs = [(kind, len(list(group))) for kind, group in itertools.groupby(types)]
-    names = list(source.signature)
-    constants = [f"{names[place[0]]}={value}" for place, value in source.constants.items() if len(place) == 1]
+    names = list(signature)
+    constants = [f"{names[place[0]]}={value}" for place, value in values.items() if len(place) == 1]
     return ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in runs) + "; " + ", ".join(constants)
 
 

@@ -19,7 +19,7 @@ from triton import knobs
 from triton.compiler.errors import CompilationError
 
 import fastkernels.kernels
-from fastkernels.engine.executor import WARM_DECODES, WARM_LENS
+from fastkernels.engine.dummy_steps import WARM_DECODES, WARM_LENS
 from fastkernels.kernels.ahead import H200, Compiled, compiling_for, package_kernels
 from fastkernels.kernels.backend import Gpu, assume_gpu, gpu_of, is_hopper, num_sms, shared_memory_limit, tl, triton
 from fastkernels.kernels.flash_attn_decode import DecodeTile, decode_tile, merged_at_once, window_tile
