@@ -11,14 +11,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
-from report_runs import HOSTILE, NULLS, records, timing, write_run
+from report_runs import HOSTILE, NULLS, item, records, timing, write_run
 from report_runs import record as make_record
 
+from fastkernels.bench.eval.records import EVAL_SCHEMA_VERSION
 from fastkernels.errors import RunFolderError
 from fastkernels.harness.verdict import Verdict
 from fastkernels.report import publish as publishing
-from fastkernels.report.figures import MAX_POINTS
+from fastkernels.report.eval_figures import speedups
+from fastkernels.report.eval_view import item_views
+from fastkernels.report.figures import MAX_POINTS, forest
 from fastkernels.report.html import render
 from fastkernels.report.load import find_run, load_results
 from fastkernels.report.publish import publish
@@ -128,14 +132,29 @@ def test_a_time_of_an_op_that_did_not_pass_is_in_no_count_and_no_plot(page: Page
 
 
 def test_the_forest_draws_each_interval_and_its_own_noise_floor(page: Page, results: dict[str, Any]) -> None:
-    forest = page.data("plots")["forest"]
+    plot = page.data("plots")["forest"]
     drawn = {}
-    for trace in forest["data"]:
+    for trace in plot["data"]:
         for x, more, less in zip(trace["x"], trace["error_x"]["array"], trace["error_x"]["arrayminus"], strict=True):
             drawn[x] = (pytest.approx(x - less, rel=1e-4), pytest.approx(x + more, rel=1e-4))
     assert drawn == {t["ratio"]: (t["low"], t["high"]) for t in counted(results)}
-    bands = [s for s in forest["layout"]["shapes"] if s["type"] == "rect"]
+    bands = [s for s in plot["layout"]["shapes"] if s["type"] == "rect"]
     assert [(b["x0"], b["x1"]) for b in bands] == [(pytest.approx(1 / 1.02), pytest.approx(1.02))] * len(drawn)
+
+
+def test_plots_of_many_rows_add_no_shape_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plotly copies all that are there each time: a minute for 400 rows."""
+    added: list[dict[str, Any]] = []
+    add_shape = go.Figure.add_shape
+    monkeypatch.setattr(go.Figure, "add_shape", lambda self, **given: added.append(given) or add_shape(self, **given))
+    many = make_record("linear", "fast", timings=[timing(1.2, f"x[{n}, 7]") for n in range(20)]).to_json()
+    plot = forest(view_of({"ops": [many]}))
+    items = [item(f"tiny-{n}", "language", "fast", 1.2).to_json() for n in range(20)]
+    evals = speedups(item_views({"kind": "eval", "eval_schema_version": EVAL_SCHEMA_VERSION, "items": items}))
+    for drawn in (plot, evals):
+        assert drawn is not None
+        assert [s["type"] for s in drawn["layout"]["shapes"]] == ["rect"] * 20 + ["line"]
+    assert len(added) <= 2  # the lines at 1.0
 
 
 def test_latency_quartiles_are_of_every_cold_sample_on_the_deciding_clock() -> None:
