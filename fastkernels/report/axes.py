@@ -8,8 +8,10 @@ from typing import Any
 
 
 def log_axis(values: Iterable[float], ladders: Sequence[Sequence[float]], unit: str = "") -> dict[str, Any]:
-    """A logarithmic axis a little wider than `values`, with round ticks inside."""
+    """A logarithmic axis a little wider than `values`, with round ticks inside; a bare one when none is above 0."""
     known = [v for v in values if math.isfinite(v) and v > 0]
+    if not known:
+        return {"type": "log"}
     low, high = 0.93 * min(known), 1.07 * max(known)
     ticks = ticks_inside(low, high, ladders)
     return {

@@ -247,6 +247,14 @@ def test_figures_that_are_not_finite_still_make_a_page(tmp_path: Path) -> None:
     assert "Infinity" not in text
 
 
+def test_samples_of_zero_still_make_a_page(tmp_path: Path) -> None:
+    still = timing(1.2)
+    for sample in still.samples:
+        sample.device_ns = [0] * len(sample.device_ns)
+    page = Page(render(load_results(write_run(tmp_path / "run", [make_record("linear", "still", timings=[still])]))))
+    assert "tickvals" not in page.data("plots")["latency"]["layout"]["xaxis"]
+
+
 def test_many_samples_are_thinned_for_drawing_only(tmp_path: Path) -> None:
     many = make_record("linear", "much", timings=[timing(1.2, f"x[{n}, 7]") for n in range(40)])
     for t in many.timings:
@@ -315,6 +323,18 @@ def test_without_mlflow_one_warning_names_the_command(
     assert warning.count("\n") == 1
     assert "pip install 'fastkernels[track]'" in warning
     assert path.exists()
+
+
+def test_a_run_that_no_page_can_show_is_a_warning_and_goes_on_to_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(publishing, "is_mlflow_installed", lambda: False)
+    run = write_run(tmp_path / "run", [make_record("linear", "odd", timings=[timing(1.2, speed="MAYBE")])])
+    path = publish(run)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"warning: {path} could not be made (KeyError: 'MAYBE'). The run itself is kept in {run}."
+    assert "MLflow is not installed" in second
+    assert not path.exists()
 
 
 def test_a_full_disk_is_a_warning_and_leaves_the_old_report(
