@@ -20,6 +20,7 @@ from fastkernels.bench.eval.records import EVAL_SCHEMA_VERSION
 from fastkernels.errors import RunFolderError
 from fastkernels.harness.verdict import Verdict
 from fastkernels.report import publish as publishing
+from fastkernels.report.axes import TIME_LADDERS, log_axis
 from fastkernels.report.eval_figures import speedups
 from fastkernels.report.eval_view import item_views
 from fastkernels.report.figures import MAX_POINTS, forest
@@ -245,6 +246,22 @@ def test_figures_that_are_not_finite_still_make_a_page(tmp_path: Path) -> None:
     text = next(t for values, t in page.scripts if values.get("id") == "plots")
     assert "NaN" not in text
     assert "Infinity" not in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (66, 74, ["65", "70", "75"]),
+        (109, 139, ["110", "120", "130", "140"]),
+        (0.66, 0.74, ["0.65", "0.7", "0.75"]),
+        (41.5, 46, ["40", "42", "44", "46", "48"]),
+        (2e-4, 2e-4, ["0.00019", "0.0002", "0.00021"]),
+        (20, 180, ["20", "30", "40", "50", "60", "80", "100", "150"]),
+        (0.02, 900, ["0.1", "1", "10", "100"]),
+    ],
+)
+def test_an_axis_of_times_has_numbers(low: float, high: float, texts: list[str]) -> None:
+    assert log_axis([low, high], TIME_LADDERS)["ticktext"] == texts
 
 
 def test_samples_of_zero_still_make_a_page(tmp_path: Path) -> None:
