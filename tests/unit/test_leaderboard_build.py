@@ -230,6 +230,16 @@ def test_the_best_of_an_op_is_of_one_that_passed(entries: list[dict[str, Any]]) 
     assert (views["embedding"].num_passed, len(views["embedding"].found)) == (1, 2)
 
 
+def test_ops_that_win_and_lose_are_counted_and_an_entry_of_before_has_no_such_count(
+    entries: list[dict[str, Any]], files: dict[str, str]
+) -> None:
+    counts = re.compile(r'data-label="Won, tied, lost, mixed">([^<]*)')
+    assert counts.findall(files["agents/beta.html"]) == ["0, 1, 1, 1", "0, 1, 1, 1", "0, 0, 0, 0"]
+    beta = next(e for e in entries if e["agent"] == BETA and e["kind"] == "kernels")
+    scores = {scope: {k: v for k, v in s.items() if k != "num_mixed"} for scope, s in beta["scores"].items()}
+    assert counts.findall(site_files([{**beta, "scores": scores}])["agents/beta.html"])[0] == "0, 1, 1, \u2013"
+
+
 def test_the_methods_page_explains_every_column(files: dict[str, str]) -> None:
     text = files["methods.html"]
     for metric in (*EVAL_METRICS, *KERNELS_METRICS):
