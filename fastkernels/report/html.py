@@ -18,7 +18,7 @@ from fastkernels.report import figures, view
 from fastkernels.report.cases import case_name
 from fastkernels.report.clocks import clocks
 from fastkernels.report.figures import PALETTE, TIMES
-from fastkernels.report.sources import side_by_side
+from fastkernels.report.sources import MAX_LINES, cut_lines, side_by_side
 
 _TEMPLATES = "fastkernels.report.templates"
 
@@ -103,6 +103,8 @@ def environment() -> jinja2.Environment:
         case_name=case_name,
     )
     made.globals.update(
+        cut_lines=cut_lines,
+        most_lines=MAX_LINES,
         side_by_side=side_by_side,
         error_groups=view.error_groups,
         sentence=view.sentence,

@@ -27,7 +27,7 @@ from fastkernels.report.figures import MAX_POINTS, forest
 from fastkernels.report.html import render
 from fastkernels.report.load import find_run, load_results
 from fastkernels.report.publish import publish
-from fastkernels.report.sources import side_by_side
+from fastkernels.report.sources import MAX_LINES, side_by_side
 from fastkernels.report.view import command, headline, samples_us, view_of
 
 
@@ -290,6 +290,17 @@ def test_side_by_side_lines_match_and_are_escaped() -> None:
     assert (lines[3].left_number, lines[3].right_number) == (None, 4)
     assert "&lt;b&gt;" in lines[1].right
     assert "<b>" not in lines[1].right
+
+
+def test_a_source_too_long_to_be_shown_is_said_to_be_cut(tmp_path: Path) -> None:
+    """And what the baseline has after its beginning is not shown as removed."""
+    long = "".join(f"x{n} = {n}\n" for n in range(MAX_LINES + 7))
+    judged = make_record("linear", "long", source=long, baseline_source="x0 = 0\nlast = 1\n")
+    page = Page(render(load_results(write_run(tmp_path / "run", [judged, make_record("rms_norm", "short")]))))
+    assert f"long: the first {MAX_LINES} of {MAX_LINES + 7} lines" in "".join(page.text)
+    assert sum(values.get("class") == "note cut" for _, values in page.tags) == 1
+    kinds = [line.kind for line in side_by_side("a = 1\nb = 2\nlast = 3\n", "a = 1\n", is_right_cut=True)]
+    assert kinds == ["same"]
 
 
 @pytest.mark.parametrize(
