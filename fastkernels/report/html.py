@@ -101,6 +101,7 @@ def environment() -> jinja2.Environment:
         bytes=byte_count,
         seconds=seconds,
         case_name=case_name,
+        sort_value=sort_value,
     )
     made.globals.update(
         cut_lines=cut_lines,
@@ -132,6 +133,11 @@ def percent(value: float) -> str:
 
 def scientific(value: float | None) -> str:
     return "\u2013" if value is None else f"{value:.2e}" if value else "0"
+
+
+def sort_value(value: float | None) -> str:
+    """What a table sorts a cell by: a number as JavaScript reads it, or nothing."""
+    return "" if value is None else "Infinity" if value == math.inf else str(value)
 
 
 def byte_count(value: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 from report_runs import HOSTILE, NULLS, item, records, timing, write_run
+from report_runs import case as make_case
 from report_runs import record as make_record
 
 from fastkernels.bench.eval.records import EVAL_SCHEMA_VERSION
@@ -290,6 +291,17 @@ def test_side_by_side_lines_match_and_are_escaped() -> None:
     assert (lines[3].left_number, lines[3].right_number) == (None, 4)
     assert "&lt;b&gt;" in lines[1].right
     assert "<b>" not in lines[1].right
+
+
+@pytest.mark.parametrize("values", list(itertools.permutations((0.5, math.nan, 0.25))), ids=str)
+def test_an_error_that_is_no_number_is_the_worst_wherever_it_stands(tmp_path: Path, values: tuple[float, ...]) -> None:
+    judged = make_record("linear", "odd", cases=[make_case() for _ in values])
+    for one, value in zip(judged.cases, values, strict=True):
+        one.error["max_abs"] = value
+    page = Page(render(load_results(write_run(tmp_path / "run", [judged]))))
+    assert page.labelled("Max error") == [math.inf]
+    shown = [c["text"].split()[0] for row in page.rows for c in row if c.get("data-value") == "Infinity"]
+    assert shown == ["inf", "inf"]  # of the op, and of its input family
 
 
 def test_a_source_too_long_to_be_shown_is_said_to_be_cut(tmp_path: Path) -> None:
