@@ -40,8 +40,8 @@ def log_e2e(run: Path, results: Json, uri: str | None = None) -> str:
 
 
 def _log_side(store: Store, side: Json, tags: dict[str, str], created: int) -> None:
-    name = unquoted(side["name"])
-    child = store.run({**tags, "side": name}, name, created, {"candidates": side["candidates"]})
+    tags = {**tags, "side": unquoted(side["name"])}
+    child = store.run(tags, side["name"], created, {"candidates": side["candidates"]})
     store.log_metrics(child, {name: [value] for name, value in side_metrics(side).items()})
     for repeat in side["repeats"]:
         store.client.set_tag(child, f"digest_{repeat['repeat']}", repeat["digest"])

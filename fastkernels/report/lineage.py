@@ -12,7 +12,13 @@ from fastkernels.errors import EnvironmentProblem, UsageError
 from fastkernels.harness.verdict import Verdict
 from fastkernels.registry import find_ops
 from fastkernels.report.mean_speedup import LogInterval, log_interval, mean_interval
-from fastkernels.report.track import EXPERIMENT, default_uri, newest, silent  # before MLflow: it keeps MLflow quiet
+from fastkernels.report.track import (
+    EXPERIMENT,
+    default_uri,
+    newest,
+    requoted,
+    silent,
+)  # before MLflow: it keeps MLflow quiet
 
 from mlflow import MlflowClient  # isort: skip
 from mlflow.entities import Run  # isort: skip
@@ -123,8 +129,8 @@ def _kernels(client: MlflowClient, runs: Sequence[Run]) -> list[Kernel]:
     sweeps: dict[str, Run] = {}
     for run in runs:
         tags = run.data.tags
-        key = tags["set"], tags["source_sha256"]
-        kernel = found.setdefault(key, Kernel(tags["source_sha256"], tags["set"], tags.get("parent_sha256"), []))
+        sha, name = tags["source_sha256"], requoted(tags["set"])
+        kernel = found.setdefault((name, sha), Kernel(sha, name, tags.get("parent_sha256"), []))
         parent = tags.get("mlflow.parentRunId", "")
         if parent and parent not in sweeps:
             sweeps[parent] = client.get_run(parent)

@@ -230,8 +230,13 @@ def _filter(tags: dict[str, str]) -> str:
 
 
 def unquoted(value: str) -> str:
-    """A tag to search by: MLflow's filters know no escape for a quote."""
-    return value.replace("'", "_")
+    """A tag to search by: MLflow's filters know no escape for a quote. No two values have one tag."""
+    return value.replace("%", "%25").replace("'", "%27")
+
+
+def requoted(tag: str) -> str:
+    """The value that a tag of unquoted stands for."""
+    return tag.replace("%27", "'").replace("%25", "%")
 
 
 def _params(values: dict[str, Any]) -> list[Param]:

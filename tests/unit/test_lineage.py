@@ -101,6 +101,15 @@ def test_a_source_judged_anew_has_the_speedup_of_now_and_none_once_it_fails(tmp_
     assert (found.judged[0].verdict, found.judged[0].speedup, found.best) == ("INCORRECT_NUMERICAL", None, None)
 
 
+def test_sets_whose_names_differ_by_a_quote_keep_apart(tmp_path: Path, uri: str) -> None:
+    names = {"it's": 1.5, "it_s": 0.5, "it%27s": 0.8}
+    found = [make_record("linear", n, timings=[timing(s)], source_sha256="a" * 64) for n, s in names.items()]
+    log_run(tmp_path, load_results(write_run(tmp_path / "run", found)), uri)
+    kernels = find_lineage("linear", uri).kernels
+    speedups = {k.implementation: math.exp(j.speedup.centre) for k in kernels for j in k.judged if j.speedup}
+    assert speedups == pytest.approx(names)
+
+
 def kernel(sha: str, parent: str | None, name: str = "mine") -> Kernel:
     when = datetime(2026, 1, 1, tzinfo=UTC)
     return Kernel(sha * 16, name, parent and parent * 16, [Judged(when, "PASSED", None, 0, "", "")])

@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from fastkernels.report.e2e_track import log_e2e
-from fastkernels.report.track import EXPERIMENT, log_run
+from fastkernels.report.track import EXPERIMENT, log_run, requoted, unquoted
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own, of its libraries
 
@@ -161,6 +161,12 @@ def test_names_with_quotes_are_found_again(tmp_path: Path, uri: str) -> None:
     run = log(tmp_path / "o'clock", uri, odd)
     log_run(run, load_results(run), uri)
     assert len(runs(uri)) == 2
+
+
+@pytest.mark.parametrize("value", ["it's", "it_s", "it%27s", "it%2527s", "%", "'%25'", "é 100 %"])
+def test_a_tag_gives_its_value_back(value: str) -> None:
+    assert "'" not in unquoted(value)
+    assert requoted(unquoted(value)) == value
 
 
 def test_lineage_is_the_source_that_was_judged_before(tmp_path: Path, uri: str) -> None:
