@@ -13,6 +13,7 @@ scores                      op_scores by scope, or scoring.scores
 ops, items                  figures of each; of an op also "launched", the kernels of a call by the candidate's own
                             word, and "kernels", those that its source names
 sources                     the texts that ops name, by SHA-256; of a kernels run
+cut_sources                 how many lines a file has of which sources holds the first MOST_SOURCE_LINES, by SHA-256
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def kernels_part(given: Submission) -> Json:
     records = [r for r in given.results["ops"] if r["implementation"] == given.implementation]
     sources: dict[str, str] = {}
     ops = [_op(given.run, record, sources) for record in records]
+    num_lines = {name: len(text.splitlines()) for name, text in sources.items()}
     targets = {
         str(level): count for level, count in sorted(Counter(e.level for e in registered_ops().values()).items())
     }
@@ -86,7 +88,8 @@ def kernels_part(given: Submission) -> Json:
         "targets": targets,
         "scores": op_scores(targets, ops),
         "ops": ops,
-        "sources": sources,
+        "sources": {name: "".join(t.splitlines(keepends=True)[:MOST_SOURCE_LINES]) for name, t in sources.items()},
+        "cut_sources": {name: count for name, count in num_lines.items() if count > MOST_SOURCE_LINES},
     }
 
 
@@ -123,8 +126,7 @@ def _kept(sources: dict[str, str], text: str) -> str:
     if not text:
         return ""
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    lines = text.splitlines(keepends=True)
-    sources[name] = "".join(lines[:MOST_SOURCE_LINES])
+    sources[name] = text
     return name
 
 

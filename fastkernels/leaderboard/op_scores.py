@@ -63,6 +63,7 @@ def _scope(num_registered: int, ops: Sequence[Json]) -> Json:
         "num_wins": speeds.count("WIN"),
         "num_losses": speeds.count("LOSS"),
         "num_ties": speeds.count("TIE"),
+        "num_mixed": speeds.count("MIXED"),
         "deployable": mean_with_interval(deployable),
         "speedup": mean_with_interval(timed) if timed else None,
         "correctness": len(passed) / num_judged if num_judged else 0.0,

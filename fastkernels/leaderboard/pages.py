@@ -135,12 +135,15 @@ def op_views(entries: Sequence[Json]) -> list[OpView]:
 @dataclass(frozen=True)
 class Source:
     """One text that stands in for an op, with all agents that handed it in. text: "" where it is not of this op alone
-    (an adapt.py derives classes for many), then it is shown on their pages."""
+    (an adapt.py derives classes for many), then it is shown on their pages. num_lines, num_baseline_lines: of a file of
+    which an entry has the beginning, else None."""
 
     agents: Sequence[str]
     file: str
     baseline: str
     text: str
+    num_lines: int | None = None
+    num_baseline_lines: int | None = None
 
 
 def op_sources(view: OpView) -> list[Source]:
@@ -149,10 +152,11 @@ def op_sources(view: OpView) -> list[Source]:
         groups.setdefault((op["source"], op["baseline_source"], op["file"]), []).append(entry)
     sources = []
     for (name, baseline, file), owners in groups.items():
-        texts = owners[0]["sources"]
+        texts, cut = owners[0]["sources"], owners[0].get("cut_sources", {})
         agents = list(dict.fromkeys(e["agent"] for e in owners))
         is_shared = file == SHARED_FILE
-        sources.append(Source(agents, file, texts.get(baseline, ""), "" if is_shared else texts.get(name, "")))
+        text = "" if is_shared else texts.get(name, "")
+        sources.append(Source(agents, file, texts.get(baseline, ""), text, cut.get(name), cut.get(baseline)))
     return sources
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 
 def log_axis(values: Iterable[float], ladders: Sequence[Sequence[float]], unit: str = "") -> dict[str, Any]:
-    """A logarithmic axis a little wider than `values`, with round ticks inside."""
+    """A logarithmic axis a little wider than `values`, with round ticks inside; a bare one when none is above 0."""
     known = [v for v in values if math.isfinite(v) and v > 0]
+    if not known:
+        return {"type": "log"}
     low, high = 0.93 * min(known), 1.07 * max(known)
     ticks = ticks_inside(low, high, ladders)
     return {
@@ -21,13 +23,22 @@ def log_axis(values: Iterable[float], ladders: Sequence[Sequence[float]], unit: 
 
 
 def ticks_inside(low: float, high: float, ladders: Sequence[Sequence[float]]) -> list[float]:
-    """Of the coarsest ladder that has four steps in [low, high]; else of the finest."""
+    """Of the coarsest ladder that has four steps in [low, high]; else of the finest, or even steps where that has less
+    than two."""
     found: list[float] = []
     for ladder in ladders:
         found = [tick for tick in ladder if low <= tick <= high]
         if len(found) >= 4:
             break
-    return found
+    return found if len(found) >= 2 else even_ticks(low, high)
+
+
+def even_ticks(low: float, high: float) -> list[float]:
+    """Multiples of the largest round step (1, 2 or 5 of a decade) that has three in [low, high], which differ."""
+    decade = math.floor(math.log10(high - low))
+    steps = (float(f"{m}e{e}") for e in (decade, decade - 1) for m in (5, 2, 1))
+    ticks = ([n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)] for step in steps)
+    return next(found for found in ticks if len(found) >= 3)
 
 
 def _decades(*multiples: float) -> list[float]:
@@ -46,8 +57,9 @@ RATIO_LADDERS = (
 
 
 def tick_text(value: float) -> str:
-    if value < 0.001:
-        return f"10<sup>\u2212{-round(math.log10(value))}</sup>"
+    exponent = round(math.log10(value))
+    if value < 0.001 and math.isclose(value, 10.0**exponent):
+        return f"10<sup>\u2212{-exponent}</sup>"
     return f"{value:,.6g}" if value >= 1000 else f"{value:.4g}"
 
 

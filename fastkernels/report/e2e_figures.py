@@ -41,10 +41,8 @@ def latency_figure(name: str, sides: Sequence[tuple[str, Sequence[float]]]) -> J
                 marker={"color": light(colour), "symbol": symbol, "size": 9}, hoverinfo="skip",
             )
         )  # fmt: skip
-    everything = [v for _, values in drawn for v in values if v > 0]
-    if everything:
-        figure.update_xaxes(**log_axis(everything, TIME_LADDERS))
-    figure.update_xaxes(title=f"{name}, ms (log)")
+    axis = log_axis([v for _, values in drawn for v in values], TIME_LADDERS)
+    figure.update_xaxes(title=f"{name}, ms (log)", **axis)
     figure.update_yaxes(title="share of samples, %", range=[-3, 103], tickvals=[0, 25, 50, 75, 90, 99])
     return finished_curves(figure, is_legend=len(drawn) > 1)
 

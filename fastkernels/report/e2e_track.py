@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from fastkernels.bench.e2e.metrics import LATENCIES, PIPELINE_LATENCIES
 from fastkernels.report.track import Store, default_uri, silent, unquoted  # before MLflow: it keeps MLflow quiet
 
 from mlflow import MlflowClient  # isort: skip
-from mlflow.entities import Metric  # isort: skip
 
 Json = dict[str, Any]
 _FIGURES = (
@@ -42,11 +40,9 @@ def log_e2e(run: Path, results: Json, uri: str | None = None) -> str:
 
 
 def _log_side(store: Store, side: Json, tags: dict[str, str], created: int) -> None:
-    name = unquoted(side["name"])
-    child = store.run({**tags, "side": name}, name, created, {"candidates": side["candidates"]})
-    figures = side_metrics(side)
-    values = [Metric(k, float(v), created, 0) for k, v in figures.items() if v is not None and math.isfinite(v)]
-    store.client.log_batch(child, metrics=values)
+    tags = {**tags, "side": unquoted(side["name"])}
+    child = store.run(tags, side["name"], created, {"candidates": side["candidates"]})
+    store.log_metrics(child, {name: [value] for name, value in side_metrics(side).items()})
     for repeat in side["repeats"]:
         store.client.set_tag(child, f"digest_{repeat['repeat']}", repeat["digest"])
     store.client.set_terminated(child, "FINISHED" if side["is_complete"] else "KILLED")

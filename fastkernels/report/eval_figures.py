@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from fastkernels.report.axes import RATIO_LADDERS, log_axis, short, thinned
 from fastkernels.report.eval_view import ItemView
-from fastkernels.report.figures import TIMES, Rows, finished, finished_curves, light, plain
+from fastkernels.report.figures import TIMES, Rows, add_bands, finished, finished_curves, light, plain
 from fastkernels.scoring.statistics import Interval
 
 Json = dict[str, Any]
@@ -45,12 +45,7 @@ def speedups(views: Sequence[ItemView]) -> Json | None:
         found = [(i + offset, interval) for i, v in enumerate(rows) if (interval := getattr(v, key)) is not None]
         if found:
             figure.add_trace(_intervals(found, light(colour), symbol, key, 8))
-    for i, view in enumerate(rows):
-        floor = 1 + view.item.noise_floor
-        figure.add_shape(
-            type="rect", x0=1 / floor, x1=floor, y0=i - 0.38, y1=i + 0.38, fillcolor=light("band"), line_width=0,
-            layer="below",
-        )  # fmt: skip
+    add_bands(figure, [view.item.noise_floor for view in rows], 0.38)
     figure.add_vline(x=1, line_color=light("line"), line_width=1.5)
     drawn = [interval for v in rows for interval in (v.speedup, v.throughput, v.latency) if interval]
     axis = log_axis([0.92, 1.08, *(x for i in drawn for x in (i.low, i.high))], RATIO_LADDERS, TIMES)

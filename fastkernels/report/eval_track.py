@@ -6,7 +6,6 @@ the models do with them. Whichever is logged later finds the other.
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from fastkernels.report.eval_view import ItemView, item_views, set_scores
 from fastkernels.report.track import Store, default_uri, silent, unquoted  # before MLflow: it keeps MLflow quiet
 
 from mlflow import MlflowClient  # isort: skip
-from mlflow.entities import Metric, RunTag  # isort: skip
+from mlflow.entities import RunTag  # isort: skip
 
 Json = dict[str, Any]
 _LONGEST = 500
@@ -63,8 +62,7 @@ def _log_set(
     child = store.run({**tags, "set_sha256": record["sha256"]}, record["name"], created, {"ops": record["ops"]})
     for view in views:
         _log_item(store, key, child, view, created)
-    if score is not None:
-        _log_metrics(store, child, set_metrics(score), created)
+    _log_metrics(store, child, set_metrics(score) if score is not None else {})
     nest_sweeps(store, record["sha256"], child)
     store.client.set_terminated(child, "FINISHED")
 
@@ -75,7 +73,7 @@ def _log_item(store: Store, key: dict[str, str], parent: str, view: ItemView, cr
     params = {name: record[name] for name in ("model", "architecture", "family", "dtype", "num_ranks")}
     name = f"{record['item']} ({record['implementation']})"
     child = store.run({**tags, "set": unquoted(record["implementation"])}, name, created, params)
-    _log_metrics(store, child, item_metrics(view), created)
+    _log_metrics(store, child, item_metrics(view))
     words = {
         "outcome": view.verdict,
         "reason": record["reason"],
@@ -141,6 +139,5 @@ def nest_sweep(results: Json, uri: str | None = None) -> None:
             store.client.set_tag(sweep.info.run_id, _PARENT, above.info.run_id)
 
 
-def _log_metrics(store: Store, run_id: str, figures: dict[str, float | None], created: int) -> None:
-    values = [Metric(k, float(v), created, 0) for k, v in figures.items() if v is not None and math.isfinite(v)]
-    store.client.log_batch(run_id, metrics=values)
+def _log_metrics(store: Store, run_id: str, figures: dict[str, float | None]) -> None:
+    store.log_metrics(run_id, {name: [value] for name, value in figures.items()})

@@ -18,7 +18,7 @@ from fastkernels.report import figures, view
 from fastkernels.report.cases import case_name
 from fastkernels.report.clocks import clocks
 from fastkernels.report.figures import PALETTE, TIMES
-from fastkernels.report.sources import side_by_side
+from fastkernels.report.sources import MAX_LINES, cut_lines, side_by_side
 
 _TEMPLATES = "fastkernels.report.templates"
 
@@ -101,8 +101,11 @@ def environment() -> jinja2.Environment:
         bytes=byte_count,
         seconds=seconds,
         case_name=case_name,
+        sort_value=sort_value,
     )
     made.globals.update(
+        cut_lines=cut_lines,
+        most_lines=MAX_LINES,
         side_by_side=side_by_side,
         error_groups=view.error_groups,
         sentence=view.sentence,
@@ -130,6 +133,11 @@ def percent(value: float) -> str:
 
 def scientific(value: float | None) -> str:
     return "\u2013" if value is None else f"{value:.2e}" if value else "0"
+
+
+def sort_value(value: float | None) -> str:
+    """What a table sorts a cell by: a number as JavaScript reads it, or nothing."""
+    return "" if value is None else "Infinity" if value == math.inf else str(value)
 
 
 def byte_count(value: float) -> str:

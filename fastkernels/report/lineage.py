@@ -9,9 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fastkernels.errors import EnvironmentProblem, UsageError
+from fastkernels.harness.verdict import Verdict
 from fastkernels.registry import find_ops
 from fastkernels.report.mean_speedup import LogInterval, log_interval, mean_interval
-from fastkernels.report.track import EXPERIMENT, default_uri, silent  # before MLflow: it keeps MLflow quiet
+from fastkernels.report.track import (
+    EXPERIMENT,
+    default_uri,
+    newest,
+    requoted,
+    silent,
+)  # before MLflow: it keeps MLflow quiet
 
 from mlflow import MlflowClient  # isort: skip
 from mlflow.entities import Run  # isort: skip
@@ -122,8 +129,8 @@ def _kernels(client: MlflowClient, runs: Sequence[Run]) -> list[Kernel]:
     sweeps: dict[str, Run] = {}
     for run in runs:
         tags = run.data.tags
-        key = tags["set"], tags["source_sha256"]
-        kernel = found.setdefault(key, Kernel(tags["source_sha256"], tags["set"], tags.get("parent_sha256"), []))
+        sha, name = tags["source_sha256"], requoted(tags["set"])
+        kernel = found.setdefault((name, sha), Kernel(sha, name, tags.get("parent_sha256"), []))
         parent = tags.get("mlflow.parentRunId", "")
         if parent and parent not in sweeps:
             sweeps[parent] = client.get_run(parent)
@@ -132,10 +139,11 @@ def _kernels(client: MlflowClient, runs: Sequence[Run]) -> list[Kernel]:
 
 
 def _judged(client: MlflowClient, run: Run, sweep: Run | None) -> Judged:
-    cases = _speedups(client, run) if "speedup" in run.data.metrics else []
+    verdict = run.data.tags.get("verdict", "unknown")
+    cases = _speedups(client, run) if verdict == Verdict.PASSED and "speedup" in run.data.metrics else []
     return Judged(
         when=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
-        verdict=run.data.tags.get("verdict", "unknown"),
+        verdict=verdict,
         speedup=mean_interval(cases) if cases else None,
         num_cases=len(cases),
         hardware=sweep.data.params.get("hardware", "") if sweep else "",
@@ -144,10 +152,11 @@ def _judged(client: MlflowClient, run: Run, sweep: Run | None) -> Judged:
 
 
 def _speedups(client: MlflowClient, run: Run) -> list[LogInterval]:
-    """Of each timed case: MLflow keeps it at the step of its number."""
+    """Of each timed case: MLflow keeps it at the step of its number; NaN where the run has no such case any more."""
     columns: list[dict[int, float]] = []
     for name in ("speedup", "speedup_low", "speedup_high"):
-        columns.append({m.step: m.value for m in client.get_metric_history(run.info.run_id, name)})
+        found = newest(client, run.info.run_id, name)
+        columns.append({step: m.value for step, m in found.items() if math.isfinite(m.value)})
     shared = sorted(set(columns[0]) & set(columns[1]) & set(columns[2]))
     return [log_interval(*(column[step] for column in columns)) for step in shared]
 

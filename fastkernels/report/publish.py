@@ -27,6 +27,9 @@ def publish(run: Path, *, mlflow_uri: str | None = None, is_tracked: bool = True
         write_page(path, render_run(results))
     except OSError as error:
         _warn(f"{path} was not written: {error.strerror or error}. When there is room: fastkernels report {run}")
+    except Exception as error:
+        # A figure that a page cannot show; whoever ran it for hours still gets the table and the exit code.
+        _warn(f"{path} could not be made ({_first_line(error)}). The run itself is kept in {run}.")
     if is_tracked:
         _track(run, results, mlflow_uri)
     return path
@@ -63,12 +66,16 @@ def _track(run: Path, results: dict[str, Any], uri: str | None) -> None:
             nest_sweep(results, uri)
     except Exception as error:
         # Whatever a store, a server or a disk does wrong, the run itself is done and kept.
-        first = (str(error).strip().splitlines() or [""])[0]
-        _warn(f"MLflow did not take the run ({type(error).__name__}: {first[:300]}). The report is not affected.")
+        _warn(f"MLflow did not take the run ({_first_line(error)}). The report is not affected.")
 
 
 def is_mlflow_installed() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("mlflow", "sqlalchemy", "alembic"))
+
+
+def _first_line(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:300]}"
 
 
 def _warn(text: str) -> None:

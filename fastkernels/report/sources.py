@@ -13,7 +13,7 @@ from pygments.lexers import PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String, _TokenType
 
 MAX_LINES = 2000
-"""Longer files are cut in the report; the whole text is in results.json."""
+"""Longer files are cut in the report, which says so; the whole text is in results.json."""
 
 _CLASSES = (
     (Comment, "c"),
@@ -39,8 +39,16 @@ class Line:
     right: Markup
 
 
-def side_by_side(left: str, right: str) -> list[Line]:
-    """Lines of `left` and `right`, what both have on one level."""
+def cut_lines(text: str) -> int | None:
+    """How many lines a text has that is too long to be shown whole; else None."""
+    count = len(text.splitlines())
+    return count if count > MAX_LINES else None
+
+
+def side_by_side(left: str, right: str, *, is_right_cut: bool = False) -> list[Line]:
+    """Lines of `left` and `right`, what both have on one level. is_right_cut: `right` is how a longer file begins; what
+    `left` alone has after it is left out, for it may stand in the rest."""
+    is_right_cut = is_right_cut or cut_lines(right) is not None
     left_lines, right_lines = left.splitlines()[:MAX_LINES], right.splitlines()[:MAX_LINES]
     left_html, right_html = highlighted(left_lines), highlighted(right_lines)
     found: list[Line] = []
@@ -48,6 +56,8 @@ def side_by_side(left: str, right: str) -> list[Line]:
     for tag, i1, i2, j1, j2 in matcher.get_opcodes():
         for i, j in zip_longest(range(i1, i2), range(j1, j2)):
             found.append(_line(tag == "equal", i, j, left_html, right_html))
+    while is_right_cut and found and found[-1].right_number is None:
+        found.pop()
     return found
 
 

@@ -11,8 +11,9 @@ import io
 import logging
 import math
 import re
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import datetime
 from pathlib import Path
@@ -100,6 +101,27 @@ class Store:
         self.client.log_batch(run_id, params=_params(params))
         return run_id
 
+    def log_metrics(self, run_id: str, figures: Mapping[str, Sequence[float | None]]) -> None:
+        """What changed of the run's figures; figures: by name the value at each step. One that is gone becomes NaN.
+
+        Of two values with one timestamp MLflow shows the larger, so that each change is a later one.
+        """
+        names = self.client.get_run(run_id).data.metrics
+        known = {(name, step): m for name in names for step, m in newest(self.client, run_id, name).items()}
+        wanted = {
+            (name, step): float(value)
+            for name, values in figures.items()
+            for step, value in enumerate(values)
+            if value is not None and math.isfinite(value)
+        }
+        now = max([time.time_ns() // 10**6, *(1 + m.timestamp for m in known.values())])
+        changed = [
+            Metric(name, value, now, step)
+            for (name, step), value in {**dict.fromkeys(known, math.nan), **wanted}.items()
+            if not ((name, step) in known and _is_same(known[name, step].value, value))
+        ]
+        self.client.log_batch(run_id, metrics=changed)
+
     def end(self, run_id: str, folder: Path, status: str) -> None:
         """The run's files as artifacts; FINISHED when its status is, else KILLED."""
         for name in _FILES:
@@ -136,7 +158,7 @@ class _Sweep:
         records = self.results["ops"]
         num_passed = sum(r["verdict"] == Verdict.PASSED for r in records)
         counts = {"num_judged": len(records), "num_passed": num_passed, "seconds": self.results.get("seconds", 0.0)}
-        self.client.log_batch(run_id, metrics=[Metric(k, v, self.created, 0) for k, v in counts.items()])
+        self.store.log_metrics(run_id, {name: [value] for name, value in counts.items()})
         self.store.end(run_id, self.run, self.results["status"])
 
     def _request(self) -> dict[str, Any]:
@@ -165,9 +187,9 @@ class _Sweep:
             child = self.client.create_run(self.experiment, self.created, tags, run_name=name)
             self.client.log_batch(child.info.run_id, params=_params(_record_params(record)))
         run_id = child.info.run_id
+        self.store.log_metrics(run_id, _figures(record))
         self.client.log_batch(
             run_id,
-            metrics=_metrics(record, self.created),
             tags=[
                 RunTag("verdict", record["verdict"]),
                 RunTag("message", record["message"][:_LONGEST]),
@@ -193,13 +215,28 @@ class _Sweep:
         return next((sha for sha in hashes if sha and sha != record["source_sha256"]), None)
 
 
+def newest(client: MlflowClient, run_id: str, name: str) -> dict[int, Metric]:
+    """The metric that counts at each step of a run."""
+    history = client.get_metric_history(run_id, name)
+    return {m.step: m for m in sorted(history, key=lambda m: (m.timestamp, m.value))}
+
+
+def _is_same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
+
+
 def _filter(tags: dict[str, str]) -> str:
     return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
 
 
 def unquoted(value: str) -> str:
-    """A tag to search by: MLflow's filters know no escape for a quote."""
-    return value.replace("'", "_")
+    """A tag to search by: MLflow's filters know no escape for a quote. No two values have one tag."""
+    return value.replace("%", "%25").replace("'", "%27")
+
+
+def requoted(tag: str) -> str:
+    """The value that a tag of unquoted stands for."""
+    return tag.replace("%27", "'").replace("%25", "%")
 
 
 def _params(values: dict[str, Any]) -> list[Param]:
@@ -223,15 +260,13 @@ def _counted(record: dict[str, Any]) -> list[dict[str, Any]]:
     return record["timings"] if record["verdict"] == Verdict.PASSED else []
 
 
-def _metrics(record: dict[str, Any], timestamp: int) -> list[Metric]:
+def _figures(record: dict[str, Any]) -> dict[str, list[float | None]]:
     """passed as 0 or 1, the errors, and each timed case's figures at the step of its number."""
     shares = [g.row_share for g in error_groups(record) if g.row_share is not None]
-    values: list[tuple[str, float | None, int]] = [
-        ("passed", float(record["verdict"] == Verdict.PASSED), 0),
-        ("max_error", max_error(record), 0),
-        ("worst_share_of_tolerance", max(shares) if shares else None, 0),
-        ("seconds", record["seconds"], 0),
-    ]
-    for step, timing in enumerate(_counted(record)):
-        values += [(name, timing[field], step) for name, field in _METRICS.items()]
-    return [Metric(k, float(v), timestamp, step) for k, v, step in values if v is not None and math.isfinite(v)]
+    return {
+        "passed": [float(record["verdict"] == Verdict.PASSED)],
+        "max_error": [max_error(record)],
+        "worst_share_of_tolerance": [max(shares) if shares else None],
+        "seconds": [record["seconds"]],
+        **{name: [timing[field] for timing in _counted(record)] for name, field in _METRICS.items()},
+    }

@@ -161,9 +161,8 @@ def is_traceback(message: str) -> bool:
 
 
 def max_error(record: Json) -> float | None:
-    """Largest |error| of any call that was answered in form."""
-    errors = [case["error"]["max_abs"] for case in record["cases"] if "max_abs" in case["error"]]
-    return max(errors) if errors else None
+    """Largest |error| of any call that was answered in form; infinite when one is no number."""
+    return _worst(case["error"].get("max_abs") for case in record["cases"])
 
 
 def set_summaries(view: View) -> list[SetSummary]:
@@ -207,7 +206,8 @@ def _error_group(key: tuple[str, str, str, str], cases: Sequence[Json]) -> Error
 
 
 def _worst(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
+    """Not a number is as bad as infinity: max() over it depends on the order."""
+    known = [v if math.isfinite(v) else math.inf for v in values if v is not None]
     return max(known) if known else None
 
 

@@ -22,6 +22,7 @@ from fastkernels.capture.replay import build_op, call_op
 from fastkernels.engine.llm import LLM
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import UnsupportedError, UsageError
+from fastkernels.report.publish import write_page
 from fastkernels.training.corpus import held_out_texts
 from fastkernels.workloads.traffic import TokenSource
 
@@ -41,6 +42,7 @@ _GATE, _ROUTING = "gate_linear", "topk_softmax"
 _EVERY_CALL = 1 << 30
 _BUDGET_MB = 4096
 _NUM_PAGES = 4096
+_SEED_LIMIT = 1 << 63
 _RANDOM_IDS, _RANDOM_TENSORS = 0, 1
 """Streams of drawn numbers."""
 
@@ -64,6 +66,8 @@ class StudyConfig:
             raise UsageError(
                 f"A study takes at least 2 prompts of at least 1 byte, got {self.num_prompts} of {self.prompt_bytes}."
             )
+        if not 0 <= self.seed < _SEED_LIMIT:
+            raise UsageError(f"The seed of a study is at least 0 and below 2**63, got {self.seed}.")
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,6 @@ def sentence(study: dict[str, Any]) -> str:
 
 
 def save(study: dict[str, Any], path: Path) -> None:
-    """As JSON; folders on the way are made."""
+    """As JSON, whole or not at all; folders on the way are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
+    write_page(path, json.dumps(study, indent=1) + "\n")

@@ -136,6 +136,16 @@ def test_ties_count_as_one_and_losses_as_measured() -> None:
     assert mean_speedup([]) is None
 
 
+def test_every_op_that_was_timed_is_in_one_count() -> None:
+    def op(*speeds: str) -> dict[str, Any]:
+        timings = [{"ratio": 1.0, "low": 0.9, "high": 1.1, "speed": speed} for speed in speeds]
+        return {"level": 1, "verdict": "PASSED", "low": 0.9, "timings": timings}
+
+    score = op_scores({"1": 8}, [op("WIN", "TIE"), op("WIN", "LOSS"), op("LOSS"), op("TIE"), op("LOSS", "WIN"), op()])
+    counts = [score["L1"][f"num_{name}"] for name in ("valid", "wins", "losses", "ties", "mixed")]
+    assert counts == [6, 1, 1, 1, 2]
+
+
 def test_a_scope_without_an_op_is_not_claimed() -> None:
     op = {
         "level": 3,

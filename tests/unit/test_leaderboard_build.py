@@ -12,15 +12,18 @@ from typing import Any
 import pytest
 from leaderboard_boards import ALPHA, BETA, FAR, LAUNCHED, ODD, make_board
 from report_runs import REQUEST, records, write_eval_run, write_run
+from report_runs import record as make_record
 
 from fastkernels.cli import main
 from fastkernels.leaderboard.build import PLOTLY, build_site, site_files
+from fastkernels.leaderboard.entry import MOST_SOURCE_LINES
 from fastkernels.leaderboard.figures import Curve, fast_p_curves
 from fastkernels.leaderboard.metrics import EVAL_METRICS, KERNELS_METRICS, Cell, Metric
 from fastkernels.leaderboard.pages import heat_map, op_views
 from fastkernels.leaderboard.places import places
 from fastkernels.leaderboard.ranking import published_rows, rank_tables
 from fastkernels.leaderboard.store import Board
+from fastkernels.leaderboard.submission import submission
 from fastkernels.scoring.published import published_agents
 from fastkernels.scoring.statistics import wilson_interval
 
@@ -228,6 +231,39 @@ def test_the_best_of_an_op_is_of_one_that_passed(entries: list[dict[str, Any]]) 
     assert best is not None
     assert best[0]["agent"] == FAR
     assert (views["embedding"].num_passed, len(views["embedding"].found)) == (1, 2)
+
+
+def test_ops_that_win_and_lose_are_counted_and_an_entry_of_before_has_no_such_count(
+    entries: list[dict[str, Any]], files: dict[str, str]
+) -> None:
+    counts = re.compile(r'data-label="Won, tied, lost, mixed">([^<]*)')
+    assert counts.findall(files["agents/beta.html"]) == ["0, 1, 1, 1", "0, 1, 1, 1", "0, 0, 0, 0"]
+    beta = next(e for e in entries if e["agent"] == BETA and e["kind"] == "kernels")
+    scores = {scope: {k: v for k, v in s.items() if k != "num_mixed"} for scope, s in beta["scores"].items()}
+    assert counts.findall(site_files([{**beta, "scores": scores}])["agents/beta.html"])[0] == "0, 1, 1, \u2013"
+
+
+def test_a_source_that_an_entry_has_the_beginning_of_is_said_to_be_cut(tmp_path: Path) -> None:
+    """And what the baseline has after it is not shown as removed."""
+    long = "".join(f"x{n} = {n}\n" for n in range(MOST_SOURCE_LINES + 9))
+    found = [
+        make_record(
+            "linear", "mine", source=long, baseline_source=long.splitlines()[MOST_SOURCE_LINES - 1] + "\nlast\n"
+        ),
+        make_record("rms_norm", "mine", baseline_source=long),
+        make_record("embedding", "mine", source=long + "\n", source_path="/mine/adapt.py"),
+    ]
+    board = Board(tmp_path / "board")
+    board.add(submission(write_run(tmp_path / "run", found, request={**REQUEST, "quick": False}), "Mine"))
+    files = site_files(board.entries())
+    cut = {name: re.findall(r'class="note cut">([^.]*\.?[a-z]*: [^.]*)', text) for name, text in files.items()}
+    said = f"the first {MOST_SOURCE_LINES} of {MOST_SOURCE_LINES + 9} lines"
+    assert {name: notes for name, notes in cut.items() if notes} == {
+        "ops/linear.html": [f"L1/linear.py: {said}"],
+        "ops/rms_norm.html": [f"Baseline: {said}"],
+        "agents/mine.html": [f"adapt.py: {said.replace('09', '10')}"],
+    }
+    assert '"l">last' not in files["ops/linear.html"]
 
 
 def test_the_methods_page_explains_every_column(files: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import HOSTILE, eval_items, eval_sets, records, timing, write_eval_run, write_run
+from report_runs import HOSTILE, eval_items, eval_sets, item, records, timing, write_eval_run, write_run
 from report_runs import record as make_record
 
 from fastkernels.cli import main
@@ -83,6 +83,31 @@ def test_a_judgement_has_the_mean_of_its_timed_cases_with_an_interval(tmp_path: 
     assert (kernels["c"].judged[0].speedup, kernels["c"].judged[0].verdict) == (None, "INCORRECT_NUMERICAL")
     assert kernels["c"].best is None
     assert twice[0].hardware == "NVIDIA H200"
+
+
+def test_a_source_judged_anew_has_the_speedup_of_now_and_none_once_it_fails(tmp_path: Path, uri: str) -> None:
+    judge(tmp_path, uri, "a", 1.5, 1)
+    results = load_results(tmp_path / "1-a")
+    timings = results["ops"][0]["timings"]
+    timings[0].update(ratio=0.8, low=0.78, high=0.82)
+    del timings[1]
+    log_run(tmp_path / "1-a", results, uri)
+    (judged,) = find_lineage("linear", uri).kernels[0].judged
+    assert judged.speedup is not None
+    assert (judged.num_cases, math.exp(judged.speedup.centre)) == (1, pytest.approx(0.8))
+    results["ops"][0]["verdict"] = Verdict.INCORRECT_NUMERICAL.value
+    log_run(tmp_path / "1-a", results, uri)
+    (found,) = find_lineage("linear", uri).kernels
+    assert (found.judged[0].verdict, found.judged[0].speedup, found.best) == ("INCORRECT_NUMERICAL", None, None)
+
+
+def test_sets_whose_names_differ_by_a_quote_keep_apart(tmp_path: Path, uri: str) -> None:
+    names = {"it's": 1.5, "it_s": 0.5, "it%27s": 0.8}
+    found = [make_record("linear", n, timings=[timing(s)], source_sha256="a" * 64) for n, s in names.items()]
+    log_run(tmp_path, load_results(write_run(tmp_path / "run", found)), uri)
+    kernels = find_lineage("linear", uri).kernels
+    speedups = {k.implementation: math.exp(j.speedup.centre) for k in kernels for j in k.judged if j.speedup}
+    assert speedups == pytest.approx(names)
 
 
 def kernel(sha: str, parent: str | None, name: str = "mine") -> Kernel:
@@ -210,6 +235,22 @@ def test_runs_in_mlflow_hold_the_figures_of_the_report(tmp_path: Path, uri: str)
     assert "speedup" not in crashed.data.metrics
     valid = next(r for r in runs(uri, "eval_item") if r.data.tags["outcome"] == "VALID")
     assert valid.data.metrics["speedup_low"] <= valid.data.metrics["speedup"] <= valid.data.metrics["speedup_high"]
+
+
+def test_an_eval_run_shows_the_figures_of_now_where_they_fell(tmp_path: Path, uri: str) -> None:
+    first = load_results(write_eval_run(tmp_path / "first"))
+    log_eval(tmp_path, first, uri)
+    slower = [replace(i, passes=item(i.model, i.family, "fast", 0.8).passes) for i in eval_items()[:2]]
+    slower[1] = replace(slower[1], outcome="INVALID", reason="CRASH", passes=[], discrepancies=[], reference_noise=[])
+    again = load_results(write_eval_run(tmp_path / "again", slower))
+    log_eval(tmp_path, {**again, **{name: first[name] for name in ("run_id", "created")}}, uri)
+    fast = next(r for r in runs(uri, "eval_set") if r.data.tags["set"] == "fast")
+    assert fast.data.metrics["deployable_speedup"] == again["scores"]["fast"]["deployable"]["speedup"] < 1
+    items = {r.data.tags["item"]: r.data for r in runs(uri, "eval_item") if r.data.tags["set"] == "fast"}
+    assert items["tiny-llama/bfloat16"].metrics["speedup"] < 0.9
+    crashed = items["tiny-mixtral/bfloat16"]
+    assert (crashed.tags["outcome"], crashed.metrics["valid"]) == ("INVALID", 0)
+    assert math.isnan(crashed.metrics["speedup"])
 
 
 def kernels_run_of(path: Path, *sets: Any) -> Path:

@@ -11,18 +11,24 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
-from report_runs import HOSTILE, NULLS, records, timing, write_run
+from report_runs import HOSTILE, NULLS, item, records, timing, write_run
+from report_runs import case as make_case
 from report_runs import record as make_record
 
+from fastkernels.bench.eval.records import EVAL_SCHEMA_VERSION
 from fastkernels.errors import RunFolderError
 from fastkernels.harness.verdict import Verdict
 from fastkernels.report import publish as publishing
-from fastkernels.report.figures import MAX_POINTS
+from fastkernels.report.axes import TIME_LADDERS, log_axis
+from fastkernels.report.eval_figures import speedups
+from fastkernels.report.eval_view import item_views
+from fastkernels.report.figures import MAX_POINTS, forest
 from fastkernels.report.html import render
 from fastkernels.report.load import find_run, load_results
 from fastkernels.report.publish import publish
-from fastkernels.report.sources import side_by_side
+from fastkernels.report.sources import MAX_LINES, side_by_side
 from fastkernels.report.view import command, headline, samples_us, view_of
 
 
@@ -128,14 +134,29 @@ def test_a_time_of_an_op_that_did_not_pass_is_in_no_count_and_no_plot(page: Page
 
 
 def test_the_forest_draws_each_interval_and_its_own_noise_floor(page: Page, results: dict[str, Any]) -> None:
-    forest = page.data("plots")["forest"]
+    plot = page.data("plots")["forest"]
     drawn = {}
-    for trace in forest["data"]:
+    for trace in plot["data"]:
         for x, more, less in zip(trace["x"], trace["error_x"]["array"], trace["error_x"]["arrayminus"], strict=True):
             drawn[x] = (pytest.approx(x - less, rel=1e-4), pytest.approx(x + more, rel=1e-4))
     assert drawn == {t["ratio"]: (t["low"], t["high"]) for t in counted(results)}
-    bands = [s for s in forest["layout"]["shapes"] if s["type"] == "rect"]
+    bands = [s for s in plot["layout"]["shapes"] if s["type"] == "rect"]
     assert [(b["x0"], b["x1"]) for b in bands] == [(pytest.approx(1 / 1.02), pytest.approx(1.02))] * len(drawn)
+
+
+def test_plots_of_many_rows_add_no_shape_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plotly copies all that are there each time: a minute for 400 rows."""
+    added: list[dict[str, Any]] = []
+    add_shape = go.Figure.add_shape
+    monkeypatch.setattr(go.Figure, "add_shape", lambda self, **given: added.append(given) or add_shape(self, **given))
+    many = make_record("linear", "fast", timings=[timing(1.2, f"x[{n}, 7]") for n in range(20)]).to_json()
+    plot = forest(view_of({"ops": [many]}))
+    items = [item(f"tiny-{n}", "language", "fast", 1.2).to_json() for n in range(20)]
+    evals = speedups(item_views({"kind": "eval", "eval_schema_version": EVAL_SCHEMA_VERSION, "items": items}))
+    for drawn in (plot, evals):
+        assert drawn is not None
+        assert [s["type"] for s in drawn["layout"]["shapes"]] == ["rect"] * 20 + ["line"]
+    assert len(added) <= 2  # the lines at 1.0
 
 
 def test_latency_quartiles_are_of_every_cold_sample_on_the_deciding_clock() -> None:
@@ -228,6 +249,30 @@ def test_figures_that_are_not_finite_still_make_a_page(tmp_path: Path) -> None:
     assert "Infinity" not in text
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (66, 74, ["65", "70", "75"]),
+        (109, 139, ["110", "120", "130", "140"]),
+        (0.66, 0.74, ["0.65", "0.7", "0.75"]),
+        (41.5, 46, ["40", "42", "44", "46", "48"]),
+        (2e-4, 2e-4, ["0.00019", "0.0002", "0.00021"]),
+        (20, 180, ["20", "30", "40", "50", "60", "80", "100", "150"]),
+        (0.02, 900, ["0.1", "1", "10", "100"]),
+    ],
+)
+def test_an_axis_of_times_has_numbers(low: float, high: float, texts: list[str]) -> None:
+    assert log_axis([low, high], TIME_LADDERS)["ticktext"] == texts
+
+
+def test_samples_of_zero_still_make_a_page(tmp_path: Path) -> None:
+    still = timing(1.2)
+    for sample in still.samples:
+        sample.device_ns = [0] * len(sample.device_ns)
+    page = Page(render(load_results(write_run(tmp_path / "run", [make_record("linear", "still", timings=[still])]))))
+    assert "tickvals" not in page.data("plots")["latency"]["layout"]["xaxis"]
+
+
 def test_many_samples_are_thinned_for_drawing_only(tmp_path: Path) -> None:
     many = make_record("linear", "much", timings=[timing(1.2, f"x[{n}, 7]") for n in range(40)])
     for t in many.timings:
@@ -246,6 +291,28 @@ def test_side_by_side_lines_match_and_are_escaped() -> None:
     assert (lines[3].left_number, lines[3].right_number) == (None, 4)
     assert "&lt;b&gt;" in lines[1].right
     assert "<b>" not in lines[1].right
+
+
+@pytest.mark.parametrize("values", list(itertools.permutations((0.5, math.nan, 0.25))), ids=str)
+def test_an_error_that_is_no_number_is_the_worst_wherever_it_stands(tmp_path: Path, values: tuple[float, ...]) -> None:
+    judged = make_record("linear", "odd", cases=[make_case() for _ in values])
+    for one, value in zip(judged.cases, values, strict=True):
+        one.error["max_abs"] = value
+    page = Page(render(load_results(write_run(tmp_path / "run", [judged]))))
+    assert page.labelled("Max error") == [math.inf]
+    shown = [c["text"].split()[0] for row in page.rows for c in row if c.get("data-value") == "Infinity"]
+    assert shown == ["inf", "inf"]  # of the op, and of its input family
+
+
+def test_a_source_too_long_to_be_shown_is_said_to_be_cut(tmp_path: Path) -> None:
+    """And what the baseline has after its beginning is not shown as removed."""
+    long = "".join(f"x{n} = {n}\n" for n in range(MAX_LINES + 7))
+    judged = make_record("linear", "long", source=long, baseline_source="x0 = 0\nlast = 1\n")
+    page = Page(render(load_results(write_run(tmp_path / "run", [judged, make_record("rms_norm", "short")]))))
+    assert f"long: the first {MAX_LINES} of {MAX_LINES + 7} lines" in "".join(page.text)
+    assert sum(values.get("class") == "note cut" for _, values in page.tags) == 1
+    kinds = [line.kind for line in side_by_side("a = 1\nb = 2\nlast = 3\n", "a = 1\n", is_right_cut=True)]
+    assert kinds == ["same"]
 
 
 @pytest.mark.parametrize(
@@ -296,6 +363,18 @@ def test_without_mlflow_one_warning_names_the_command(
     assert warning.count("\n") == 1
     assert "pip install 'fastkernels[track]'" in warning
     assert path.exists()
+
+
+def test_a_run_that_no_page_can_show_is_a_warning_and_goes_on_to_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(publishing, "is_mlflow_installed", lambda: False)
+    run = write_run(tmp_path / "run", [make_record("linear", "odd", timings=[timing(1.2, speed="MAYBE")])])
+    path = publish(run)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"warning: {path} could not be made (KeyError: 'MAYBE'). The run itself is kept in {run}."
+    assert "MLflow is not installed" in second
+    assert not path.exists()
 
 
 def test_a_full_disk_is_a_warning_and_leaves_the_old_report(

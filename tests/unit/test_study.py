@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -24,6 +25,7 @@ from fastkernels.studies.routing import (
     hot_experts,
     moved_share,
     routing_study,
+    save,
     sentence,
 )
 from fastkernels.training.corpus import held_out_texts
@@ -94,6 +96,32 @@ def test_a_model_without_experts_and_too_few_prompts_are_refused() -> None:
         routing_study(StudyConfig(model="tiny-llama", num_prompts=2, prompt_bytes=16, device="cpu"))
     with pytest.raises(UsageError, match="at least 2 prompts"):
         StudyConfig(num_prompts=1)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_a_seed_that_no_generator_takes_is_refused_before_a_model_runs(
+    seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "routing", "--seed", str(seed)])
+    assert ended.value.code == 2
+    assert f"at least 0 and below 2**63, got {seed}" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_study_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "study.json"
+    save({"study": "first"}, path)
+    write_text = Path.write_text
+
+    def full(path: Path, text: str, *args: Any, **kwargs: Any) -> int:
+        write_text(path, text[:4])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        save({"study": "second"}, path)
+    assert json.loads(path.read_text()) == {"study": "first"}
+    assert [p.name for p in path.parent.iterdir()] == ["study.json"]
 
 
 def test_the_sentence_marks_what_was_published(study: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,7 +25,8 @@ pytest.importorskip("sqlalchemy", reason="needs fastkernels[track]")
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from fastkernels.report.track import EXPERIMENT, log_run
+from fastkernels.report.e2e_track import log_e2e
+from fastkernels.report.track import EXPERIMENT, log_run, requoted, unquoted
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own, of its libraries
 
@@ -120,11 +122,51 @@ def test_publishing_again_updates_and_adds_nothing(tmp_path: Path, uri: str) -> 
     assert len(history) == 1
 
 
+def test_publishing_again_shows_the_figures_of_now_where_they_fell(tmp_path: Path, uri: str) -> None:
+    run = log(tmp_path / "sweep", uri, [record for record in records() if record.implementation == "fast"][:2])
+    results = load_results(run)
+    judged = next(r for r in results["ops"] if r["op"] == "rms_norm")
+    for timed in judged["timings"]:
+        timed.update(ratio=0.8, low=0.7, high=0.9)
+    failed = next(r for r in results["ops"] if r["op"] == "silu_and_mul")
+    failed.update(verdict=Verdict.INCORRECT_NUMERICAL.value)
+    log_run(run, results, uri)
+    assert role(uri, "sweep")[0].data.metrics["num_passed"] == 1
+    found = child(uri, "rms_norm", "fast").data.metrics
+    assert (found["speedup"], found["speedup_low"], found["speedup_high"]) == (0.8, 0.7, 0.9)
+    found = child(uri, "silu_and_mul", "fast").data.metrics
+    assert found["passed"] == 0
+    assert math.isnan(found["speedup"])
+
+
+def test_a_side_of_an_end_to_end_run_shows_the_figures_of_now(tmp_path: Path, uri: str) -> None:
+    def results(requests_per_s: float, **summary: float) -> dict[str, Any]:
+        repeat = {"repeat": 0, "digest": "ab"}
+        side = {
+            "name": "fast", "candidates": [], "startup_seconds": 1.0, "repeats": [repeat], "is_complete": True,
+            "summary": {"requests_per_s": requests_per_s, **summary}, "engine_summary": {},
+        }  # fmt: skip
+        run = {"run_id": "run", "created": "2026-01-01T00:00:00+00:00", "environment": {}, "request": {}}
+        return {**run, "sides": [side], "status": "finished"}
+
+    log_e2e(tmp_path, results(9.0, output_tokens_per_s=50.0), uri)
+    log_e2e(tmp_path, results(7.0), uri)
+    (side,) = role(uri, "side")
+    assert side.data.metrics["requests_per_s"] == 7.0
+    assert math.isnan(side.data.metrics["output_tokens_per_s"])
+
+
 def test_names_with_quotes_are_found_again(tmp_path: Path, uri: str) -> None:
     odd = [make_record("embedding", 'it\'s "odd" `here`', timings=[timing(1.0)])]
     run = log(tmp_path / "o'clock", uri, odd)
     log_run(run, load_results(run), uri)
     assert len(runs(uri)) == 2
+
+
+@pytest.mark.parametrize("value", ["it's", "it_s", "it%27s", "it%2527s", "%", "'%25'", "é 100 %"])
+def test_a_tag_gives_its_value_back(value: str) -> None:
+    assert "'" not in unquoted(value)
+    assert requoted(unquoted(value)) == value
 
 
 def test_lineage_is_the_source_that_was_judged_before(tmp_path: Path, uri: str) -> None:
