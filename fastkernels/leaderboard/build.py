@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,11 +16,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 import fastkernels
-from fastkernels.errors import UsageError
 from fastkernels.leaderboard.figures import SITE_PALETTE, fast_p_curves, op_errors, op_forest
 from fastkernels.leaderboard.metrics import EVAL_METRICS, KERNELS_METRICS
 from fastkernels.leaderboard.pages import agent_views, curve_name, curves, heat_map, op_sources, op_views
 from fastkernels.leaderboard.ranking import published_rows, rank_tables
+from fastkernels.leaderboard.site_folder import earlier_files, replace_files
 from fastkernels.leaderboard.store import slug
 from fastkernels.report.figures import PALETTE
 from fastkernels.report.html import environment, template_text
@@ -33,7 +32,6 @@ Json = dict[str, Any]
 
 PLOTLY = "plotly.min.js"
 _TEMPLATES = "fastkernels.leaderboard.templates"
-_MARKER = ".fastkernels-site"
 
 
 @dataclass(frozen=True)
@@ -46,29 +44,15 @@ class Built:
 
 
 def build_site(entries: Sequence[Json], out: Path) -> Built:
-    """Write the site into `out`, in the place of an earlier one.
+    """Write the site into `out`, in the place of an earlier one; what no build wrote there stays.
 
-    Errors: UsageError when `out` holds something that no build has written.
+    Errors: UsageError when `out` holds files and no site, or a page's place is taken by such a file.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; --out is a folder for the site.")
-    if out.is_dir() and any(out.iterdir()) and not (out / _MARKER).exists():
-        raise UsageError(f"{out} holds files that are no site of ours; choose an empty or a new folder for --out.")
-    out = out.resolve()  # "." has no name
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        files = site_files(entries)
-        for name, text in {**files, PLOTLY: get_plotlyjs(), _MARKER: ""}.items():
-            path = partial / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    earlier = earlier_files(out)
+    files = site_files(entries)
+    replace_files(out, {**files, PLOTLY: get_plotlyjs()}, earlier)
     num_pages = sum(name.endswith(".html") for name in files)
-    return Built(out, num_pages, sum(len(text.encode()) for text in files.values()))
+    return Built(out.resolve(), num_pages, sum(len(text.encode()) for text in files.values()))
 
 
 def site_files(entries: Sequence[Json]) -> dict[str, str]:

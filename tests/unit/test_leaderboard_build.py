@@ -20,6 +20,7 @@ from fastkernels.leaderboard.metrics import EVAL_METRICS, KERNELS_METRICS, Cell,
 from fastkernels.leaderboard.pages import heat_map, op_views
 from fastkernels.leaderboard.places import places
 from fastkernels.leaderboard.ranking import published_rows, rank_tables
+from fastkernels.leaderboard.site_folder import MARKER
 from fastkernels.leaderboard.store import Board
 from fastkernels.scoring.published import published_agents
 from fastkernels.scoring.statistics import wilson_interval
@@ -253,6 +254,35 @@ def test_a_build_replaces_an_earlier_one_whole(board: Board, entries: list[dict[
     build_site([], out)
     assert not (out / "ops").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site"]
+
+
+def test_a_build_leaves_what_no_build_wrote(
+    board: Board, entries: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "site"
+    build_site(entries, out)
+    mine = [out / name for name in ("CNAME", ".git/HEAD", "ops/notes.txt")]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    build_site([], out)
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    assert [path.name for path in (out / "ops").iterdir()] == ["notes.txt"]
+    assert not (out / "agents").exists()
+    (out / "agents").mkdir()
+    (out / "agents" / "alpha.html").write_text("mine")
+    assert run(["build", "--board", str(board.path), "--out", str(out)]) == 2
+    assert "agents/alpha.html is no file that a build wrote" in capsys.readouterr().err.replace("\n", "")
+    assert (out / "agents" / "alpha.html").read_text() == "mine"
+
+
+def test_a_build_removes_nothing_outside_of_its_folder(tmp_path: Path) -> None:
+    out, other = tmp_path / "site", tmp_path / "other.txt"
+    build_site([], out)
+    other.write_text("x")
+    (out / MARKER).write_text(f"../other.txt\n{other}\n{(out / MARKER).read_text()}")
+    build_site([], out)
+    assert other.is_file()
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
