@@ -12,17 +12,14 @@ import fastkernels
 from fastkernels import env
 from fastkernels.errors import InputFileError, UsageError
 from fastkernels.leaderboard.entry import ENTRY_SCHEMA_VERSION, entry_of
-from fastkernels.leaderboard.submission import KINDS, Submission
+from fastkernels.leaderboard.entry_shape import entry_fault
+from fastkernels.leaderboard.submission import Submission
 from fastkernels.report.compare import hardware
 from fastkernels.report.publish import write_page
 
 Json = dict[str, Any]
 
 _SHIPPED = Path(fastkernels.__file__).parents[1] / "benchmarks" / "results" / "leaderboard"
-_FIELDS = {
-    **{"agent": str, "kind": str, "scenario_set": str, "added": str, "run": dict, "environment": dict},
-    **{"hardware": str, "marks": list, "implementation": dict, "scores": dict},
-}
 OTHER_HARDWARE, QUICK = "other hardware", "quick"
 
 
@@ -155,9 +152,6 @@ def read_entry(path: Path) -> Json:
     version = entry.get("leaderboard_schema_version")
     if version != ENTRY_SCHEMA_VERSION:
         raise InputFileError(f"{path} has schema version {version}; this program reads {ENTRY_SCHEMA_VERSION}.")
-    for name, wanted in _FIELDS.items():
-        if not isinstance(entry.get(name), wanted):
-            raise InputFileError(f"{path}: {name!r} is missing or not a {wanted.__name__}; the entry is damaged.")
-    if entry["kind"] not in KINDS:
-        raise InputFileError(f"{path} is of kind {entry['kind']!r}; known are {' and '.join(KINDS)}.")
+    if found := entry_fault(entry):
+        raise InputFileError(f"{path}: {found}; the entry is damaged. Add the run again, or remove the file.")
     return entry

@@ -346,12 +346,51 @@ def test_a_run_of_some_models_is_ranked_apart(tmp_path: Path, board: Board) -> N
         ("{", "cut off or altered"),
         ("[]", "does not hold a JSON object"),
         ('{"leaderboard_schema_version": 7}', "schema version 7"),
-        ('{"leaderboard_schema_version": 1}', "'agent' is missing"),
+        ('{"leaderboard_schema_version": 1}', "lacks agent, kind"),
     ],
 )
 def test_a_file_that_is_no_entry_is_named(board: Board, text: str, message: str) -> None:
     (board.path / "bad.json").write_text(text)
     with pytest.raises(InputFileError, match=rf"bad\.json.*{message}"):
+        board.entries()
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        ("one", "ops", None, "lacks ops"),
+        ("one", "sources", {}, r"sources lacks [0-9a-f]{16}, which ops\[0\] names"),
+        ("one", "ops.0.kernels", None, r"ops\[0\] lacks kernels"),
+        (
+            "one",
+            "scores.L1.deployable.low",
+            math.nan,
+            r"scores\.L1\.deployable\.low is nan, not a finite number over 0",
+        ),
+        ("one", "ops.0.timings.0.speed", "MAYBE", r"timings\[0\]\.speed is 'MAYBE', not one of WIN, LOSS, TIE"),
+        ("one", "environment.packages", None, "environment lacks packages"),
+        ("one", "environment.gpu", {}, r"environment\.gpu lacks name"),
+        ("two", "items", None, "lacks items"),
+        ("two", "scores", {}, "scores lacks deployable"),
+        ("two", "items.0.thresholds", {}, r"items\[0\]\.thresholds lacks good or bad"),
+        ("two", "manifest", None, "lacks manifest"),
+    ],
+)
+def test_a_damaged_entry_is_named_with_what_is_wrong(
+    board: Board, name: str, place: str, value: object, message: str
+) -> None:
+    """value: None takes the part away."""
+    path = board.path / f"{name}.json"
+    entry = part = json.loads(path.read_text())
+    *way, last = (int(step) if step.isdigit() else step for step in place.split("."))
+    for step in way:
+        part = part[step]
+    if value is None:
+        del part[last]
+    else:
+        part[last] = value
+    path.write_text(json.dumps(entry))
+    with pytest.raises(InputFileError, match=rf"{name}\.json: .*{message}"):
         board.entries()
 
 
