@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +52,11 @@ class Board:
         Errors: UsageError when the agent has such an entry, the run is of other hardware than the board's or a first
         look with --quick (each unless forced); InputFileError when its manifest or its scenarios are not the board's.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _alone(self.path):
+            return self._add(given, is_forced=is_forced)
+
+    def _add(self, given: Submission, *, is_forced: bool) -> Path:
         files = self.files()
         group = (given.kind, given.scenario_set)
         wanted = (given.agent.casefold(), *group, hardware(given.results))
@@ -63,10 +72,20 @@ class Board:
             _refuse(self.path, given, alike, marks, known)
         _check_scenarios(self.path, given, alike)
         entry = entry_of(given, marks)
-        self.path.mkdir(parents=True, exist_ok=True)
         path = known or free_name(self.path, [slug(part) for part in (given.kind, given.agent, *wanted[2:]) if part])
         write_page(path, json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n")
         return path
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other command adds to the board: each sees what those before it wrote."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _identity(entry: Json) -> tuple[str, str, str, str]:

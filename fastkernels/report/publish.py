@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def render_run(results: dict[str, Any]) -> str:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Under a temporary name first, so that a full disk leaves the old page."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """Under a temporary name first, so that a full disk leaves the old page; no other writer of the page has it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)

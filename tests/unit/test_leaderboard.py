@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +276,24 @@ def test_names_alike_in_a_file_name_do_not_replace_each_other(tmp_path: Path, bo
     run = kernels_run(tmp_path / "run", records()[:1])
     paths = {board.add(submission(run, name)) for name in ("a b", "a-b", "A_b!")}
     assert len(paths) == 3
+    assert len(board.entries()) == 5
+
+
+def test_of_two_adds_at_once_the_later_sees_the_earlier(
+    tmp_path: Path, root: Path, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(*words: Any) -> dict[str, Any]:
+        time.sleep(0.3)
+        return entry_of(*words)
+
+    monkeypatch.setattr(store, "entry_of", slowly)
+    run = kernels_run(tmp_path / "run", records()[:1])
+    with ThreadPoolExecutor(4) as pool:
+        adds = [pool.submit(board.add, submission(run, name)) for name in ("Twin", "twin", "my agent", "my-agent")]
+    refused = [str(add.exception()) for add in adds if add.exception()]
+    assert len(refused) == 1
+    assert "has an entry of" in refused[0]
+    assert {e["agent"].lower() for e in board.entries()} == {"somebody", "twin", "my agent", "my-agent"}
     assert len(board.entries()) == 5
 
 
