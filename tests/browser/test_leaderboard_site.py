@@ -230,6 +230,15 @@ def test_a_link_that_is_followed_on_the_page_changes_it(site: Site) -> None:
     assert agents(opened, "ranking-2")[0] == BETA  # a place on the page changes nothing
 
 
+@pytest.mark.parametrize("fragment", ["#ranking", "#ops"])
+def test_a_link_to_a_place_of_the_page_opens_it_as_it_is_without_one(site: Site, fragment: str) -> None:
+    """All other pages link back so."""
+    opened, plain = site.open(fragment=fragment), site.open()
+    assert agents(opened, "ranking-2") == agents(plain, "ranking-2") == [ALPHA, ODD, BETA]
+    for place in ("#rank-about", "#ranking .filters output"):
+        assert opened.page.locator(place).text_content() == plain.page.locator(place).text_content() != ""
+
+
 def test_a_link_that_makes_no_sense_shows_the_page_as_it_is(site: Site) -> None:
     opened = site.open(fragment="#%")
     for fragment in ("#by=nonsense", "#level=L9", "#sort.ops=none.descending", "#sort.ops=op.up", "#=&&=", "#%"):
