@@ -216,7 +216,7 @@ def test_a_link_keeps_what_was_chosen_and_leads_back_to_it(site: Site) -> None:
     assert again.page.locator("#ops-table tbody th").all_text_contents() == (
         opened.page.locator("#ops-table tbody th").all_text_contents()
     )
-    assert again.page.locator("#ops-table tbody th").first.text_content() == "rms_norm"
+    assert again.page.locator("#ops-table tbody th").first.text_content() == "linear"
     assert again.problems == []
 
 

@@ -223,12 +223,21 @@ def test_an_entry_of_before_launches_were_recorded_still_has_a_page(entries: lis
     assert f"{ALPHA}, named in the source" in site_files(before)["ops/rms_norm.html"]
 
 
-def test_the_best_of_an_op_is_of_one_that_passed(entries: list[dict[str, Any]]) -> None:
+def test_the_best_of_an_op_is_that_of_each_hardware_and_not_let_through_by_force(
+    entries: list[dict[str, Any]], files: dict[str, str]
+) -> None:
     views = {view.name: view for view in op_views(entries)}
-    best = views["rms_norm"].best
-    assert best is not None
-    assert best[0]["agent"] == FAR
+    found = [(entry["agent"], entry["hardware"]) for entry, _ in views["rms_norm"].best]
+    assert found == [(ALPHA, "NVIDIA H200"), (FAR, "NVIDIA B200")]
+    row = files["index.html"].partition('href="ops/rms_norm.html"')[2].partition("</tr>")[0]
+    assert row.index("NVIDIA H200") < row.index("other hardware") < row.index("NVIDIA B200")
+    assert views["silu_and_mul"].best[0][1]["speedup"] == pytest.approx(1.002)
     assert (views["embedding"].num_passed, len(views["embedding"].found)) == (1, 2)
+    alpha = next(e for e in entries if e["agent"] == ALPHA and e["kind"] == "kernels")
+    fast = {**alpha, "marks": ["quick"], "ops": [{**op, "speedup": 9.0} for op in alpha["ops"]]}
+    for given, owner in (([fast, alpha], alpha), ([fast], fast)):
+        ((entry, _),) = next(v for v in op_views(given) if v.name == "linear").best
+        assert entry is owner
 
 
 def test_the_methods_page_explains_every_column(files: dict[str, str]) -> None:
