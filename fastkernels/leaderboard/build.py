@@ -19,7 +19,7 @@ import fastkernels
 from fastkernels.leaderboard.figures import SITE_PALETTE, fast_p_curves, op_errors, op_forest
 from fastkernels.leaderboard.metrics import EVAL_METRICS, KERNELS_METRICS
 from fastkernels.leaderboard.pages import agent_views, curve_name, curves, heat_map, op_sources, op_views
-from fastkernels.leaderboard.ranking import published_rows, rank_tables
+from fastkernels.leaderboard.ranking import manifests, published_rows, rank_tables
 from fastkernels.leaderboard.site_folder import earlier_files, replace_files
 from fastkernels.leaderboard.store import slug
 from fastkernels.report.figures import PALETTE
@@ -60,7 +60,7 @@ def site_files(entries: Sequence[Json]) -> dict[str, str]:
     links = _Links(entries)
     files = {"site.css": _style(), "site.js": template_text("report.js") + _text("site.js")}
     files["index.html"] = _index(entries, links)
-    files["methods.html"] = _page("methods.html", "", {}, links, **_methods())
+    files["methods.html"] = _page("methods.html", "", {}, links, **_methods(entries))
     for view in op_views(entries):
         judged = [entry for entry, _ in view.found]
         named = [(curve_name(entry, judged), op) for entry, op in view.found]
@@ -71,10 +71,18 @@ def site_files(entries: Sequence[Json]) -> dict[str, str]:
     return files
 
 
-def _methods() -> Json:
+def _methods(entries: Sequence[Json]) -> Json:
+    """manifest: this program's, whose thresholds are shown where an entry has it or none has any."""
     metrics = {"Whole models": EVAL_METRICS, "Kernels": KERNELS_METRICS}
     titles = dict.fromkeys(m.title for columns in metrics.values() for m in columns if m.has_interval)
-    return {"manifest": _manifest(), "metrics": metrics, "with_interval": list(titles)}
+    known, own = manifests(entries), _manifest()
+    is_known = own is not None and (not known or (own.version, own.sha256) in known)
+    return {
+        "manifests": known,
+        "manifest": own if is_known else None,
+        "metrics": metrics,
+        "with_interval": list(titles),
+    }
 
 
 def _index(entries: Sequence[Json], links: _Links) -> str:

@@ -22,6 +22,7 @@ from fastkernels.leaderboard.places import places
 from fastkernels.leaderboard.ranking import published_rows, rank_tables
 from fastkernels.leaderboard.site_folder import MARKER
 from fastkernels.leaderboard.store import Board
+from fastkernels.scoring.manifest import load_manifest
 from fastkernels.scoring.published import published_agents
 from fastkernels.scoring.statistics import wilson_interval
 
@@ -106,6 +107,24 @@ def test_entries_are_ranked_among_those_that_compare(entries: list[dict[str, Any
     assert h200 == [("L1", ALPHA, "3"), ("L1", ODD, "1"), ("L1", BETA, "1")]
     assert [(r.places["deployable"].text, r.entry["agent"]) for r in tables[1].rows] == [("1", FAR), ("1", FAR)]
     assert [r.entry["agent"] for r in tables[0].rows] == [ALPHA, BETA]
+
+
+def test_entries_of_two_manifests_are_ranked_apart_and_the_methods_page_says_which_each_has(
+    entries: list[dict[str, Any]], files: dict[str, str]
+) -> None:
+    assert f"<code>{'ab' * 8}</code>" in files["methods.html"]
+    assert load_manifest().sha256[:16] not in files["methods.html"]  # these entries have another
+    assert "manifest 2026.11" not in files["index.html"]
+    assert load_manifest().sha256[:16] in site_files([])["methods.html"]
+    alpha = next(e for e in entries if e["agent"] == ALPHA and e["kind"] == "eval")
+    own = {"version": load_manifest().version, "sha256": load_manifest().sha256}
+    found = [alpha, {**alpha, "agent": "Other", "manifest": own}]
+    assert [[r.entry["agent"] for r in table.rows] for table in rank_tables(found)] == [[ALPHA], ["Other"]]
+    pages = site_files(found)
+    for sha256 in ("ab" * 32, own["sha256"]):
+        assert f"<code>{sha256[:16]}</code>: <a" in pages["methods.html"]
+        assert f"SHA-256 {sha256[:12]}</span>" in pages["index.html"]
+    assert 'class="manifest"' in pages["methods.html"]
 
 
 def test_equal_figures_share_a_rank(entries: list[dict[str, Any]]) -> None:
