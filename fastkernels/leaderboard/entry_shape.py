@@ -209,6 +209,7 @@ class _Item(_Part):
 
 class _EvalEntry(_Entry):
     manifest: _Manifest
+    scenarios_sha256: NotRequired[str]
     scores: _EvalScores
     items: list[_Item]
 

@@ -145,6 +145,13 @@ def _check_scenarios(board: Path, given: Submission, alike: list[Json]) -> None:
                 f"{given.run} and {entry['agent']}'s entry of {board} are both of {given.scenario_set!r}, and differ "
                 f"in {len(other)} scenarios ({', '.join(sorted(other)[:3])}): they do not compare. Use another --board."
             )
+        theirs, mine = entry.get("scenarios_sha256"), given.scenarios_sha256
+        if theirs and theirs != mine:
+            raise InputFileError(
+                f"{given.run} and {entry['agent']}'s entry of {board} are both of {given.scenario_set!r}, with other "
+                f"workloads or restarts (SHA-256 {mine[:12]} and {theirs[:12]}): they do not compare. Evaluate the "
+                "same scenarios, give those of your own another name, or use another --board."
+            )
 
 
 def free_name(folder: Path, parts: list[str]) -> Path:

@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import EVAL_REQUEST, MANIFEST, REQUEST, broken, eval_items, item, records, timing, write_eval_run
+from report_runs import (
+    EVAL_REQUEST,
+    MANIFEST,
+    REQUEST,
+    SCENARIOS,
+    broken,
+    eval_items,
+    item,
+    records,
+    timing,
+    write_eval_run,
+)
 from report_runs import record as make_record
 from report_runs import write_run as write_kernels_run
 
@@ -183,6 +194,7 @@ def test_what_a_run_claims_of_its_scores_is_reckoned_again(root: Path, eval_entr
         ({"status": "interrupted"}, RunFolderError, "is interrupted"),
         ({"found": []}, RunFolderError, "no judgement of any set"),
         ({"manifest": None}, RunFolderError, "by which manifest"),
+        ({"scenarios": None}, RunFolderError, "what its scenarios were"),
         ({"sets": []}, RunFolderError, "not among the run's sets"),
         ({"eval_schema_version": 9}, RunFolderError, "eval schema version 9"),
         ({"found": eval_items()[:7]}, RunFolderError, "lacks 5 whole items of fragile"),
@@ -348,6 +360,18 @@ def test_other_scenarios_under_one_name_are_refused_even_by_force(
     run = write_eval_run(tmp_path / "run", [item("tiny-llama", "language", "mine", 2.0)])
     with pytest.raises(InputFileError, match=r"both of 'tiny', and differ in 5 scenarios \(tiny-dinov3/bfloat16"):
         board.add(submission(run, "Picky"), is_forced=is_forced)
+
+
+@pytest.mark.parametrize("is_forced", [False, True])
+@pytest.mark.parametrize("changed", [{"num_restarts": 9}, {"scenarios": [{"model": "tiny-llama", "latency": [1]}]}])
+def test_other_workloads_or_restarts_under_one_name_are_refused_even_by_force(
+    tmp_path: Path, board: Board, changed: dict[str, Any], is_forced: bool
+) -> None:
+    run = write_eval_run(tmp_path / "run", scenarios={**SCENARIOS, **changed})
+    with pytest.raises(InputFileError, match=r"both of 'tiny', with other workloads or restarts \(SHA-256"):
+        board.add(submission(run, "Easy", "fast"), is_forced=is_forced)
+    alike = write_eval_run(tmp_path / "alike", scenarios=dict(reversed(SCENARIOS.items())))
+    board.add(submission(alike, "Fair", "fast"))
 
 
 def test_a_run_of_some_models_is_ranked_apart(tmp_path: Path, board: Board) -> None:
