@@ -114,7 +114,9 @@ class _Links:
 
     def __init__(self, entries: Sequence[Json]) -> None:
         self._ops = _places("ops", [view.name for view in op_views(entries)])
-        self._agents = _places("agents", [view.name.casefold() for view in agent_views(entries)])
+        agents = agent_views(entries)
+        self._agents = _places("agents", [view.name.casefold() for view in agents])
+        self._numbers = {id(entry): i for view in agents for i, entry in enumerate(view.entries, 1)}
 
     def op(self, name: str) -> str:
         return self._ops[name]
@@ -124,6 +126,10 @@ class _Links:
 
     def agent(self, name: str) -> str:
         return self._agents[name.casefold()]
+
+    def shared(self, entry: Json, name: str) -> str:
+        """Of a text that stands in for many ops: its place on the agent's page."""
+        return f"{self.agent(entry['agent'])}#shared-{self._numbers[id(entry)]}-{name}"
 
 
 def _places(folder: str, names: Sequence[str]) -> dict[str, str]:

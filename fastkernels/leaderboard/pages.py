@@ -140,13 +140,22 @@ def op_views(entries: Sequence[Json]) -> list[OpView]:
 
 @dataclass(frozen=True)
 class Source:
-    """One text that stands in for an op, with all agents that handed it in. text: "" where it is not of this op alone
-    (an adapt.py derives classes for many), then it is shown on their pages."""
+    """One text that stands in for an op, with all entries that have it. name: in their sources, "" where none was kept.
+    is_shared: it is not of this op alone (an adapt.py derives classes for many), and shown on the agents' pages."""
 
-    agents: Sequence[str]
+    entries: Sequence[Json]
     file: str
+    name: str
     baseline: str
     text: str
+
+    @property
+    def is_shared(self) -> bool:
+        return self.file == SHARED_FILE
+
+    @property
+    def agents(self) -> list[str]:
+        return list(dict.fromkeys(entry["agent"] for entry in self.entries))
 
 
 def op_sources(view: OpView) -> list[Source]:
@@ -156,9 +165,7 @@ def op_sources(view: OpView) -> list[Source]:
     sources = []
     for (name, baseline, file), owners in groups.items():
         texts = owners[0]["sources"]
-        agents = list(dict.fromkeys(e["agent"] for e in owners))
-        is_shared = file == SHARED_FILE
-        sources.append(Source(agents, file, texts.get(baseline, ""), "" if is_shared else texts.get(name, "")))
+        sources.append(Source(owners, file, name, texts.get(baseline, ""), texts.get(name, "")))
     return sources
 
 

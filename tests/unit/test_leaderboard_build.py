@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from leaderboard_boards import ALPHA, BETA, FAR, LAUNCHED, ODD, make_board
-from report_runs import REQUEST, records, write_eval_run, write_run
+from report_runs import REQUEST, record, records, write_eval_run, write_run
 
 from fastkernels.cli import main
+from fastkernels.harness.verdict import Verdict
 from fastkernels.leaderboard.build import PLOTLY, build_site, site_files
 from fastkernels.leaderboard.figures import Curve, fast_p_curves
 from fastkernels.leaderboard.metrics import EVAL_METRICS, KERNELS_METRICS, Cell, Metric
@@ -22,6 +23,7 @@ from fastkernels.leaderboard.places import places
 from fastkernels.leaderboard.ranking import published_rows, rank_tables
 from fastkernels.leaderboard.site_folder import MARKER
 from fastkernels.leaderboard.store import Board
+from fastkernels.leaderboard.submission import submission
 from fastkernels.scoring.manifest import load_manifest
 from fastkernels.scoring.published import published_agents
 from fastkernels.scoring.statistics import wilson_interval
@@ -220,6 +222,26 @@ def test_an_op_page_has_every_agent_case_and_source(files: dict[str, str]) -> No
     beta = next(t for name, t in files.items() if name == "agents/beta.html")
     assert beta.count("one file for many ops") == 1
     assert "Judged on 2 kinds of hardware" in text
+
+
+def test_a_source_that_was_not_kept_is_told_as_such(tmp_path: Path) -> None:
+    board = Board(tmp_path / "board")
+    for name in ("linear.py", "adapt.py"):
+        found = record("linear", "mine", Verdict.IMPORT_ERROR, source="", source_path=f"/x/L1/{name}")
+        run = write_run(tmp_path / name, [found], request={**REQUEST, "quick": False})
+        board.add(submission(run, name))
+    text = site_files(board.entries())["ops/linear.html"]
+    assert text.count("No source was kept: the set has no file of its own") == 2
+    assert "One file derives" not in text
+
+
+def test_a_file_of_many_ops_has_a_place_for_each_hardware(entries: list[dict[str, Any]]) -> None:
+    beta = next(e for e in entries if e["agent"] == BETA and e["kind"] == "kernels")
+    files = site_files([beta, {**beta, "hardware": "NVIDIA B200"}])
+    page, op = Page(files["agents/beta.html"]), Page(files["ops/linear.html"])
+    places = [place for place in page.ids if place.startswith("shared")]
+    assert len(places) == len(set(places)) == 2
+    assert {f"../agents/beta.html#{place}" for place in places} <= set(op.links)
 
 
 def test_kernels_that_were_launched_go_before_those_that_a_source_names(
