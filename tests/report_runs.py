@@ -173,6 +173,7 @@ def write_run(
 
 GOOD, BAD = 0.02, 0.4
 MANIFEST = {"version": "2026.11", "sha256": "ab" * 32}
+SCENARIOS = {"name": "tiny", "scenarios": [{"model": "tiny-llama", "latency": []}], "num_restarts": 3}
 EVAL_REQUEST = {"scenarios": "tiny", "candidates": ["fast", "fragile"], "device": "cpu", "restarts": 3}
 CPU = {"device": "cpu", "gpu": None}
 
@@ -273,7 +274,8 @@ def write_eval_run(
     if is_finished:
         extra = {
             "status": "finished", "seconds": 512.0, "eval_schema_version": EVAL_SCHEMA_VERSION, "scenario_set": "tiny",
-            "manifest": MANIFEST, "sets": [asdict(s) for s in eval_sets(items)], "items": [i.to_json() for i in items],
+            "scenarios": SCENARIOS, "manifest": MANIFEST,
+            "sets": [asdict(s) for s in eval_sets(items)], "items": [i.to_json() for i in items],
         }  # fmt: skip
         scores = changed.pop("scores", None)
         found_scores = set_scores({"kind": "eval", **extra}) if scores is None else scores

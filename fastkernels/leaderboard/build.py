@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,11 +16,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 import fastkernels
-from fastkernels.errors import UsageError
 from fastkernels.leaderboard.figures import SITE_PALETTE, fast_p_curves, op_errors, op_forest
 from fastkernels.leaderboard.metrics import EVAL_METRICS, KERNELS_METRICS
 from fastkernels.leaderboard.pages import agent_views, curve_name, curves, heat_map, op_sources, op_views
-from fastkernels.leaderboard.ranking import published_rows, rank_tables
+from fastkernels.leaderboard.ranking import manifests, published_rows, rank_tables
+from fastkernels.leaderboard.site_folder import earlier_files, replace_files
 from fastkernels.leaderboard.store import slug
 from fastkernels.report.figures import PALETTE
 from fastkernels.report.html import environment, template_text
@@ -33,7 +32,6 @@ Json = dict[str, Any]
 
 PLOTLY = "plotly.min.js"
 _TEMPLATES = "fastkernels.leaderboard.templates"
-_MARKER = ".fastkernels-site"
 
 
 @dataclass(frozen=True)
@@ -46,29 +44,15 @@ class Built:
 
 
 def build_site(entries: Sequence[Json], out: Path) -> Built:
-    """Write the site into `out`, in the place of an earlier one.
+    """Write the site into `out`, in the place of an earlier one; what no build wrote there stays.
 
-    Errors: UsageError when `out` holds something that no build has written.
+    Errors: UsageError when `out` holds files and no site, or a page's place is taken by such a file.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; --out is a folder for the site.")
-    if out.is_dir() and any(out.iterdir()) and not (out / _MARKER).exists():
-        raise UsageError(f"{out} holds files that are no site of ours; choose an empty or a new folder for --out.")
-    out = out.resolve()  # "." has no name
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        files = site_files(entries)
-        for name, text in {**files, PLOTLY: get_plotlyjs(), _MARKER: ""}.items():
-            path = partial / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    earlier = earlier_files(out)
+    files = site_files(entries)
+    replace_files(out, {**files, PLOTLY: get_plotlyjs()}, earlier)
     num_pages = sum(name.endswith(".html") for name in files)
-    return Built(out, num_pages, sum(len(text.encode()) for text in files.values()))
+    return Built(out.resolve(), num_pages, sum(len(text.encode()) for text in files.values()))
 
 
 def site_files(entries: Sequence[Json]) -> dict[str, str]:
@@ -76,7 +60,7 @@ def site_files(entries: Sequence[Json]) -> dict[str, str]:
     links = _Links(entries)
     files = {"site.css": _style(), "site.js": template_text("report.js") + _text("site.js")}
     files["index.html"] = _index(entries, links)
-    files["methods.html"] = _page("methods.html", "", {}, links, **_methods())
+    files["methods.html"] = _page("methods.html", "", {}, links, **_methods(entries))
     for view in op_views(entries):
         judged = [entry for entry, _ in view.found]
         named = [(curve_name(entry, judged), op) for entry, op in view.found]
@@ -87,10 +71,18 @@ def site_files(entries: Sequence[Json]) -> dict[str, str]:
     return files
 
 
-def _methods() -> Json:
+def _methods(entries: Sequence[Json]) -> Json:
+    """manifest: this program's, whose thresholds are shown where an entry has it or none has any."""
     metrics = {"Whole models": EVAL_METRICS, "Kernels": KERNELS_METRICS}
     titles = dict.fromkeys(m.title for columns in metrics.values() for m in columns if m.has_interval)
-    return {"manifest": _manifest(), "metrics": metrics, "with_interval": list(titles)}
+    known, own = manifests(entries), _manifest()
+    is_known = own is not None and (not known or (own.version, own.sha256) in known)
+    return {
+        "manifests": known,
+        "manifest": own if is_known else None,
+        "metrics": metrics,
+        "with_interval": list(titles),
+    }
 
 
 def _index(entries: Sequence[Json], links: _Links) -> str:
@@ -122,7 +114,9 @@ class _Links:
 
     def __init__(self, entries: Sequence[Json]) -> None:
         self._ops = _places("ops", [view.name for view in op_views(entries)])
-        self._agents = _places("agents", [view.name.casefold() for view in agent_views(entries)])
+        agents = agent_views(entries)
+        self._agents = _places("agents", [view.name.casefold() for view in agents])
+        self._numbers = {id(entry): i for view in agents for i, entry in enumerate(view.entries, 1)}
 
     def op(self, name: str) -> str:
         return self._ops[name]
@@ -132,6 +126,10 @@ class _Links:
 
     def agent(self, name: str) -> str:
         return self._agents[name.casefold()]
+
+    def shared(self, entry: Json, name: str) -> str:
+        """Of a text that stands in for many ops: its place on the agent's page."""
+        return f"{self.agent(entry['agent'])}#shared-{self._numbers[id(entry)]}-{name}"
 
 
 def _places(folder: str, names: Sequence[str]) -> dict[str, str]:

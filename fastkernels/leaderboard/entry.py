@@ -7,6 +7,7 @@ run                         what was asked for and when, SHA-256 of its results.
 environment, hardware       as the run has it, and in one line
 marks                       what was let through by force: "other hardware", "quick"
 implementation              the set: name, SHA-256
+scenarios_sha256            over all that the scenario set says; of an eval run, absent in entries of before
 manifest                    version and SHA-256 of scoring/manifest.json; of an eval run
 targets                     how many ops are registered, by level; of a kernels run
 scores                      op_scores by scope, or scoring.scores

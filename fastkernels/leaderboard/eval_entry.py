@@ -21,8 +21,8 @@ _NAMES = ("item", "model", "architecture", "family", "dtype", "num_ranks", "outc
 
 
 def eval_part(given: Submission) -> Json:
-    """Errors: RunFolderError when the run does not say by which manifest, or of which files the set is, or a scenario
-    of the run has no item with the set."""
+    """Errors: RunFolderError when the run does not say by which manifest, of which scenarios or of which files the
+    set is, or a scenario of the run has no item with the set."""
     results = given.results
     manifest = results.get("manifest")
     if not isinstance(manifest, dict) or not {"version", "sha256"} <= manifest.keys():
@@ -42,6 +42,7 @@ def eval_part(given: Submission) -> Json:
     return {
         "implementation": {"name": known["name"], "sha256": known["sha256"], "ops": known["ops"]},
         "manifest": {name: manifest[name] for name in ("version", "sha256")},
+        "scenarios_sha256": given.scenarios_sha256,
         "scores": {**scores([view.item for view in chosen]), **_fast(chosen)},
         "items": [_item(view) for view in chosen],
     }

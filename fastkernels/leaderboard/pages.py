@@ -95,7 +95,7 @@ class Kernels:
 
 @dataclass(frozen=True)
 class OpView:
-    """One op over all entries that judged it. found: (entry, its record); best: that of the fastest that passed."""
+    """One op over all entries that judged it. found: (entry, its record)."""
 
     name: str
     level: int
@@ -106,9 +106,15 @@ class OpView:
         return sum(op["verdict"] == "PASSED" for _, op in self.found)
 
     @property
-    def best(self) -> tuple[Json, Json] | None:
+    def best(self) -> list[tuple[Json, Json]]:
+        """The fastest that passed on each hardware, on the commonest first; one that was let through by force only
+        where there is no other."""
         timed = [(entry, op) for entry, op in self.found if op["verdict"] == "PASSED" and op["speedup"] is not None]
-        return max(timed, key=lambda pair: pair[1]["speedup"], default=None)
+        groups: dict[str, list[tuple[Json, Json]]] = {}
+        for entry, op in timed:
+            groups.setdefault(entry["hardware"], []).append((entry, op))
+        alike = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+        return [max(pairs, key=lambda pair: (not pair[0]["marks"], pair[1]["speedup"])) for _, pairs in alike]
 
     @property
     def kernels(self) -> list[Kernels]:
@@ -134,16 +140,25 @@ def op_views(entries: Sequence[Json]) -> list[OpView]:
 
 @dataclass(frozen=True)
 class Source:
-    """One text that stands in for an op, with all agents that handed it in. text: "" where it is not of this op alone
-    (an adapt.py derives classes for many), then it is shown on their pages. num_lines, num_baseline_lines: of a file of
-    which an entry has the beginning, else None."""
+    """One text that stands in for an op, with all entries that have it. name: in their sources, "" where none was kept.
+    is_shared: it is not of this op alone (an adapt.py derives classes for many), and shown on the agents' pages.
+    num_lines, num_baseline_lines: of a file of which an entry has the beginning, else None."""
 
-    agents: Sequence[str]
+    entries: Sequence[Json]
     file: str
+    name: str
     baseline: str
     text: str
     num_lines: int | None = None
     num_baseline_lines: int | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        return self.file == SHARED_FILE
+
+    @property
+    def agents(self) -> list[str]:
+        return list(dict.fromkeys(entry["agent"] for entry in self.entries))
 
 
 def op_sources(view: OpView) -> list[Source]:
@@ -153,10 +168,8 @@ def op_sources(view: OpView) -> list[Source]:
     sources = []
     for (name, baseline, file), owners in groups.items():
         texts, cut = owners[0]["sources"], owners[0].get("cut_sources", {})
-        agents = list(dict.fromkeys(e["agent"] for e in owners))
-        is_shared = file == SHARED_FILE
-        text = "" if is_shared else texts.get(name, "")
-        sources.append(Source(agents, file, texts.get(baseline, ""), text, cut.get(name), cut.get(baseline)))
+        both = (texts.get(baseline, ""), texts.get(name, ""))
+        sources.append(Source(owners, file, name, *both, cut.get(name), cut.get(baseline)))
     return sources
 
 

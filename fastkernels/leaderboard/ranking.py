@@ -27,12 +27,14 @@ class RankRow:
 
 @dataclass(frozen=True)
 class RankTable:
-    """Entries that compare: of one kind, scenario set and hardware."""
+    """Entries that compare: of one kind, scenario set, hardware and manifest. manifest: in words, "" where the site has
+    one alone."""
 
     name: str
     kind: str
     title: str
     hardware: str
+    manifest: str
     metrics: Sequence[Metric]
     rows: list[RankRow] = field(default_factory=list)
 
@@ -43,18 +45,35 @@ class RankTable:
 
 def rank_tables(entries: Sequence[Json]) -> list[RankTable]:
     """Whole models first, then kernels; rows by level and rank."""
-    groups: dict[tuple[str, str, str], list[Json]] = {}
+    groups: dict[tuple[str, ...], list[Json]] = {}
     for entry in entries:
-        groups.setdefault((entry["kind"], entry["scenario_set"], entry["hardware"]), []).append(entry)
+        wanted = (entry["kind"], entry["scenario_set"], entry["hardware"], *manifest_of(entry))
+        groups.setdefault(wanted, []).append(entry)
+    has_several = len(manifests(entries)) > 1
     tables = []
     for number, (key, found) in enumerate(sorted(groups.items())):
-        kind, scenario_set, hardware = key
+        kind, scenario_set, hardware, version, sha256 = key
         title = f"Whole models: {scenario_set}" if kind == "eval" else "Kernels"
+        manifest = f"manifest {version}, SHA-256 {sha256[:12]}" if version and has_several else ""
         metrics = EVAL_METRICS if kind == "eval" else KERNELS_METRICS
-        table = RankTable(f"ranking-{number}", kind, title, hardware, metrics)
+        table = RankTable(f"ranking-{number}", kind, title, hardware, manifest, metrics)
         table.rows.extend(_ranked([row for entry in found for row in _rows(entry)], metrics))
         tables.append(table)
     return tables
+
+
+def manifest_of(entry: Json) -> tuple[str, str]:
+    """Version and SHA-256 of what said which answers are right; empty for an entry of kernels."""
+    found = entry["manifest"] or {}
+    return found.get("version", ""), found.get("sha256", "")
+
+
+def manifests(entries: Sequence[Json]) -> dict[tuple[str, str], list[Json]]:
+    """The entries of whole models by their manifest."""
+    found: dict[tuple[str, str], list[Json]] = {}
+    for entry in sorted((e for e in entries if e["kind"] == "eval"), key=manifest_of):
+        found.setdefault(manifest_of(entry), []).append(entry)
+    return found
 
 
 def _rows(entry: Json) -> list[RankRow]:

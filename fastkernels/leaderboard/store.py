@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +16,14 @@ import fastkernels
 from fastkernels import env
 from fastkernels.errors import InputFileError, UsageError
 from fastkernels.leaderboard.entry import ENTRY_SCHEMA_VERSION, entry_of
-from fastkernels.leaderboard.submission import KINDS, Submission
+from fastkernels.leaderboard.entry_shape import entry_fault
+from fastkernels.leaderboard.submission import Submission
 from fastkernels.report.compare import hardware
 from fastkernels.report.publish import write_page
 
 Json = dict[str, Any]
 
 _SHIPPED = Path(fastkernels.__file__).parents[1] / "benchmarks" / "results" / "leaderboard"
-_FIELDS = {
-    **{"agent": str, "kind": str, "scenario_set": str, "added": str, "run": dict, "environment": dict},
-    **{"hardware": str, "marks": list, "implementation": dict, "scores": dict},
-}
 OTHER_HARDWARE, QUICK = "other hardware", "quick"
 
 
@@ -51,6 +52,11 @@ class Board:
         Errors: UsageError when the agent has such an entry, the run is of other hardware than the board's or a first
         look with --quick (each unless forced); InputFileError when its manifest or its scenarios are not the board's.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _alone(self.path):
+            return self._add(given, is_forced=is_forced)
+
+    def _add(self, given: Submission, *, is_forced: bool) -> Path:
         files = self.files()
         group = (given.kind, given.scenario_set)
         wanted = (given.agent.casefold(), *group, hardware(given.results))
@@ -66,10 +72,20 @@ class Board:
             _refuse(self.path, given, alike, marks, known)
         _check_scenarios(self.path, given, alike)
         entry = entry_of(given, marks)
-        self.path.mkdir(parents=True, exist_ok=True)
         path = known or free_name(self.path, [slug(part) for part in (given.kind, given.agent, *wanted[2:]) if part])
         write_page(path, json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n")
         return path
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other command adds to the board: each sees what those before it wrote."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _identity(entry: Json) -> tuple[str, str, str, str]:
@@ -129,6 +145,13 @@ def _check_scenarios(board: Path, given: Submission, alike: list[Json]) -> None:
                 f"{given.run} and {entry['agent']}'s entry of {board} are both of {given.scenario_set!r}, and differ "
                 f"in {len(other)} scenarios ({', '.join(sorted(other)[:3])}): they do not compare. Use another --board."
             )
+        theirs, mine = entry.get("scenarios_sha256"), given.scenarios_sha256
+        if theirs and theirs != mine:
+            raise InputFileError(
+                f"{given.run} and {entry['agent']}'s entry of {board} are both of {given.scenario_set!r}, with other "
+                f"workloads or restarts (SHA-256 {mine[:12]} and {theirs[:12]}): they do not compare. Evaluate the "
+                "same scenarios, give those of your own another name, or use another --board."
+            )
 
 
 def free_name(folder: Path, parts: list[str]) -> Path:
@@ -155,9 +178,6 @@ def read_entry(path: Path) -> Json:
     version = entry.get("leaderboard_schema_version")
     if version != ENTRY_SCHEMA_VERSION:
         raise InputFileError(f"{path} has schema version {version}; this program reads {ENTRY_SCHEMA_VERSION}.")
-    for name, wanted in _FIELDS.items():
-        if not isinstance(entry.get(name), wanted):
-            raise InputFileError(f"{path}: {name!r} is missing or not a {wanted.__name__}; the entry is damaged.")
-    if entry["kind"] not in KINDS:
-        raise InputFileError(f"{path} is of kind {entry['kind']!r}; known are {' and '.join(KINDS)}.")
+    if found := entry_fault(entry):
+        raise InputFileError(f"{path}: {found}; the entry is damaged. Add the run again, or remove the file.")
     return entry

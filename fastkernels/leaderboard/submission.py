@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,19 @@ class Submission:
         """Of the set, by name; none of a kernels run."""
         found = self.results.get("items", [])
         return {record["item"] for record in found if record["implementation"] == self.implementation}
+
+    @property
+    def scenarios_sha256(self) -> str:
+        """Over all that the scenario set says: models, workloads, restarts; "" of a kernels run.
+
+        Errors: RunFolderError when the run does not hold it.
+        """
+        if self.kind != "eval":
+            return ""
+        found = self.results.get("scenarios")
+        if not isinstance(found, dict):
+            raise RunFolderError(f"{self.run} does not say what its scenarios were; evaluate again.")
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def submission(run: Path, agent: str, implementation: str | None = None) -> Submission:

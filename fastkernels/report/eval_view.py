@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from fastkernels.bench.eval.records import EVAL_SCHEMA_VERSION, ItemRecord, SetRecord
 from fastkernels.errors import RunFolderError
+from fastkernels.report.shapes import fault
 from fastkernels.scoring.deployable import item_verdict
 from fastkernels.scoring.items import Item, Outcome
 from fastkernels.scoring.macroeval import is_valid, item_correctness, item_interval
@@ -26,6 +27,14 @@ SENTENCES = {
     Outcome.BLOCKED: "This machine could not run the scenario; it counts as not covered.",
 }
 _WORKED = ("REPLACED",)
+
+
+class _Replacement(TypedDict):
+    """Of one op on one rank; the rest of it is told as it comes."""
+
+    op: Any
+    status: Any
+    num_calls: Any
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,8 @@ def check_eval(run: Path, results: Json) -> None:
             raise RunFolderError(f"{run}: {name!r} is not a list; the results are damaged.")
         for number, record in enumerate(found):
             _check(run, f"{name}[{number}]", record, kind)
+    for number, record in enumerate(results.get("items", [])):
+        _check(run, f"items[{number}].replacements", record["replacements"], list[_Replacement])
     if not results.get("items"):
         return
     try:
@@ -98,10 +109,9 @@ def check_eval(run: Path, results: Json) -> None:
         raise RunFolderError(f"{run}: {error} The results are damaged.") from None
 
 
-def _check(run: Path, where: str, record: object, kind: type) -> None:
-    missing = [f.name for f in fields(kind) if not isinstance(record, dict) or f.name not in record]
-    if missing:
-        raise RunFolderError(f"{run}: {where} lacks {', '.join(missing)}; the results are damaged.")
+def _check(run: Path, where: str, record: object, kind: Any) -> None:
+    if found := fault(record, kind, where):
+        raise RunFolderError(f"{run}: {found}; the results are damaged.")
 
 
 def item_views(results: Json) -> list[ItemView]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
 
+from fastkernels.bench.run_folder import RunFolder
 from fastkernels.report.e2e_page import render_e2e
 from fastkernels.report.eval_page import render_eval
 from fastkernels.report.html import render
-from fastkernels.report.load import load_results
 
 INSTALL_TRACKING = "pip install 'fastkernels[track]'"
 
@@ -21,7 +22,7 @@ def publish(run: Path, *, mlflow_uri: str | None = None, is_tracked: bool = True
     What fails here is a warning on stderr: results.json is there, and `fastkernels report` can try again.
     Errors: RunFolderError.
     """
-    results = load_results(run)
+    results = RunFolder(run).results()  # of this program's own: what no page shows is a warning below
     path = run / "report.html"
     try:
         write_page(path, render_run(results))
@@ -42,8 +43,8 @@ def render_run(results: dict[str, Any]) -> str:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Under a temporary name first, so that a full disk leaves the old page."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """Under a temporary name first, so that a full disk leaves the old page; no other writer of the page has it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)

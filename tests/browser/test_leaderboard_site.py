@@ -216,7 +216,7 @@ def test_a_link_keeps_what_was_chosen_and_leads_back_to_it(site: Site) -> None:
     assert again.page.locator("#ops-table tbody th").all_text_contents() == (
         opened.page.locator("#ops-table tbody th").all_text_contents()
     )
-    assert again.page.locator("#ops-table tbody th").first.text_content() == "rms_norm"
+    assert again.page.locator("#ops-table tbody th").first.text_content() == "linear"
     assert again.problems == []
 
 
@@ -228,6 +228,15 @@ def test_a_link_that_is_followed_on_the_page_changes_it(site: Site) -> None:
     assert agents(opened, "ranking-2") == [BETA, ALPHA, ODD]
     opened.page.locator("nav a", has_text="Families").click()
     assert agents(opened, "ranking-2")[0] == BETA  # a place on the page changes nothing
+
+
+@pytest.mark.parametrize("fragment", ["#ranking", "#ops"])
+def test_a_link_to_a_place_of_the_page_opens_it_as_it_is_without_one(site: Site, fragment: str) -> None:
+    """All other pages link back so."""
+    opened, plain = site.open(fragment=fragment), site.open()
+    assert agents(opened, "ranking-2") == agents(plain, "ranking-2") == [ALPHA, ODD, BETA]
+    for place in ("#rank-about", "#ranking .filters output"):
+        assert opened.page.locator(place).text_content() == plain.page.locator(place).text_content() != ""
 
 
 def test_a_link_that_makes_no_sense_shows_the_page_as_it_is(site: Site) -> None:

@@ -5,11 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import EVAL_REQUEST, MANIFEST, REQUEST, broken, eval_items, item, records, timing, write_eval_run
+from report_runs import (
+    EVAL_REQUEST,
+    MANIFEST,
+    REQUEST,
+    SCENARIOS,
+    broken,
+    eval_items,
+    item,
+    records,
+    timing,
+    write_eval_run,
+)
 from report_runs import record as make_record
 from report_runs import write_run as write_kernels_run
 
@@ -191,6 +204,7 @@ def test_what_a_run_claims_of_its_scores_is_reckoned_again(root: Path, eval_entr
         ({"status": "interrupted"}, RunFolderError, "is interrupted"),
         ({"found": []}, RunFolderError, "no judgement of any set"),
         ({"manifest": None}, RunFolderError, "by which manifest"),
+        ({"scenarios": None}, RunFolderError, "what its scenarios were"),
         ({"sets": []}, RunFolderError, "not among the run's sets"),
         ({"eval_schema_version": 9}, RunFolderError, "eval schema version 9"),
         ({"found": eval_items()[:7]}, RunFolderError, "lacks 5 whole items of fragile"),
@@ -287,6 +301,24 @@ def test_names_alike_in_a_file_name_do_not_replace_each_other(tmp_path: Path, bo
     assert len(board.entries()) == 5
 
 
+def test_of_two_adds_at_once_the_later_sees_the_earlier(
+    tmp_path: Path, root: Path, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(*words: Any) -> dict[str, Any]:
+        time.sleep(0.3)
+        return entry_of(*words)
+
+    monkeypatch.setattr(store, "entry_of", slowly)
+    run = kernels_run(tmp_path / "run", records()[:1])
+    with ThreadPoolExecutor(4) as pool:
+        adds = [pool.submit(board.add, submission(run, name)) for name in ("Twin", "twin", "my agent", "my-agent")]
+    refused = [str(add.exception()) for add in adds if add.exception()]
+    assert len(refused) == 1
+    assert "has an entry of" in refused[0]
+    assert {e["agent"].lower() for e in board.entries()} == {"somebody", "twin", "my agent", "my-agent"}
+    assert len(board.entries()) == 5
+
+
 def test_other_hardware_is_refused_and_marked_when_forced(tmp_path: Path, board: Board) -> None:
     given = submission(kernels_run(tmp_path / "run", records()[:1], gpu=OTHER_GPU), "Other")
     with pytest.raises(UsageError, match="ran on NVIDIA B200, the board's runs of kernels on NVIDIA H200"):
@@ -340,6 +372,18 @@ def test_other_scenarios_under_one_name_are_refused_even_by_force(
         board.add(submission(run, "Picky"), is_forced=is_forced)
 
 
+@pytest.mark.parametrize("is_forced", [False, True])
+@pytest.mark.parametrize("changed", [{"num_restarts": 9}, {"scenarios": [{"model": "tiny-llama", "latency": [1]}]}])
+def test_other_workloads_or_restarts_under_one_name_are_refused_even_by_force(
+    tmp_path: Path, board: Board, changed: dict[str, Any], is_forced: bool
+) -> None:
+    run = write_eval_run(tmp_path / "run", scenarios={**SCENARIOS, **changed})
+    with pytest.raises(InputFileError, match=r"both of 'tiny', with other workloads or restarts \(SHA-256"):
+        board.add(submission(run, "Easy", "fast"), is_forced=is_forced)
+    alike = write_eval_run(tmp_path / "alike", scenarios=dict(reversed(SCENARIOS.items())))
+    board.add(submission(alike, "Fair", "fast"))
+
+
 def test_a_run_of_some_models_is_ranked_apart(tmp_path: Path, board: Board) -> None:
     run = write_eval_run(tmp_path / "run", [item("tiny-llama", "language", "mine", 2.0)])
     for name in ("run.json", "results.json"):
@@ -356,12 +400,51 @@ def test_a_run_of_some_models_is_ranked_apart(tmp_path: Path, board: Board) -> N
         ("{", "cut off or altered"),
         ("[]", "does not hold a JSON object"),
         ('{"leaderboard_schema_version": 7}', "schema version 7"),
-        ('{"leaderboard_schema_version": 1}', "'agent' is missing"),
+        ('{"leaderboard_schema_version": 1}', "lacks agent, kind"),
     ],
 )
 def test_a_file_that_is_no_entry_is_named(board: Board, text: str, message: str) -> None:
     (board.path / "bad.json").write_text(text)
     with pytest.raises(InputFileError, match=rf"bad\.json.*{message}"):
+        board.entries()
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        ("one", "ops", None, "lacks ops"),
+        ("one", "sources", {}, r"sources lacks [0-9a-f]{16}, which ops\[0\] names"),
+        ("one", "ops.0.kernels", None, r"ops\[0\] lacks kernels"),
+        (
+            "one",
+            "scores.L1.deployable.low",
+            math.nan,
+            r"scores\.L1\.deployable\.low is nan, not a finite number over 0",
+        ),
+        ("one", "ops.0.timings.0.speed", "MAYBE", r"timings\[0\]\.speed is 'MAYBE', not one of WIN, LOSS, TIE"),
+        ("one", "environment.packages", None, "environment lacks packages"),
+        ("one", "environment.gpu", {}, r"environment\.gpu lacks name"),
+        ("two", "items", None, "lacks items"),
+        ("two", "scores", {}, "scores lacks deployable"),
+        ("two", "items.0.thresholds", {}, r"items\[0\]\.thresholds lacks good or bad"),
+        ("two", "manifest", None, "lacks manifest"),
+    ],
+)
+def test_a_damaged_entry_is_named_with_what_is_wrong(
+    board: Board, name: str, place: str, value: object, message: str
+) -> None:
+    """value: None takes the part away."""
+    path = board.path / f"{name}.json"
+    entry = part = json.loads(path.read_text())
+    *way, last = (int(step) if step.isdigit() else step for step in place.split("."))
+    for step in way:
+        part = part[step]
+    if value is None:
+        del part[last]
+    else:
+        part[last] = value
+    path.write_text(json.dumps(entry))
+    with pytest.raises(InputFileError, match=rf"{name}\.json: .*{message}"):
         board.entries()
 
 

@@ -15,6 +15,7 @@ from report_runs import REQUEST, records, write_eval_run, write_run
 from report_runs import record as make_record
 
 from fastkernels.cli import main
+from fastkernels.harness.verdict import Verdict
 from fastkernels.leaderboard.build import PLOTLY, build_site, site_files
 from fastkernels.leaderboard.entry import MOST_SOURCE_LINES
 from fastkernels.leaderboard.figures import Curve, fast_p_curves
@@ -22,8 +23,10 @@ from fastkernels.leaderboard.metrics import EVAL_METRICS, KERNELS_METRICS, Cell,
 from fastkernels.leaderboard.pages import heat_map, op_views
 from fastkernels.leaderboard.places import places
 from fastkernels.leaderboard.ranking import published_rows, rank_tables
+from fastkernels.leaderboard.site_folder import MARKER
 from fastkernels.leaderboard.store import Board
 from fastkernels.leaderboard.submission import submission
+from fastkernels.scoring.manifest import load_manifest
 from fastkernels.scoring.published import published_agents
 from fastkernels.scoring.statistics import wilson_interval
 
@@ -108,6 +111,24 @@ def test_entries_are_ranked_among_those_that_compare(entries: list[dict[str, Any
     assert h200 == [("L1", ALPHA, "3"), ("L1", ODD, "1"), ("L1", BETA, "1")]
     assert [(r.places["deployable"].text, r.entry["agent"]) for r in tables[1].rows] == [("1", FAR), ("1", FAR)]
     assert [r.entry["agent"] for r in tables[0].rows] == [ALPHA, BETA]
+
+
+def test_entries_of_two_manifests_are_ranked_apart_and_the_methods_page_says_which_each_has(
+    entries: list[dict[str, Any]], files: dict[str, str]
+) -> None:
+    assert f"<code>{'ab' * 8}</code>" in files["methods.html"]
+    assert load_manifest().sha256[:16] not in files["methods.html"]  # these entries have another
+    assert "manifest 2026.11" not in files["index.html"]
+    assert load_manifest().sha256[:16] in site_files([])["methods.html"]
+    alpha = next(e for e in entries if e["agent"] == ALPHA and e["kind"] == "eval")
+    own = {"version": load_manifest().version, "sha256": load_manifest().sha256}
+    found = [alpha, {**alpha, "agent": "Other", "manifest": own}]
+    assert [[r.entry["agent"] for r in table.rows] for table in rank_tables(found)] == [[ALPHA], ["Other"]]
+    pages = site_files(found)
+    for sha256 in ("ab" * 32, own["sha256"]):
+        assert f"<code>{sha256[:16]}</code>: <a" in pages["methods.html"]
+        assert f"SHA-256 {sha256[:12]}</span>" in pages["index.html"]
+    assert 'class="manifest"' in pages["methods.html"]
 
 
 def test_equal_figures_share_a_rank(entries: list[dict[str, Any]]) -> None:
@@ -205,6 +226,26 @@ def test_an_op_page_has_every_agent_case_and_source(files: dict[str, str]) -> No
     assert "Judged on 2 kinds of hardware" in text
 
 
+def test_a_source_that_was_not_kept_is_told_as_such(tmp_path: Path) -> None:
+    board = Board(tmp_path / "board")
+    for name in ("linear.py", "adapt.py"):
+        found = make_record("linear", "mine", Verdict.IMPORT_ERROR, source="", source_path=f"/x/L1/{name}")
+        run = write_run(tmp_path / name, [found], request={**REQUEST, "quick": False})
+        board.add(submission(run, name))
+    text = site_files(board.entries())["ops/linear.html"]
+    assert text.count("No source was kept: the set has no file of its own") == 2
+    assert "One file derives" not in text
+
+
+def test_a_file_of_many_ops_has_a_place_for_each_hardware(entries: list[dict[str, Any]]) -> None:
+    beta = next(e for e in entries if e["agent"] == BETA and e["kind"] == "kernels")
+    files = site_files([beta, {**beta, "hardware": "NVIDIA B200"}])
+    page, op = Page(files["agents/beta.html"]), Page(files["ops/linear.html"])
+    places = [place for place in page.ids if place.startswith("shared")]
+    assert len(places) == len(set(places)) == 2
+    assert {f"../agents/beta.html#{place}" for place in places} <= set(op.links)
+
+
 def test_kernels_that_were_launched_go_before_those_that_a_source_names(
     files: dict[str, str], entries: list[dict[str, Any]]
 ) -> None:
@@ -225,12 +266,21 @@ def test_an_entry_of_before_launches_were_recorded_still_has_a_page(entries: lis
     assert f"{ALPHA}, named in the source" in site_files(before)["ops/rms_norm.html"]
 
 
-def test_the_best_of_an_op_is_of_one_that_passed(entries: list[dict[str, Any]]) -> None:
+def test_the_best_of_an_op_is_that_of_each_hardware_and_not_let_through_by_force(
+    entries: list[dict[str, Any]], files: dict[str, str]
+) -> None:
     views = {view.name: view for view in op_views(entries)}
-    best = views["rms_norm"].best
-    assert best is not None
-    assert best[0]["agent"] == FAR
+    found = [(entry["agent"], entry["hardware"]) for entry, _ in views["rms_norm"].best]
+    assert found == [(ALPHA, "NVIDIA H200"), (FAR, "NVIDIA B200")]
+    row = files["index.html"].partition('href="ops/rms_norm.html"')[2].partition("</tr>")[0]
+    assert row.index("NVIDIA H200") < row.index("other hardware") < row.index("NVIDIA B200")
+    assert views["silu_and_mul"].best[0][1]["speedup"] == pytest.approx(1.002)
     assert (views["embedding"].num_passed, len(views["embedding"].found)) == (1, 2)
+    alpha = next(e for e in entries if e["agent"] == ALPHA and e["kind"] == "kernels")
+    fast = {**alpha, "marks": ["quick"], "ops": [{**op, "speedup": 9.0} for op in alpha["ops"]]}
+    for given, owner in (([fast, alpha], alpha), ([fast], fast)):
+        ((entry, _),) = next(v for v in op_views(given) if v.name == "linear").best
+        assert entry is owner
 
 
 def test_ops_that_win_and_lose_are_counted_and_an_entry_of_before_has_no_such_count(
@@ -289,6 +339,35 @@ def test_a_build_replaces_an_earlier_one_whole(board: Board, entries: list[dict[
     build_site([], out)
     assert not (out / "ops").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site"]
+
+
+def test_a_build_leaves_what_no_build_wrote(
+    board: Board, entries: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "site"
+    build_site(entries, out)
+    mine = [out / name for name in ("CNAME", ".git/HEAD", "ops/notes.txt")]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    build_site([], out)
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    assert [path.name for path in (out / "ops").iterdir()] == ["notes.txt"]
+    assert not (out / "agents").exists()
+    (out / "agents").mkdir()
+    (out / "agents" / "alpha.html").write_text("mine")
+    assert run(["build", "--board", str(board.path), "--out", str(out)]) == 2
+    assert "agents/alpha.html is no file that a build wrote" in capsys.readouterr().err.replace("\n", "")
+    assert (out / "agents" / "alpha.html").read_text() == "mine"
+
+
+def test_a_build_removes_nothing_outside_of_its_folder(tmp_path: Path) -> None:
+    out, other = tmp_path / "site", tmp_path / "other.txt"
+    build_site([], out)
+    other.write_text("x")
+    (out / MARKER).write_text(f"../other.txt\n{other}\n{(out / MARKER).read_text()}")
+    build_site([], out)
+    assert other.is_file()
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

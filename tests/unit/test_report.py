@@ -414,9 +414,18 @@ def _without(name: str) -> Any:
         (_cut, "cut off or altered"),
         (lambda text: text.replace('"schema_version": 2', '"schema_version": 99'), "schema version 99"),
         (lambda text: "[]", "does not hold a JSON object"),
-        (lambda text: '{"schema_version": 2}', "'run_id' is missing"),
+        (lambda text: '{"schema_version": 2}', "lacks run_id, kind"),
         (_without("verdict"), r"ops\[0\] lacks verdict"),
         (lambda text: text.replace('"num_pairs"', '"pairs"'), r"timings\[0\] lacks num_pairs"),
+        (lambda text: text.replace('"ratio": 1.62', '"ratio": "x"'), r"timings\[0\]\.ratio is 'x', not a number"),
+        (lambda text: text.replace('"ratio": 1.62', '"ratio": 0.0'), r"ratio is 0\.0, not a finite number over 0"),
+        (lambda text: text.replace('"speed": "WIN"', '"speed": "MAYBE"'), "speed is 'MAYBE', not one of WIN, LOSS"),
+        (
+            lambda text: text.replace('"outcome": "rejected"', '"outcome": "so"'),
+            r"nulls\[0\]\.outcome is 'so', not one",
+        ),
+        (lambda text: text.replace('"torch": ', '"tensors": '), r"environment\.packages lacks torch"),
+        (lambda text: text.replace('"num_sms": 132', '"num_sms": null'), r"gpu\.num_sms is None, not a whole number"),
     ],
 )
 def test_damaged_results_are_one_clear_error(tmp_path: Path, change: Any, message: str) -> None:

@@ -17,6 +17,7 @@ from fastkernels.cli import main
 from fastkernels.harness.verdict import Verdict
 from fastkernels.report.compare import compare_runs, differences, ratio_of_speedups
 from fastkernels.report.load import load_results
+from fastkernels.report.publish import write_page
 
 B200 = {**ENVIRONMENT["gpu"], "name": "NVIDIA B200"}
 
@@ -66,6 +67,20 @@ def test_what_failed_is_told_whole_below_the_table(tmp_path: Path, capsys: pytes
         assert text in out
     assert "(tied)" not in out
     assert "Noise floor: 2.0 %. WIN and LOSS need" in out
+
+
+def test_two_reports_of_one_run_at_once_both_write_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, replace = tmp_path / "report.html", Path.replace
+
+    def replace_later(temporary: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        write_page(page, "the other's")
+        return replace(temporary, target)
+
+    monkeypatch.setattr(Path, "replace", replace_later)
+    write_page(page, "mine")
+    assert page.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [page]
 
 
 def test_json_is_the_results_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,8 +93,7 @@
   let isReading = false;
   const read = () => {
     const text = location.hash.slice(1);
-    if (text && !text.includes("=")) return;
-    const state = new URLSearchParams(text);
+    const state = new URLSearchParams(text.includes("=") ? text : "");
     isReading = true;
     for (const control of controls) {
       const wanted = state.get(control.dataset.state) ?? defaults.get(control);
@@ -114,6 +113,7 @@
   };
   for (const form of document.querySelectorAll("form.filters")) form.addEventListener("input", changed);
   for (const table of sorted) table.tHead.addEventListener("click", (event) => { if (!isReading && event.target.closest("button")) write(); });
-  addEventListener("hashchange", read);
+  const isPlace = () => location.hash.length > 1 && !location.hash.includes("=");
+  addEventListener("hashchange", () => { if (!isPlace()) read(); }); // a link to a place of the page chooses nothing
   read();
 })();
