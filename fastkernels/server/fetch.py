@@ -14,11 +14,22 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
-from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    Request,
+)
 
 from fastkernels.errors import UsageError
 
 _TIMEOUT_SECONDS = 20.0
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""What of IPv6 leads into the open internet: its own part, and IPv4 addresses in their last 32 bits (RFC 6052)."""
 
 
 class _Refused(OSError):
@@ -53,10 +64,12 @@ class Fetcher:
 
         class Redirects(HTTPRedirectHandler):
             def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-                fetcher._check_host(newurl)
+                fetcher._check(newurl)
                 return super().redirect_request(req, fp, code, msg, headers, newurl)
 
-        self._opener = build_opener(ProxyHandler({}), PlainHandler, SecureHandler, Redirects)
+        self._opener = OpenerDirector()  # build_opener's would follow a redirect to ftp: past _connect
+        for handler in (PlainHandler, SecureHandler, Redirects, HTTPErrorProcessor, HTTPDefaultErrorHandler):
+            self._opener.add_handler(handler())
 
     def fetch(self, url: str, what: str, max_bytes: int) -> bytes:
         """The content of an http or https URL, at most one byte more than `max_bytes`; what: the word for it.
@@ -64,7 +77,7 @@ class Fetcher:
         Errors: UsageError when it may not be fetched, or cannot.
         """
         try:
-            self._check_host(url)
+            self._check(url)
             request = Request(url, headers={"User-Agent": "fastkernels"})
             with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
                 return answer.read(max_bytes + 1)
@@ -73,8 +86,11 @@ class Fetcher:
             verb = "may not" if isinstance(reason, _Refused) else "cannot"
             raise UsageError(f"The {what} {url[:200]} {verb} be fetched: {reason}.") from error
 
-    def _check_host(self, url: str) -> None:
-        host = (urlparse(url).hostname or "").lower().strip(".")
+    def _check(self, url: str) -> None:
+        parsed = urlparse(url)
+        if parsed.scheme not in ("http", "https"):
+            raise _Refused(f"media comes from http and https addresses alone, not from one of {parsed.scheme}")
+        host = (parsed.hostname or "").lower().strip(".")
         if self.domains and not any(host == domain or host.endswith(f".{domain}") for domain in self.domains):
             raise _Refused(f"this server takes media from {', '.join(self.domains)} alone, not from {host}")
 
@@ -98,5 +114,12 @@ class Fetcher:
 
 def _is_open(text: str | int) -> bool:
     address = ipaddress.ip_address(str(text).partition("%")[0])
-    inner = getattr(address, "ipv4_mapped", None) or address
-    return inner.is_global and not inner.is_multicast
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return _is_open(str(inner))
+        if address not in _GLOBAL_UNICAST:
+            return False
+    return address.is_global and not address.is_multicast

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fastkernels.errors import UsageError
+from fastkernels.server import fetch
 from fastkernels.server.fetch import Fetcher
 from fastkernels.server.service import ServerConfig
 
@@ -61,11 +62,25 @@ def test_without_a_named_host_nothing_near_is_spoken_to(files: HTTPServer, host:
 
 
 @pytest.mark.parametrize(
-    "address", ["10.0.0.1", "192.168.1.1", "169.254.169.254", "[fe80::1]", "[fd00::1]", "224.0.0.1"]
+    "address", ["10.0.0.1", "192.168.1.1", "169.254.169.254", "[fe80::1]", "[fd00::1]", "224.0.0.1", "[fec0::1]"]
 )
 def test_addresses_of_networks_near_are_refused_unseen(address: str) -> None:
     with pytest.raises(UsageError, match="not of the open internet"):
         fetched(Fetcher(), f"http://{address}/latest/meta-data")
+
+
+@pytest.mark.parametrize("prefix", ["::ffff:{}", "64:ff9b::{}", "::{}", "::ffff:0:{}", "2002:{}::"])
+@pytest.mark.parametrize("near", ["7f00:1", "a00:1", "a9fe:a9fe"])
+def test_an_address_near_is_refused_within_an_address_of_ipv6(prefix: str, near: str) -> None:
+    with pytest.raises(UsageError, match="not of the open internet"):
+        fetched(Fetcher(), f"http://[{prefix.format(near)}]/latest/meta-data")
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::"]
+)
+def test_addresses_of_the_open_internet_are_taken(address: str) -> None:
+    assert fetch._is_open(address)
 
 
 def test_a_name_that_leads_near_is_refused(monkeypatch: pytest.MonkeyPatch, files: HTTPServer) -> None:
@@ -86,12 +101,24 @@ def test_a_redirect_is_looked_at_too(files: HTTPServer) -> None:
     assert fetched(Fetcher(["127.0.0.1"]), f"{moved}http://127.0.0.1:{files.server_port}/cat.png") == b"content"
 
 
+def test_a_redirect_leads_to_no_other_scheme(files: HTTPServer) -> None:
+    fetcher, moved = Fetcher(["127.0.0.1"]), f"http://127.0.0.1:{files.server_port}/moved/"
+    with socket.create_server(("127.0.0.1", 0)) as near:
+        near.setblocking(False)
+        with pytest.raises(UsageError, match=r"may not be fetched: .* http and https .* not from one of ftp"):
+            fetched(fetcher, f"{moved}ftp://127.0.0.1:{near.getsockname()[1]}/secret")
+        with pytest.raises(BlockingIOError):
+            near.accept()
+    with pytest.raises(UsageError, match=r"cannot be fetched: .* not allowed"):
+        fetched(fetcher, f"{moved}file:///etc/hostname")
+
+
 def test_subdomains_are_of_the_domain_and_lookalikes_are_not() -> None:
     fetcher = Fetcher(["Example.org"])
-    fetcher._check_host("http://a.example.ORG/x")
+    fetcher._check("http://a.example.ORG/x")
     for host in ("badexample.org", "example.org.evil.net", ""):
         with pytest.raises(OSError, match=r"takes media from example\.org alone"):
-            fetcher._check_host(f"http://{host}/x")
+            fetcher._check(f"http://{host}/x")
 
 
 def test_a_domain_that_is_a_url_is_refused() -> None:
