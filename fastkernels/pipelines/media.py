@@ -30,6 +30,9 @@ MAX_SECONDS = 4 * 3600
 MAX_SAMPLES = 1 << 29
 """Of all channels: 4 bytes each while they are mixed to one, 100 minutes of stereo at 44.1 kHz."""
 
+MIN_RATE, MAX_RATE = 1000, 384_000
+"""Of a recording, in Hz: the filter that resamples it is as long as twenty times a rate that has no common divisor."""
+
 MAX_FRAMES = 4096
 MAX_KEPT_PIXELS = 1 << 28
 """Of all frames that are taken of a video, 3 bytes each: 32 of 3840 x 2160 fit."""
@@ -146,8 +149,8 @@ def load_audio(source: Any, sampling_rate: int) -> np.ndarray:
     """[samples] float32 in [-1, 1], one channel, resampled to sampling_rate (Hz).
 
     source: anything read_bytes takes (WAV, FLAC, OGG, MP3), or an array [samples] that has that rate already.
-    Errors: UsageError when it is no sound, is broken, lasts more than MAX_SECONDS, or has more than
-        MAX_SAMPLES.
+    Errors: UsageError when it is no sound, is broken, lasts more than MAX_SECONDS, has more than MAX_SAMPLES, or a
+        rate outside [MIN_RATE, MAX_RATE].
     """
     if isinstance(source, np.ndarray):
         if source.ndim != 1 or not np.issubdtype(source.dtype, np.floating):
@@ -165,6 +168,8 @@ def load_audio(source: Any, sampling_rate: int) -> np.ndarray:
 
 
 def _check_length(num_frames: int, num_channels: int, rate: int) -> None:
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise UsageError(f"The audio has {rate} samples a second; it is resampled from {MIN_RATE} to {MAX_RATE}.")
     if num_frames > MAX_SECONDS * rate:
         raise UsageError(f"The audio lasts {num_frames / rate:.0f} s; the most is {MAX_SECONDS} s.")
     if num_frames * num_channels > MAX_SAMPLES:

@@ -114,6 +114,13 @@ def test_broken_audio_is_refused(source: object) -> None:
         load_audio(source, 16000)
 
 
+@pytest.mark.parametrize("rate", [1, 999, 384_001, 1_000_003, 2**31 - 1])
+def test_a_rate_that_would_need_an_endless_filter_is_refused(monkeypatch: pytest.MonkeyPatch, rate: int) -> None:
+    monkeypatch.setattr(media, "resample", lambda *_: pytest.fail("it was resampled"))
+    with pytest.raises(UsageError, match=f"has {rate} samples a second; it is resampled from 1000 to 384000"):
+        load_audio(wav(np.zeros(100), rate), 16000)
+
+
 def test_audio_that_lasts_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media, "MAX_SECONDS", 1)
     with pytest.raises(UsageError, match="lasts 2 s; the most is 1 s"):
