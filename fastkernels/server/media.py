@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from fastkernels.engine.multimodal import ProcessedPrompt
 from fastkernels.errors import UnsupportedError, UsageError
+from fastkernels.pipelines.media import MAX_BYTES, read_bytes
 from fastkernels.server.errors import ApiError
+from fastkernels.server.fetch import MOST_SECONDS, Fetcher
 from fastkernels.server.protocol import Message
 from fastkernels.server.service import Service
 
@@ -30,14 +33,16 @@ async def process(service: Service, messages: Sequence[Message], text: str) -> P
     processor = service.processor
     assert processor is not None
 
-    def run() -> ProcessedPrompt:
+    def run(sources: Sequence[str | bytes]) -> ProcessedPrompt:
         data: dict[str, list[bytes]] = {}
-        for modality, url in wanted:
-            data.setdefault(modality, []).append(_load(service, modality, url))
+        for (modality, _), source in zip(wanted, sources, strict=True):
+            data.setdefault(modality, []).append(read_bytes(source, modality))
         return processor(text, data, add_special_tokens=False)
 
+    is_fetching = any(_is_remote(url) for _, url in wanted)
     try:
-        return await asyncio.to_thread(run)
+        async with service.fetcher.turns if is_fetching else contextlib.nullcontext():
+            return await asyncio.to_thread(run, await _fetched(service.fetcher, wanted))
     except (UsageError, UnsupportedError) as error:
         raise ApiError(400, f"messages: {error}", "messages") from error
 
@@ -66,12 +71,15 @@ def _is_inside(path: Path, folder: Path) -> bool:
         return False
 
 
-def _load(service: Service, modality: str, url: str) -> bytes:
-    """The file as it is: the processor decodes one at a time, and no more of each than it needs."""
-    from fastkernels.pipelines.media import MAX_BYTES, read_bytes
+async def _fetched(fetcher: Fetcher, wanted: Sequence[tuple[str, str]]) -> list[str | bytes]:
+    """The files behind http and https as they are, the other URLs: the processor decodes one at a time, and no more
+    of each than it needs."""
+    end = asyncio.get_running_loop().time() + MOST_SECONDS
+    return [await fetcher.fetch(url, what, MAX_BYTES, end) if _is_remote(url) else url for what, url in wanted]
 
-    is_remote = urlparse(url).scheme in ("http", "https")
-    return read_bytes(service.fetcher.fetch(url, modality, MAX_BYTES) if is_remote else url, modality)
+
+def _is_remote(url: str) -> bool:
+    return urlparse(url).scheme in ("http", "https")
 
 
 def _shown(url: str) -> str:

@@ -19,6 +19,7 @@ from fastkernels.server.errors import ApiError, json_response
 from fastkernels.server.generation import Job, Prompt, collect, request_id_of
 from fastkernels.server.multipart import Part, read_form
 from fastkernels.server.service import Service
+from fastkernels.server.stream import unless_gone
 
 _FORMATS = ("json", "text", "verbose_json")
 _FIELDS = ("model", "language", "prompt", "response_format")
@@ -104,7 +105,8 @@ async def respond(request: Request, service: Service) -> Response:
     except UsageError as error:
         raise ApiError(400, str(error), "prompt" if "came before" in str(error) else "language") from error
     try:
-        windows, features = await asyncio.to_thread(_hear, processor, form.file, engine)
+        hearing = asyncio.to_thread(_hear, processor, form.file, engine)
+        windows, features = await unless_gone(request.receive, hearing)
     except UsageError as error:
         raise ApiError(400, f"file: {error}", "file") from error
     wanted = SamplingParams(

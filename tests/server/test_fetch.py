@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from waiting import dripping, wait_until
 
 from fastkernels.errors import UsageError
 from fastkernels.server import fetch
@@ -44,8 +47,11 @@ def files() -> Iterator[HTTPServer]:
     server.server_close()
 
 
-def fetched(fetcher: Fetcher, url: str, most: int = 100) -> bytes:
-    return fetcher.fetch(url, "image", most)
+def fetched(fetcher: Fetcher, url: str, most: int = 100, seconds: float = 60) -> bytes:
+    async def run() -> bytes:
+        return await fetcher.fetch(url, "image", most, asyncio.get_running_loop().time() + seconds)
+
+    return asyncio.run(run())
 
 
 def test_a_named_host_is_fetched_from_and_no_more_than_asked(files: HTTPServer) -> None:
@@ -114,11 +120,37 @@ def test_a_redirect_leads_to_no_other_scheme(files: HTTPServer) -> None:
 
 
 def test_subdomains_are_of_the_domain_and_lookalikes_are_not() -> None:
-    fetcher = Fetcher(["Example.org"])
-    fetcher._check("http://a.example.ORG/x")
+    one = fetch._Fetch(Fetcher(["Example.org"]).domains)
+    one._check("http://a.example.ORG/x")
     for host in ("badexample.org", "example.org.evil.net", ""):
         with pytest.raises(OSError, match=r"takes media from example\.org alone"):
-            fetcher._check(f"http://{host}/x")
+            one._check(f"http://{host}/x")
+
+
+@pytest.mark.parametrize("begins", [b"", b"HTTP/1.0 200 OK\r\n", b"HTTP/1.0 200 OK\r\n\r\n"])
+def test_a_host_that_drips_is_left_in_time(begins: bytes) -> None:
+    with dripping(begins) as host:
+        start = time.monotonic()
+        with pytest.raises(UsageError, match=r"cannot be fetched: it did not come in time; .* within 120 s"):
+            fetched(Fetcher(["127.0.0.1"]), host.url, seconds=0.3)
+        assert time.monotonic() - start < 5
+        wait_until(lambda: (host.num_seen, host.num_open) == (1, 0))
+
+
+def test_who_waits_no_more_leaves_the_host_and_the_thread() -> None:
+    async def run(fetcher: Fetcher, url: str) -> None:
+        loop = asyncio.get_running_loop()
+        many = [asyncio.create_task(fetcher.fetch(url, "image", 100, loop.time() + 60)) for _ in range(40)]
+        await asyncio.to_thread(wait_until, lambda: host.num_open == 16)
+        for one in many:
+            one.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+
+    fetcher = Fetcher(["127.0.0.1"])
+    with dripping(b"") as host:
+        asyncio.run(run(fetcher, host.url))
+        wait_until(lambda: host.num_open == 0)
+        wait_until(lambda: not fetcher._threads._unfinished)
 
 
 def test_a_domain_that_is_a_url_is_refused() -> None:

@@ -17,6 +17,7 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 from skimage import data
+from waiting import dripping, send, wait_until
 
 from fastkernels.engine.llm import LLM
 from fastkernels.engine.sampling_params import SamplingParams
@@ -168,6 +169,20 @@ def test_of_a_video_file_32_frames_are_taken(client: OpenAI) -> None:
 def test_what_cannot_be_used_is_a_400(client: OpenAI, address: str, message: str) -> None:
     with pytest.raises(openai.BadRequestError, match=message):
         ask(client, [image_part(address), text_part("?")])
+
+
+def test_a_slow_host_holds_up_nobody_else_and_nobody_who_left(client: OpenAI, server: LocalServer) -> None:
+    cat = [image_part(url(CAT)), text_part("?")]
+    expected = ask(client, cat).choices[0].message.content
+    with dripping(b"HTTP/1.0 200 OK\r\n\r\n") as host:
+        messages = [{"role": "user", "content": [image_part(host.url), text_part("?")]}]
+        asked = [send(server.url, "/v1/chat/completions", messages=messages) for _ in range(40)]
+        wait_until(lambda: host.num_open == 16)
+        assert ask(client, cat, timeout=20).choices[0].message.content == expected
+        for sock in asked:
+            sock.close()
+        wait_until(lambda: server.log.count('"outcome": "aborted"') == 40)
+        wait_until(lambda: host.num_open == 0)
 
 
 @pytest.mark.parametrize(
