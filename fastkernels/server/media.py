@@ -20,6 +20,9 @@ _SCHEMES = ("http", "https", "data")
 MAX_ITEMS = 64
 """Of one request: each is fetched and decoded before the engine sees any."""
 
+MAX_SUM_BYTES = 256 << 20
+"""Of the files of one request: all are held while they are decoded, one after the other."""
+
 
 async def process(service: Service, messages: Sequence[Message], text: str) -> ProcessedPrompt:
     """The prompt `text` with the media of `messages` in order. Errors: ApiError 400 says which cannot be used."""
@@ -35,8 +38,11 @@ async def process(service: Service, messages: Sequence[Message], text: str) -> P
 
     def run(sources: Sequence[str | bytes]) -> ProcessedPrompt:
         data: dict[str, list[bytes]] = {}
+        contents: list[bytes] = []
         for (modality, _), source in zip(wanted, sources, strict=True):
-            data.setdefault(modality, []).append(read_bytes(source, modality))
+            contents.append(read_bytes(source, modality))
+            _check_sum(contents, len(wanted))
+            data.setdefault(modality, []).append(contents[-1])
         return processor(text, data, add_special_tokens=False)
 
     is_fetching = any(_is_remote(url) for _, url in wanted)
@@ -75,7 +81,20 @@ async def _fetched(fetcher: Fetcher, wanted: Sequence[tuple[str, str]]) -> list[
     """The files behind http and https as they are, the other URLs: the processor decodes one at a time, and no more
     of each than it needs."""
     end = asyncio.get_running_loop().time() + MOST_SECONDS
-    return [await fetcher.fetch(url, what, MAX_BYTES, end) if _is_remote(url) else url for what, url in wanted]
+    sources: list[str | bytes] = []
+    for what, url in wanted:
+        sources.append(await fetcher.fetch(url, what, MAX_BYTES, end) if _is_remote(url) else url)
+        _check_sum([one for one in sources if isinstance(one, bytes)], len(wanted))
+    return sources
+
+
+def _check_sum(contents: Sequence[bytes], num_wanted: int) -> None:
+    num_bytes = sum(map(len, contents))
+    if num_bytes > MAX_SUM_BYTES:
+        raise UsageError(
+            f"{len(contents)} of {num_wanted} pictures and videos have {num_bytes} bytes together; the most of a "
+            f"request is {MAX_SUM_BYTES}. Send fewer, or smaller ones."
+        )
 
 
 def _is_remote(url: str) -> bool:
