@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fastkernels.errors import UsageError
 
@@ -119,11 +119,13 @@ def load_image(source: Any) -> Image.Image:
             opened = Image.open(io.BytesIO(data))
             _check_pixels(opened.size, "The image")
             opened.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"The image of {len(data)} bytes cannot be read: {error}.") from error
+            return _upright(opened)
+    except UsageError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UsageError(f"The image is too large: {error}") from error
-    return _upright(opened)
+    except Exception as error:  # of a broken file Pillow raises whatever it comes to: struct.error, NotImplementedError
+        raise UsageError(f"The image of {len(data)} bytes cannot be read: {error}.") from error
 
 
 def _check_pixels(size: tuple[int, int], what: str) -> None:
