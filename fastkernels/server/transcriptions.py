@@ -119,7 +119,7 @@ async def respond(request: Request, service: Service) -> Response:
     job = Job(request_id_of(request, "trsc"), form.model or service.model_names[0], prompts, params)
     outputs = await collect(request, engine, job)
     answers = [output.outputs[0] for output in outputs]
-    language = form.language and processor.language_code(form.language)
+    language = processor.language_code(form.language)
     return _answer(form, processor.transcription(windows, [answer.token_ids for answer in answers], language), answers)
 
 
@@ -149,6 +149,7 @@ def _answer(form: TranscriptionForm, found: Any, answers: Sequence[CompletionOut
             "temperature": form.temperature,
             "avg_logprob": _mean([one.logprobs[0] for one in answer.logprobs or ()]),
             "compression_ratio": len(text.encode()) / len(zlib.compress(text.encode())),
+            "no_speech_prob": 0.0,  # not measured; OpenAI's form has it always
         }
         for i, ((start, end, text, tokens), answer) in enumerate(zip(found.segments, answers, strict=True))
     ]
