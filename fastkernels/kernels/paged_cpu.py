@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -101,8 +102,18 @@ _FLAGS = [
 def library() -> ctypes.CDLL:
     """The C++ library, built when this machine has not built it before; its symbols are there for generated code.
 
-    Errors: EnvironmentProblem when there is no C++ compiler or it fails.
+    Errors: EnvironmentProblem when there is no C++ compiler or it fails, or no folder to keep the library in.
     """
+    try:
+        return ctypes.CDLL(str(_built()), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:  # torch's modules ask for the folder too, when they are imported
+        raise EnvironmentProblem(
+            f"{_SOURCE.name} cannot be built and kept: {error}. Let TORCHINDUCTOR_CACHE_DIR name a folder for it."
+        ) from error
+
+
+def _built() -> Path:
+    """Errors: EnvironmentProblem; OSError."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
     from torch._inductor.runtime.cache_dir_utils import cache_dir
@@ -115,14 +126,16 @@ def library() -> ctypes.CDLL:
     command = [compiler, *_FLAGS, f"-I{root / 'include'}", f"-L{root / 'lib'}"]
     key = hashlib.sha256(repr((command, torch.__version__, _cpu())).encode() + _SOURCE.read_bytes()).hexdigest()[:16]
     path = Path(cache_dir()) / "fastkernels" / f"paged_cpu_{key}.so"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = path.with_suffix(f".{os.getpid()}.so")
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
         done = subprocess.run([*command, "-o", str(made), str(_SOURCE), "-ltorch_cpu"], capture_output=True, text=True)
         if done.returncode:
             raise EnvironmentProblem(f"{compiler} cannot build {_SOURCE.name}: {done.stderr.strip()[-500:]}")
         os.replace(made, path)
-    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    return path
 
 
 def _cpu() -> str:

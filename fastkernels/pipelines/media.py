@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fastkernels.errors import UsageError
 
@@ -29,6 +29,9 @@ MAX_PIXELS = 64 << 20
 MAX_SECONDS = 4 * 3600
 MAX_SAMPLES = 1 << 29
 """Of all channels: 4 bytes each while they are mixed to one, 100 minutes of stereo at 44.1 kHz."""
+
+MIN_RATE, MAX_RATE = 1000, 384_000
+"""Of a recording, in Hz: the filter that resamples it is as long as twenty times a rate that has no common divisor."""
 
 MAX_FRAMES = 4096
 MAX_KEPT_PIXELS = 1 << 28
@@ -116,11 +119,13 @@ def load_image(source: Any) -> Image.Image:
             opened = Image.open(io.BytesIO(data))
             _check_pixels(opened.size, "The image")
             opened.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"The image of {len(data)} bytes cannot be read: {error}.") from error
+            return _upright(opened)
+    except UsageError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UsageError(f"The image is too large: {error}") from error
-    return _upright(opened)
+    except Exception as error:  # of a broken file Pillow raises whatever it comes to: struct.error, NotImplementedError
+        raise UsageError(f"The image of {len(data)} bytes cannot be read: {error}.") from error
 
 
 def _check_pixels(size: tuple[int, int], what: str) -> None:
@@ -146,8 +151,8 @@ def load_audio(source: Any, sampling_rate: int) -> np.ndarray:
     """[samples] float32 in [-1, 1], one channel, resampled to sampling_rate (Hz).
 
     source: anything read_bytes takes (WAV, FLAC, OGG, MP3), or an array [samples] that has that rate already.
-    Errors: UsageError when it is no sound, is broken, lasts more than MAX_SECONDS, or has more than
-        MAX_SAMPLES.
+    Errors: UsageError when it is no sound, is broken, lasts more than MAX_SECONDS, has more than MAX_SAMPLES, or a
+        rate outside [MIN_RATE, MAX_RATE].
     """
     if isinstance(source, np.ndarray):
         if source.ndim != 1 or not np.issubdtype(source.dtype, np.floating):
@@ -165,6 +170,8 @@ def load_audio(source: Any, sampling_rate: int) -> np.ndarray:
 
 
 def _check_length(num_frames: int, num_channels: int, rate: int) -> None:
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise UsageError(f"The audio has {rate} samples a second; it is resampled from {MIN_RATE} to {MAX_RATE}.")
     if num_frames > MAX_SECONDS * rate:
         raise UsageError(f"The audio lasts {num_frames / rate:.0f} s; the most is {MAX_SECONDS} s.")
     if num_frames * num_channels > MAX_SAMPLES:

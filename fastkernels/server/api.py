@@ -23,6 +23,7 @@ from fastkernels.server.protocol import (
     TokenizeBody,
 )
 from fastkernels.server.service import Phase, Service
+from fastkernels.server.stream import unless_gone
 
 _ERROR: dict[str, Any] = {"description": "What is off, in OpenAI's form."}
 _OK: dict[int | str, dict[str, Any]] = {200: {"description": "The answer; events when `stream` is set."}}
@@ -49,7 +50,8 @@ async def create_completion(body: CompletionBody, request: Request, service: Ser
 @router.post("/v1/chat/completions")
 async def create_chat_completion(body: ChatBody, request: Request, service: Served) -> Response:
     engine = service.engine_for(body.model)
-    job = await chat_completions.build_job(service, body, request_id_of(request, "chatcmpl"))
+    building = chat_completions.build_job(service, body, request_id_of(request, "chatcmpl"))
+    job = await unless_gone(request.receive, building)
     shape = chat_completions.ChatShape(body, job, engine.processor.vocabulary)
     return await respond(request, engine, job, shape, bool(body.stream), body.includes_usage)
 

@@ -57,13 +57,14 @@ class InFlight:
 
 
 class Threads(ThreadPoolExecutor):
-    """asyncio's default executor, of daemon threads: neither the loop's end nor the process's waits for them.
+    """An executor for asyncio, of daemon threads: neither the loop's end nor the process's waits for them.
 
-    asyncio takes no executor of another class; nothing of this one is used.
+    As its default asyncio takes no executor of another class; nothing of this one is used.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = _MOST_THREADS) -> None:
         super().__init__()
+        self._most = most
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._unfinished: set[Future[Any]] = set()
         self._num_threads = 0
@@ -73,7 +74,7 @@ class Threads(ThreadPoolExecutor):
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
         self._jobs.put((future, functools.partial(fn, *args, **kwargs)))
-        if self._num_threads < min(_MOST_THREADS, len(self._unfinished)):
+        if self._num_threads < min(self._most, len(self._unfinished)):
             self._num_threads += 1
             threading.Thread(target=self._work, name=f"server-{self._num_threads}", daemon=True).start()
         return future

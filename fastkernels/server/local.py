@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,9 @@ from typing import IO
 from fastkernels.errors import EnvironmentProblem
 
 _POLL_SECONDS = 0.05
+_LAST_WORDS_SECONDS = 10
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""This machine's own address is behind no proxy."""
 
 
 @dataclass
@@ -33,10 +35,14 @@ class LocalServer:
 
     def wait_until_ready(self, timeout: float) -> None:
         """Errors: EnvironmentProblem with the server's own words when it ends or takes longer."""
+        if not self.url:  # it has refused its options
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(_LAST_WORDS_SECONDS)
+            timeout = 0
         end = time.monotonic() + timeout
         while time.monotonic() < end and self.process.poll() is None:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                urllib.request.urlopen(f"{self.url}/ready", timeout=5).close()
+            with contextlib.suppress(OSError):  # URLError and a read's TimeoutError are such
+                _opener.open(f"{self.url}/ready", timeout=5).close()
                 return
             time.sleep(_POLL_SECONDS)
         raise EnvironmentProblem(f"The server is not ready: {self.log[-2000:]}")

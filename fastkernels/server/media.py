@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from fastkernels.engine.multimodal import ProcessedPrompt
 from fastkernels.errors import UnsupportedError, UsageError
+from fastkernels.pipelines.media import MAX_BYTES, read_bytes
 from fastkernels.server.errors import ApiError
+from fastkernels.server.fetch import MOST_SECONDS, Fetcher
 from fastkernels.server.protocol import Message
 from fastkernels.server.service import Service
 
 _SCHEMES = ("http", "https", "data")
 MAX_ITEMS = 64
 """Of one request: each is fetched and decoded before the engine sees any."""
+
+MAX_SUM_BYTES = 256 << 20
+"""Of the files of one request: all are held while they are decoded, one after the other."""
 
 
 async def process(service: Service, messages: Sequence[Message], text: str) -> ProcessedPrompt:
@@ -30,14 +36,19 @@ async def process(service: Service, messages: Sequence[Message], text: str) -> P
     processor = service.processor
     assert processor is not None
 
-    def run() -> ProcessedPrompt:
+    def run(sources: Sequence[str | bytes]) -> ProcessedPrompt:
         data: dict[str, list[bytes]] = {}
-        for modality, url in wanted:
-            data.setdefault(modality, []).append(_load(service, modality, url))
+        contents: list[bytes] = []
+        for (modality, _), source in zip(wanted, sources, strict=True):
+            contents.append(read_bytes(source, modality))
+            _check_sum(contents, len(wanted))
+            data.setdefault(modality, []).append(contents[-1])
         return processor(text, data, add_special_tokens=False)
 
+    is_fetching = any(_is_remote(url) for _, url in wanted)
     try:
-        return await asyncio.to_thread(run)
+        async with service.fetcher.turns if is_fetching else contextlib.nullcontext():
+            return await asyncio.to_thread(run, await _fetched(service.fetcher, wanted))
     except (UsageError, UnsupportedError) as error:
         raise ApiError(400, f"messages: {error}", "messages") from error
 
@@ -66,12 +77,28 @@ def _is_inside(path: Path, folder: Path) -> bool:
         return False
 
 
-def _load(service: Service, modality: str, url: str) -> bytes:
-    """The file as it is: the processor decodes one at a time, and no more of each than it needs."""
-    from fastkernels.pipelines.media import MAX_BYTES, read_bytes
+async def _fetched(fetcher: Fetcher, wanted: Sequence[tuple[str, str]]) -> list[str | bytes]:
+    """The files behind http and https as they are, the other URLs: the processor decodes one at a time, and no more
+    of each than it needs."""
+    end = asyncio.get_running_loop().time() + MOST_SECONDS
+    sources: list[str | bytes] = []
+    for what, url in wanted:
+        sources.append(await fetcher.fetch(url, what, MAX_BYTES, end) if _is_remote(url) else url)
+        _check_sum([one for one in sources if isinstance(one, bytes)], len(wanted))
+    return sources
 
-    is_remote = urlparse(url).scheme in ("http", "https")
-    return read_bytes(service.fetcher.fetch(url, modality, MAX_BYTES) if is_remote else url, modality)
+
+def _check_sum(contents: Sequence[bytes], num_wanted: int) -> None:
+    num_bytes = sum(map(len, contents))
+    if num_bytes > MAX_SUM_BYTES:
+        raise UsageError(
+            f"{len(contents)} of {num_wanted} pictures and videos have {num_bytes} bytes together; the most of a "
+            f"request is {MAX_SUM_BYTES}. Send fewer, or smaller ones."
+        )
+
+
+def _is_remote(url: str) -> bool:
+    return urlparse(url).scheme in ("http", "https")
 
 
 def _shown(url: str) -> str:

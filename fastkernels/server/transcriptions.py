@@ -19,6 +19,7 @@ from fastkernels.server.errors import ApiError, json_response
 from fastkernels.server.generation import Job, Prompt, collect, request_id_of
 from fastkernels.server.multipart import Part, read_form
 from fastkernels.server.service import Service
+from fastkernels.server.stream import unless_gone
 
 _FORMATS = ("json", "text", "verbose_json")
 _FIELDS = ("model", "language", "prompt", "response_format")
@@ -104,7 +105,8 @@ async def respond(request: Request, service: Service) -> Response:
     except UsageError as error:
         raise ApiError(400, str(error), "prompt" if "came before" in str(error) else "language") from error
     try:
-        windows, features = await asyncio.to_thread(_hear, processor, form.file, engine)
+        hearing = asyncio.to_thread(_hear, processor, form.file, engine)
+        windows, features = await unless_gone(request.receive, hearing)
     except UsageError as error:
         raise ApiError(400, f"file: {error}", "file") from error
     wanted = SamplingParams(
@@ -117,7 +119,7 @@ async def respond(request: Request, service: Service) -> Response:
     job = Job(request_id_of(request, "trsc"), form.model or service.model_names[0], prompts, params)
     outputs = await collect(request, engine, job)
     answers = [output.outputs[0] for output in outputs]
-    language = form.language and processor.language_code(form.language)
+    language = processor.language_code(form.language)
     return _answer(form, processor.transcription(windows, [answer.token_ids for answer in answers], language), answers)
 
 
@@ -147,6 +149,7 @@ def _answer(form: TranscriptionForm, found: Any, answers: Sequence[CompletionOut
             "temperature": form.temperature,
             "avg_logprob": _mean([one.logprobs[0] for one in answer.logprobs or ()]),
             "compression_ratio": len(text.encode()) / len(zlib.compress(text.encode())),
+            "no_speech_prob": 0.0,  # not measured; OpenAI's form has it always
         }
         for i, ((start, end, text, tokens), answer) in enumerate(zip(found.segments, answers, strict=True))
     ]

@@ -19,7 +19,7 @@ import pytest
 from waiting import gauges, wait_until
 
 from fastkernels.engine.config import EngineConfig
-from fastkernels.errors import CheckpointError
+from fastkernels.errors import CheckpointError, EnvironmentProblem
 from fastkernels.server import lifecycle, service
 from fastkernels.server.local import LocalServer, running_server
 from fastkernels.workloads import byte_tokenizer
@@ -69,6 +69,24 @@ def test_a_second_sigterm_stops_at_once(long_config: Path) -> None:
         assert time.monotonic() - start < 8
         assert running.result().status_code == 503
         assert not engine.is_running()
+
+
+REFUSING = "import os, sys, time; os.close(1); time.sleep(0.5); sys.exit('error: what it does not like')"
+"""It tells no address, and ends a while later."""
+
+
+def test_a_server_that_refuses_its_options_is_told_in_its_own_words() -> None:
+    refused = pytest.raises(EnvironmentProblem, match="not ready: error: what it does not like")
+    with refused, running_server("tiny-llama", program=("-c", REFUSING)):
+        pytest.fail("it was ready")
+
+
+def test_a_server_of_this_machine_is_behind_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with running_server("tiny-llama", "--device", "fake", ready_timeout=60) as server:
+        assert server.url.startswith("http://127.0.0.1:")
 
 
 SLOW = """

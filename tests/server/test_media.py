@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import re
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,15 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 from skimage import data
+from waiting import dripping, send, wait_until
 
 from fastkernels.engine.llm import LLM
 from fastkernels.engine.sampling_params import SamplingParams
+from fastkernels.server import media
+from fastkernels.server.errors import ApiError
+from fastkernels.server.fetch import Fetcher
 from fastkernels.server.local import LocalServer, running_server
+from fastkernels.server.protocol import Message
 
 MODEL = "tiny-qwen2_vl"
 PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -168,6 +175,50 @@ def test_of_a_video_file_32_frames_are_taken(client: OpenAI) -> None:
 def test_what_cannot_be_used_is_a_400(client: OpenAI, address: str, message: str) -> None:
     with pytest.raises(openai.BadRequestError, match=message):
         ask(client, [image_part(address), text_part("?")])
+
+
+@pytest.mark.parametrize("way", ["fetched", "sent", "both"])
+def test_the_files_of_a_request_have_a_limit_together(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setattr(media, "MAX_SUM_BYTES", 250)
+    fetched: list[str] = []
+
+    class Hosts(Fetcher):
+        async def fetch(self, address: str, *_: Any) -> bytes:
+            fetched.append(address)
+            return bytes(100)
+
+    service: Any = SimpleNamespace(
+        fetcher=Hosts(),
+        config=SimpleNamespace(allowed_local_media_path=None),
+        check_text=lambda *_: None,
+        processor=lambda text, contents, **_: [len(one) for one in contents["image"]],
+    )
+    named, sent = "http://pictures.org/cat.png", url(bytes(100))
+    addresses = {"fetched": [named] * 9, "sent": [sent] * 9, "both": [sent, named, named, sent]}[way]
+
+    def asked(num: int) -> Any:
+        parts = [image_part(address) for address in addresses[:num]]
+        return asyncio.run(media.process(service, [Message.model_validate({"role": "user", "content": parts})], ""))
+
+    assert asked(2) == [100, 100]
+    fetched.clear()
+    with pytest.raises(ApiError, match=r"^messages: 3 of \d pictures .* 300 bytes together; .* is 250\. Send fewer"):
+        asked(9)
+    assert len(fetched) == {"fetched": 3, "sent": 0, "both": 2}[way]
+
+
+def test_a_slow_host_holds_up_nobody_else_and_nobody_who_left(client: OpenAI, server: LocalServer) -> None:
+    cat = [image_part(url(CAT)), text_part("?")]
+    expected = ask(client, cat).choices[0].message.content
+    with dripping(b"HTTP/1.0 200 OK\r\n\r\n") as host:
+        messages = [{"role": "user", "content": [image_part(host.url), text_part("?")]}]
+        asked = [send(server.url, "/v1/chat/completions", messages=messages) for _ in range(40)]
+        wait_until(lambda: host.num_open == 16)
+        assert ask(client, cat, timeout=20).choices[0].message.content == expected
+        for sock in asked:
+            sock.close()
+        wait_until(lambda: server.log.count('"outcome": "aborted"') == 40)
+        wait_until(lambda: host.num_open == 0)
 
 
 @pytest.mark.parametrize(

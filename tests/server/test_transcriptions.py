@@ -12,6 +12,7 @@ import numpy as np
 import openai
 import pytest
 from openai import OpenAI
+from openai.types.audio import TranscriptionVerbose
 
 from fastkernels.engine.llm import LLM
 from fastkernels.engine.sampling_params import SamplingParams
@@ -82,6 +83,18 @@ def test_formats_tell_the_same_text(listener: OpenAI, expected: list[str]) -> No
     assert [(s.id, s.start, s.end, s.seek) for s in segments] == [(0, 0, 1, 0), (1, 1, 2, 100), (2, 2, 2.4, 200)]
     assert "".join(s.text for s in segments).strip() == verbose.text
     assert all(s.avg_logprob < 0 and s.tokens and s.compression_ratio > 0 for s in segments)
+
+
+@pytest.mark.parametrize(("given", "told"), [({}, "en"), ({"language": "french"}, "fr")])
+def test_the_verbose_form_has_all_that_openais_has(whisper: LocalServer, given: dict[str, str], told: str) -> None:
+    answer = httpx.post(
+        f"{whisper.url}/v1/audio/transcriptions",
+        files={"file": ("a.wav", wav(1.5))},
+        data={"response_format": "verbose_json", **given},
+    )
+    verbose = TranscriptionVerbose.model_validate(answer.json())
+    assert verbose.language == told
+    assert [segment.no_speech_prob for segment in verbose.segments or ()] == [0.0, 0.0]
 
 
 def test_two_channels_at_another_rate_are_heard(listener: OpenAI) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import os
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +96,31 @@ def test_steps_stay_eager_with_one_line_where_there_is_no_compiler(
     assert "No C++ compiler is here" in record.getMessage()
     assert tokens(llm, GREEDY, PROMPTS) == eager_tokens()
     assert num_compiled_steps(llm) == 0
+
+
+NOWHERE = """
+import logging
+from fastkernels.engine.llm import LLM
+from fastkernels.engine.sampling_params import SamplingParams
+logging.basicConfig(format="%(name)s %(message)s")
+llm = LLM("tiny-llama", device="cpu", warm="full", max_num_batched_tokens=64, num_pages=64)
+print(llm.generate([[5, 9, 17]], SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))[0].outputs[0].token_ids)
+"""
+"""A process of its own: torch looks for its folder when its modules are imported."""
+
+
+@pytest.mark.parametrize("kind", ["file", "files"])
+def test_steps_stay_eager_with_one_line_where_nothing_can_be_kept(tmp_path: Path, kind: str) -> None:
+    """Where the folder is a file, or cannot have one of ours within; permissions hold nothing from a superuser."""
+    (tmp_path / "fastkernels").touch()
+    folder = {"file": tmp_path / "fastkernels" / "cache", "files": tmp_path}[kind]
+    told = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", NOWHERE], env=told, capture_output=True, text=True)
+    assert done.stdout.strip() == str(eager_tokens()[0]), done.stderr
+    (line,) = [one for one in done.stderr.splitlines() if one.startswith("fastkernels.engine.compiled")]
+    assert "Decode steps stay eager" in line
+    assert str(folder) in line
+    assert "TORCHINDUCTOR_CACHE_DIR" in line
 
 
 def test_models_with_states_stay_eager(caplog: pytest.LogCaptureFixture) -> None:

@@ -81,6 +81,38 @@ def test_a_broken_image_is_refused_with_what_is_wrong(source: object, says: str)
         load_image(source)
 
 
+def saved(kind: str, **options: object) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(PIXELS).save(data, kind, **options)  # type: ignore[arg-type]
+    return data.getvalue()
+
+
+def turned(kind: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    exif[0x010F] = "maker"
+    return saved(kind, exif=exif.tobytes())
+
+
+def test_a_turned_image_is_upright_and_one_whose_exif_is_broken_is_refused() -> None:
+    for kind in ("JPEG", "WEBP", "PNG"):
+        good = turned(kind)
+        assert load_image(good).size == PIXELS.shape[:2]
+        assert good.count(b"MM\0*") == 1
+    for kind, broken in (("WEBP", b"MM\0G"), ("JPEG", b"MM\0*\xff\xff\xff\xff")):
+        content = turned(kind)
+        place = content.index(b"MM\0*")
+        with pytest.raises(UsageError, match=f"The image of {len(content)} bytes cannot be read"):
+            load_image(content[:place] + broken + content[place + len(broken) :])
+
+
+def test_an_image_of_a_kind_that_pillow_knows_but_cannot_read_is_refused() -> None:
+    content = bytearray(saved("DDS"))
+    content[80:88] = b"\x04\0\0\0what"  # the format of pixels by a name that nobody gave one
+    with pytest.raises(UsageError, match=r"cannot be read: Unimplemented pixel format"):
+        load_image(bytes(content))
+
+
 def test_a_huge_image_or_file_is_refused_with_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(media, "MAX_PIXELS", 100)
     with pytest.raises(UsageError, match="20 x 12 pixels; the most is 100"):
@@ -112,6 +144,13 @@ def test_audio_is_mixed_to_one_channel_and_resampled(tmp_path: Path) -> None:
 def test_broken_audio_is_refused(source: object) -> None:
     with pytest.raises(UsageError, match="audio"):
         load_audio(source, 16000)
+
+
+@pytest.mark.parametrize("rate", [1, 999, 384_001, 1_000_003, 2**31 - 1])
+def test_a_rate_that_would_need_an_endless_filter_is_refused(monkeypatch: pytest.MonkeyPatch, rate: int) -> None:
+    monkeypatch.setattr(media, "resample", lambda *_: pytest.fail("it was resampled"))
+    with pytest.raises(UsageError, match=f"has {rate} samples a second; it is resampled from 1000 to 384000"):
+        load_audio(wav(np.zeros(100), rate), 16000)
 
 
 def test_audio_that_lasts_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
