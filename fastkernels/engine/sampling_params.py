@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from fastkernels.engine.structured_limits import length_excess, regex_excess, schema_excess
 from fastkernels.errors import UsageError
 
 MAX_LOGPROBS = 20
@@ -24,7 +25,10 @@ class SamplingParamsError(UsageError):
 
 @dataclass(frozen=True)
 class StructuredOutputsParams:
-    """What the text must be: exactly one of these is set. json: a schema, as text or object."""
+    """What the text must be: exactly one of these is set. json: a schema, as text or object.
+
+    Errors: SamplingParamsError, also for what is longer or more deeply nested than can be compiled safely.
+    """
 
     json: str | Mapping[str, Any] | None = None
     regex: str | None = None
@@ -39,6 +43,18 @@ class StructuredOutputsParams:
             raise SamplingParamsError(
                 "structured_outputs", f"structured_outputs sets {chosen or 'nothing'}; set exactly one of {names}."
             )
+        excess = self._excess()
+        if excess is not None:
+            raise SamplingParamsError(f"structured_outputs.{chosen[0]}", excess)
+
+    def _excess(self) -> str | None:
+        if self.json is not None:
+            return schema_excess(self.json)
+        if self.regex is not None:
+            return regex_excess("regex", self.regex)
+        if self.choice is not None:
+            return length_excess("choice", self.choice)
+        return None if self.grammar is None else length_excess("grammar", [self.grammar])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fastkernels.server.local import LocalServer
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "hi"}]
 DEEP = json.loads("[" * 200 + "]" * 200)
+DEEP_PATTERN = {"type": "json_schema", "json_schema": {"schema": {"pattern": "(" * 100_000 + ")" * 100_000}}}
 
 BAD: list[tuple[str, dict[str, Any], str | None, str]] = [
     (COMPLETIONS, {}, "prompt", "required"),
@@ -63,6 +64,8 @@ BAD: list[tuple[str, dict[str, Any], str | None, str]] = [
     (COMPLETIONS, {"prompt": "x", "stream": "yes"}, "stream", "boolean"),
     (COMPLETIONS, {"prompt": "x", "structured_outputs": {}}, "structured_outputs", "exactly one"),
     (COMPLETIONS, {"prompt": "x", "structured_outputs": {"json": {"a": DEEP}}}, "structured_outputs", "nested"),
+    (COMPLETIONS, {"prompt": "x", "structured_outputs": {"regex": "(" * 999}}, "structured_outputs.regex", "most 200"),
+    (CHAT, {"messages": USER, "response_format": DEEP_PATTERN}, "structured_outputs.json", "at most 131072"),
     (CHAT, {}, "messages", "required"),
     (CHAT, {"messages": []}, "messages", "empty"),
     (CHAT, {"messages": "hi"}, "messages", "list"),
