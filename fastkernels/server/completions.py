@@ -10,6 +10,7 @@ from fastkernels.engine.outputs import CompletionOutput, RequestOutput, TokenLog
 from fastkernels.server.generation import Job, Prompt, usage
 from fastkernels.server.protocol import CompletionBody
 from fastkernels.server.service import Service
+from fastkernels.server.token_logprobs import TextOffsets, token_name
 
 DEFAULT_MAX_TOKENS = 16
 _TOLD = ("text", "finish_reason", "logprobs", "token_ids", "prompt_logprobs")
@@ -55,7 +56,7 @@ class CompletionShape:
         self._wants_prompt_logprobs = body.prompt_logprobs is not None
         self._echoed: set[tuple[int, int]] = set()
         self._scored: set[tuple[int, int]] = set()
-        self._offsets: dict[tuple[int, int], int] = {}
+        self._offsets: dict[tuple[int, int], TextOffsets] = {}
 
     def response(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         choices = [self._choice(i, output, answer) for i, output in enumerate(outputs) for answer in output.outputs]
@@ -107,26 +108,32 @@ class CompletionShape:
         self, key: tuple[int, int], output: RequestOutput, answer: CompletionOutput, echoes: bool
     ) -> dict[str, Any]:
         said: list[tuple[int, TokenLogprobs | None]] = []
+        offsets = self._offsets.get(key)
+        if offsets is None:
+            skips = self._job.params.skip_special_tokens
+            offsets = self._offsets[key] = TextOffsets(self._vocabulary, skips)
+        begins = []
         if echoes:
             tokens = output.prompt_token_ids
             said += zip(tokens, [None, *(output.prompt_logprobs or [None] * (len(tokens) - 1))], strict=False)
+            begins += offsets.of_prompt([token for token, _ in said], self._prompt_text(key[0]))
         if not self._job.is_scoring:
-            said += zip(answer.token_ids, answer.logprobs or (), strict=False)
-        text = self._vocabulary.token_text
-        offset, offsets = self._offsets.get(key, 0), []
-        for token, _ in said:
-            offsets.append(offset)
-            offset += len(text(token))
-        self._offsets[key] = offset
+            told = list(zip(answer.token_ids, answer.logprobs or (), strict=False))
+            said += told
+            begins += offsets.of_answer([token for token, _ in told])
         return {
-            "tokens": [text(token) for token, _ in said],
+            "tokens": [token_name(self._vocabulary, token) for token, _ in said],
             "token_logprobs": [None if p is None else _finite(p.logprobs[0]) for _, p in said],
-            "top_logprobs": [
-                None if p is None else {text(t): _finite(v) for t, v in zip(p.token_ids, p.logprobs, strict=True)}
-                for _, p in said
-            ],
-            "text_offset": offsets,
+            "top_logprobs": [None if p is None else self._by_name(p) for _, p in said],
+            "text_offset": begins,
         }
+
+    def _by_name(self, said: TokenLogprobs) -> dict[str, float]:
+        """Of two tokens of one text the first is told: the one that was drawn, or the likelier."""
+        named: dict[str, float] = {}
+        for token, value in zip(said.token_ids, said.logprobs, strict=True):
+            named.setdefault(token_name(self._vocabulary, token), _finite(value))
+        return named
 
 
 def prompt_logprobs(said: Sequence[TokenLogprobs], vocabulary: Vocabulary) -> list[dict[str, Any] | None]:
