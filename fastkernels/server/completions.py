@@ -36,14 +36,16 @@ async def build_job(service: Service, body: CompletionBody, request_id: str) -> 
 async def read_prompts(service: Service, given: Any, param: str, add_special_tokens: bool = True) -> list[Prompt]:
     """One prompt or several; texts or token ids. Errors: ApiError."""
     many = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    prompts = []
-    for one in many:
-        if isinstance(one, str):
-            prompts.append(Prompt(await service.encode(one, param, add_special_tokens), one))
-        else:
-            service.check_tokens(one, param)
-            prompts.append(Prompt(one))
-        service.check_placeholders(prompts[-1].token_ids, param)
+    service.check_count(many, param)
+    if isinstance(many[0], str):
+        encoded = await service.encode_all(many, param, add_special_tokens)
+        prompts = [Prompt(tokens, text) for tokens, text in zip(encoded, many, strict=True)]
+    else:
+        for tokens in many:
+            service.check_tokens(tokens, param)
+        prompts = [Prompt(tokens) for tokens in many]
+    for prompt in prompts:
+        service.check_placeholders(prompt.token_ids, param)
     return prompts
 
 
