@@ -47,7 +47,7 @@ BAD: list[tuple[str, dict[str, Any], str | None, str]] = [
     (COMPLETIONS, {"prompt": "x", "min_p": 2}, "min_p", "[0, 1]"),
     (COMPLETIONS, {"prompt": "x", "presence_penalty": 3}, "presence_penalty", "[-2, 2]"),
     (COMPLETIONS, {"prompt": "x", "repetition_penalty": 0}, "repetition_penalty", "0.001"),
-    (COMPLETIONS, {"prompt": "x", "seed": -1}, "seed", "2**63"),
+    (COMPLETIONS, {"prompt": "x", "seed": -(2**63) - 1}, "seed", "[-2**63, 2**63)"),
     (COMPLETIONS, {"prompt": "x", "logprobs": 21}, "logprobs", "[0, 20]"),
     (COMPLETIONS, {"prompt": "x", "stop": ""}, "stop", "not empty"),
     (COMPLETIONS, {"prompt": "x", "stop": ["a"] * 65}, "stop", "64"),
