@@ -34,6 +34,9 @@ main(int(sys.argv[2]), int(sys.argv[3]))"""
 _CLOSE_SECONDS = 5.0
 _POLL_SECONDS = 0.01
 _INLINE_CHARACTERS = 20_000
+_INLINE_TEXTS = 64
+_BATCH_TEXTS = 64
+"""An encoding holds some 100 bytes for each token: those of a long list are not held all at once."""
 """Longer texts are tokenised in a thread, so that the others' tokens are not held up."""
 
 
@@ -155,10 +158,18 @@ class AsyncEngine:
         return self._num_waiting
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        if len(text) <= _INLINE_CHARACTERS:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        many = await asyncio.to_thread(self.tokenizer.encode_batch, [text], add_special_tokens=add_special_tokens)
-        return many[0].ids
+        return (await self.encode_all([text], add_special_tokens))[0]
+
+    async def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each; what takes long is done in a thread."""
+        if len(texts) <= _INLINE_TEXTS and sum(map(len, texts)) <= _INLINE_CHARACTERS:
+            return [self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids for text in texts]
+        return await asyncio.to_thread(self._encode_many, texts, add_special_tokens)
+
+    def _encode_many(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        parts = (texts[start : start + _BATCH_TEXTS] for start in range(0, len(texts), _BATCH_TEXTS))
+        batch = self.tokenizer.encode_batch
+        return [one.ids for part in parts for one in batch(part, add_special_tokens=add_special_tokens)]
 
     async def generate(
         self,

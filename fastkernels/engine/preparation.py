@@ -47,6 +47,8 @@ class Preparation:
     def _run(self) -> None:
         while True:
             request, error = self._begun.get(), None
+            if request.request_id not in self._waiting:
+                continue  # it was dropped
             try:
                 self._prepare(request)
             except Exception as raised:  # whatever a request does to it, the next ones go on

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from fastkernels.engine.structured_limits import length_excess, regex_excess, schema_excess
 from fastkernels.errors import UsageError
 
 MAX_LOGPROBS = 20
@@ -24,7 +25,10 @@ class SamplingParamsError(UsageError):
 
 @dataclass(frozen=True)
 class StructuredOutputsParams:
-    """What the text must be: exactly one of these is set. json: a schema, as text or object."""
+    """What the text must be: exactly one of these is set. json: a schema, as text or object.
+
+    Errors: SamplingParamsError, also for what is longer or more deeply nested than can be compiled safely.
+    """
 
     json: str | Mapping[str, Any] | None = None
     regex: str | None = None
@@ -39,6 +43,18 @@ class StructuredOutputsParams:
             raise SamplingParamsError(
                 "structured_outputs", f"structured_outputs sets {chosen or 'nothing'}; set exactly one of {names}."
             )
+        excess = self._excess()
+        if excess is not None:
+            raise SamplingParamsError(f"structured_outputs.{chosen[0]}", excess)
+
+    def _excess(self) -> str | None:
+        if self.json is not None:
+            return schema_excess(self.json)
+        if self.regex is not None:
+            return regex_excess("regex", self.regex)
+        if self.choice is not None:
+            return length_excess("choice", self.choice)
+        return None if self.grammar is None else length_excess("grammar", [self.grammar])
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,8 @@ class SamplingParams:
         divides the positive logits and multiplies the negative ones of every token of prompt and answer.
     logit_bias: added by token id. allowed_token_ids: no other token is drawn.
     suppress_tokens: never drawn; begin_suppress_tokens: never drawn first.
-    seed: the same request gives the same tokens in any batch; None: the engine's seed and the request's id.
+    seed: the same request gives the same tokens in any batch; None: the engine's seed and the request's id. A negative
+        one is the same as 2**63 more.
     stop: texts that end the answer and are cut from it, unless include_stop_str_in_output.
     stop_token_ids: end the answer; kept in token_ids. ignore_eos: run past the model's end token.
     min_tokens: no end before so many. logprobs: how many of the likeliest tokens to report beside the one drawn.
@@ -90,6 +107,8 @@ class SamplingParams:
         for name, holds, limit in self._limits():
             if not holds:
                 raise SamplingParamsError(name, f"{name} is {getattr(self, name)!r}; it must be {limit}.")
+        if self.seed is not None:
+            object.__setattr__(self, "seed", self.seed % _SEED_LIMIT)
 
     def _limits(self) -> tuple[tuple[str, bool, str], ...]:
         least_logprobs = f"in [0, {MAX_LOGPROBS}]"
@@ -102,7 +121,11 @@ class SamplingParams:
             ("top_p", _within(self.top_p, 0, 1) and self.top_p > 0, "in (0, 1] (1 is off)"),
             ("top_k", _is_int(self.top_k) and 0 <= self.top_k < 2**31, "at least 0 (0 is off)"),
             ("min_p", _within(self.min_p, 0, 1), "in [0, 1] (0 is off)"),
-            ("seed", self.seed is None or (_is_int(self.seed) and 0 <= self.seed < _SEED_LIMIT), "in [0, 2**63)"),
+            (
+                "seed",
+                self.seed is None or (_is_int(self.seed) and -_SEED_LIMIT <= self.seed < _SEED_LIMIT),
+                "in [-2**63, 2**63)",
+            ),
             ("stop", all(isinstance(s, str) and s for s in self.stop), "texts that are not empty"),
             *(
                 (name, all(_is_int(t) for t in getattr(self, name)), "token ids")

@@ -201,13 +201,12 @@ def _field_of(wanted: StructuredOutputsParams) -> str:
 
 
 def _schema_text(schema: Any) -> str:
-    if not isinstance(schema, str):
-        return json.dumps(dict(schema), ensure_ascii=False)
+    """A text is written anew: of two values of one key the compiler gets the one whose size was looked at."""
     try:
-        json.loads(schema)
+        given = json.loads(schema) if isinstance(schema, str) else dict(schema)
     except ValueError as error:
         raise SamplingParamsError("structured_outputs.json", f"json is not a JSON text: {error}.") from error
-    return schema
+    return json.dumps(given, ensure_ascii=False)
 
 
 def _choice_grammar(choices: Collection[str]) -> str:

@@ -123,6 +123,7 @@ async def list_kernels(service: Served) -> Response:
     return json_response({"object": "list", "data": await service.engine.kernels()})
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(service: Served) -> Response:
     """200 while the server can do its job, or prepares to."""
@@ -131,6 +132,7 @@ async def health(service: Served) -> Response:
     return json_response({"status": service.phase})
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(service: Served) -> Response:
     """200 when requests are taken."""

@@ -10,6 +10,7 @@ from fastkernels.engine.outputs import CompletionOutput, RequestOutput, TokenLog
 from fastkernels.server.generation import Job, Prompt, usage
 from fastkernels.server.protocol import CompletionBody
 from fastkernels.server.service import Service
+from fastkernels.server.token_logprobs import TextOffsets, token_name
 
 DEFAULT_MAX_TOKENS = 16
 _TOLD = ("text", "finish_reason", "logprobs", "token_ids", "prompt_logprobs")
@@ -35,14 +36,16 @@ async def build_job(service: Service, body: CompletionBody, request_id: str) -> 
 async def read_prompts(service: Service, given: Any, param: str, add_special_tokens: bool = True) -> list[Prompt]:
     """One prompt or several; texts or token ids. Errors: ApiError."""
     many = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    prompts = []
-    for one in many:
-        if isinstance(one, str):
-            prompts.append(Prompt(await service.encode(one, param, add_special_tokens), one))
-        else:
-            service.check_tokens(one, param)
-            prompts.append(Prompt(one))
-        service.check_placeholders(prompts[-1].token_ids, param)
+    service.check_count(many, param)
+    if isinstance(many[0], str):
+        encoded = await service.encode_all(many, param, add_special_tokens)
+        prompts = [Prompt(tokens, text) for tokens, text in zip(encoded, many, strict=True)]
+    else:
+        for tokens in many:
+            service.check_tokens(tokens, param)
+        prompts = [Prompt(tokens) for tokens in many]
+    for prompt in prompts:
+        service.check_placeholders(prompt.token_ids, param)
     return prompts
 
 
@@ -55,7 +58,7 @@ class CompletionShape:
         self._wants_prompt_logprobs = body.prompt_logprobs is not None
         self._echoed: set[tuple[int, int]] = set()
         self._scored: set[tuple[int, int]] = set()
-        self._offsets: dict[tuple[int, int], int] = {}
+        self._offsets: dict[tuple[int, int], TextOffsets] = {}
 
     def response(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         choices = [self._choice(i, output, answer) for i, output in enumerate(outputs) for answer in output.outputs]
@@ -107,26 +110,32 @@ class CompletionShape:
         self, key: tuple[int, int], output: RequestOutput, answer: CompletionOutput, echoes: bool
     ) -> dict[str, Any]:
         said: list[tuple[int, TokenLogprobs | None]] = []
+        offsets = self._offsets.get(key)
+        if offsets is None:
+            skips = self._job.params.skip_special_tokens
+            offsets = self._offsets[key] = TextOffsets(self._vocabulary, skips)
+        begins = []
         if echoes:
             tokens = output.prompt_token_ids
             said += zip(tokens, [None, *(output.prompt_logprobs or [None] * (len(tokens) - 1))], strict=False)
+            begins += offsets.of_prompt([token for token, _ in said], self._prompt_text(key[0]))
         if not self._job.is_scoring:
-            said += zip(answer.token_ids, answer.logprobs or (), strict=False)
-        text = self._vocabulary.token_text
-        offset, offsets = self._offsets.get(key, 0), []
-        for token, _ in said:
-            offsets.append(offset)
-            offset += len(text(token))
-        self._offsets[key] = offset
+            told = list(zip(answer.token_ids, answer.logprobs or (), strict=False))
+            said += told
+            begins += offsets.of_answer([token for token, _ in told])
         return {
-            "tokens": [text(token) for token, _ in said],
+            "tokens": [token_name(self._vocabulary, token) for token, _ in said],
             "token_logprobs": [None if p is None else _finite(p.logprobs[0]) for _, p in said],
-            "top_logprobs": [
-                None if p is None else {text(t): _finite(v) for t, v in zip(p.token_ids, p.logprobs, strict=True)}
-                for _, p in said
-            ],
-            "text_offset": offsets,
+            "top_logprobs": [None if p is None else self._by_name(p) for _, p in said],
+            "text_offset": begins,
         }
+
+    def _by_name(self, said: TokenLogprobs) -> dict[str, float]:
+        """Of two tokens of one text the first is told: the one that was drawn, or the likelier."""
+        named: dict[str, float] = {}
+        for token, value in zip(said.token_ids, said.logprobs, strict=True):
+            named.setdefault(token_name(self._vocabulary, token), _finite(value))
+        return named
 
 
 def prompt_logprobs(said: Sequence[TokenLogprobs], vocabulary: Vocabulary) -> list[dict[str, Any] | None]:

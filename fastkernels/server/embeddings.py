@@ -31,7 +31,7 @@ async def respond(request: Request, service: Service, body: EmbeddingBody) -> Re
     body.check()
     model = body.model or service.model_names[0]
     if isinstance(engine, AsyncTaskEngine):
-        results = await _run(request, engine, _inputs(body))
+        results = await _run(request, engine, _inputs(service, body))
         vectors: list[Sequence[float]] = [np.frombuffer(one.content, "<f4").tolist() for one in results]
         return _answer(body, model, vectors, sum(int(one.summary["num_tokens"]) for one in results))
     prompts = await completions.read_prompts(service, body.input, "input")
@@ -42,10 +42,11 @@ async def respond(request: Request, service: Service, body: EmbeddingBody) -> Re
     return _answer(body, model, [output.embedding or () for output in outputs], job.num_prompt_tokens)
 
 
-def _inputs(body: EmbeddingBody) -> list[dict[str, Any]]:
+def _inputs(service: Service, body: EmbeddingBody) -> list[dict[str, Any]]:
     """One request of the model for each text or list of token ids."""
     given = body.input
     many: list[Any] = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    service.check_count(many, "input")
     for text in many:
         if isinstance(text, str):
             try:
@@ -57,9 +58,6 @@ def _inputs(body: EmbeddingBody) -> list[dict[str, Any]]:
 
 
 async def _run(request: Request, engine: AsyncTaskEngine, inputs: Sequence[dict[str, Any]]) -> list[EncodedResult]:
-    limit = engine.config.max_num_waiting
-    if len(inputs) > limit:
-        raise ApiError(400, f"input holds {len(inputs)} texts; at most {limit} may wait.", "input")
     request_id = request_id_of(request, "embd")
     record: Record = request.state.record
     record.begin(request_id, 0)

@@ -25,7 +25,7 @@ class Gate:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
         key = service.config.api_key
-        self._credential = None if key is None else f"Bearer {key}".encode()
+        self._key = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,9 +57,10 @@ class Gate:
             self._close(record, scope["path"])
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._credential is not None and scope["path"] not in _OPEN_PATHS:
+        if self._key is not None and scope["path"] not in _OPEN_PATHS:
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            if not hmac.compare_digest(given, self._credential):
+            scheme, _, key = given.partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.lstrip(b" "), self._key):
                 raise ApiError(401, "The API key is missing or wrong; send Authorization: Bearer KEY.")
         body = await self._read(receive)
         is_read = False

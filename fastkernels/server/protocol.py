@@ -115,6 +115,10 @@ class GenerationBody(Body):
             structured_outputs=self._structured(),
         )
 
+    def check_stream(self) -> None:
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options is given; it needs stream = true.", "stream_options")
+
     def _check_stops(self) -> None:
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         longest = max(map(len, stops), default=0)
@@ -164,6 +168,7 @@ class CompletionBody(GenerationBody):
     add_special_tokens: bool | None = None
 
     def check(self) -> None:
+        self.check_stream()
         if self.suffix:
             raise ApiError(400, f"suffix is {self.suffix[:40]!r}; this server completes at the end only.", "suffix")
         if self.best_of not in (None, self.n or 1):
@@ -273,8 +278,14 @@ class ChatBody(GenerationBody):
     chat_template_kwargs: JsonObject | None = None
 
     def check(self) -> None:
+        self.check_stream()
         if not self.messages:
             raise ApiError(400, "messages is empty; at least 1 message is needed.", "messages")
+        if self.prompt_logprobs is not None and self.stream:
+            message = (
+                f"prompt_logprobs is {self.prompt_logprobs}; a chat's stream does not tell them. Leave stream out."
+            )
+            raise ApiError(400, message, "prompt_logprobs")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, f"top_logprobs is {self.top_logprobs}; it needs logprobs = true.", "top_logprobs")
         if self.tool_choice not in (None, "auto", "none"):

@@ -152,9 +152,23 @@ class Service:
             raise ApiError(404, f"There is no model {model[:200]!r} here; served: {names}.", "model", "model_not_found")
 
     async def encode(self, text: str, param: str, add_special_tokens: bool = True) -> list[int]:
-        """Errors: ApiError when the text is not Unicode, or longer than the model can hold."""
-        self.check_text(text, param)
-        return await self.engine.encode(text, add_special_tokens)
+        """Errors: as `encode_all`."""
+        return (await self.encode_all([text], param, add_special_tokens))[0]
+
+    async def encode_all(self, texts: Sequence[str], param: str, add_special_tokens: bool = True) -> list[list[int]]:
+        """Errors: ApiError when a text is not Unicode, or longer than the model can hold."""
+        for text in texts:
+            self.check_text(text, param)
+        return await self.engine.encode_all(texts, add_special_tokens)
+
+    def check_count(self, many: Sequence[object], param: str) -> None:
+        """Before any is looked at. Errors: ApiError for more prompts than may wait."""
+        limit = self.engine.config.max_num_waiting
+        if len(many) > limit:
+            message = (
+                f"{param} holds {len(many)} prompts; at most {limit} are taken (max_num_waiting). Send fewer at once."
+            )
+            raise ApiError(400, message, param)
 
     def check_text(self, text: str, param: str) -> None:
         """Errors: ApiError when it is not Unicode, or longer than the model can hold."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -289,3 +290,20 @@ def test_the_observer_hears_of_every_step_with_tokens() -> None:
         assert 0 < heard.nexts < PARAMS.max_tokens
 
     with_engine(check, observer=heard)
+
+
+@pytest.mark.parametrize("texts", [["word"] * 300, ["word " * 3000] * 3], ids=["many", "long"])
+def test_many_texts_are_encoded_beside_the_event_loop(texts: list[str]) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        tokenizer, threads = engine.tokenizer, []
+
+        def encode_batch(part: list[str], **given: Any) -> Any:
+            threads.append(threading.current_thread())
+            return tokenizer.encode_batch(part, **given)
+
+        engine.tokenizer = SimpleNamespace(encode_batch=encode_batch)  # type: ignore[assignment]
+        assert await engine.encode_all(texts) == [tokenizer.encode(text).ids for text in texts]
+        assert threads
+        assert threading.main_thread() not in threads
+
+    with_engine(test)

@@ -14,6 +14,7 @@ from fastkernels.server.local import LocalServer
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "hi"}]
 DEEP = json.loads("[" * 200 + "]" * 200)
+DEEP_PATTERN = {"type": "json_schema", "json_schema": {"schema": {"pattern": "(" * 100_000 + ")" * 100_000}}}
 
 BAD: list[tuple[str, dict[str, Any], str | None, str]] = [
     (COMPLETIONS, {}, "prompt", "required"),
@@ -46,7 +47,7 @@ BAD: list[tuple[str, dict[str, Any], str | None, str]] = [
     (COMPLETIONS, {"prompt": "x", "min_p": 2}, "min_p", "[0, 1]"),
     (COMPLETIONS, {"prompt": "x", "presence_penalty": 3}, "presence_penalty", "[-2, 2]"),
     (COMPLETIONS, {"prompt": "x", "repetition_penalty": 0}, "repetition_penalty", "0.001"),
-    (COMPLETIONS, {"prompt": "x", "seed": -1}, "seed", "2**63"),
+    (COMPLETIONS, {"prompt": "x", "seed": -(2**63) - 1}, "seed", "[-2**63, 2**63)"),
     (COMPLETIONS, {"prompt": "x", "logprobs": 21}, "logprobs", "[0, 20]"),
     (COMPLETIONS, {"prompt": "x", "stop": ""}, "stop", "not empty"),
     (COMPLETIONS, {"prompt": "x", "stop": ["a"] * 65}, "stop", "64"),
@@ -59,10 +60,17 @@ BAD: list[tuple[str, dict[str, Any], str | None, str]] = [
     (COMPLETIONS, {"prompt": "x", "min_tokens": 99}, "min_tokens", "max_tokens"),
     (COMPLETIONS, {"prompt": "x", "suffix": "y"}, "suffix", "at the end only"),
     (COMPLETIONS, {"prompt": "x", "best_of": 3}, "best_of", "must be n"),
-    (COMPLETIONS, {"prompt": ["x"] * 5000}, "prompt", "4096"),
+    (COMPLETIONS, {"prompt": ["\ud800"] * 5000}, "prompt", "5000 prompts; at most 4096 are taken"),
+    (COMPLETIONS, {"prompt": [[999]] * 5000}, "prompt", "5000 prompts; at most 4096 are taken"),
+    (COMPLETIONS, {"prompt": ["x"] * 50, "n": 100}, "prompt", "4096"),
     (COMPLETIONS, {"prompt": "x", "stream": "yes"}, "stream", "boolean"),
+    (COMPLETIONS, {"prompt": "x", "stream_options": {}}, "stream_options", "needs stream"),
+    (CHAT, {"messages": USER, "stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
+    (CHAT, {"messages": USER, "stream": True, "prompt_logprobs": 1}, "prompt_logprobs", "does not tell"),
     (COMPLETIONS, {"prompt": "x", "structured_outputs": {}}, "structured_outputs", "exactly one"),
     (COMPLETIONS, {"prompt": "x", "structured_outputs": {"json": {"a": DEEP}}}, "structured_outputs", "nested"),
+    (COMPLETIONS, {"prompt": "x", "structured_outputs": {"regex": "(" * 999}}, "structured_outputs.regex", "most 200"),
+    (CHAT, {"messages": USER, "response_format": DEEP_PATTERN}, "structured_outputs.json", "at most 131072"),
     (CHAT, {}, "messages", "required"),
     (CHAT, {"messages": []}, "messages", "empty"),
     (CHAT, {"messages": "hi"}, "messages", "list"),
@@ -79,6 +87,7 @@ BAD: list[tuple[str, dict[str, Any], str | None, str]] = [
     (CHAT, {"messages": [{"role": "user", "content": "word " * 800}]}, "messages", "max_model_len"),
     ("/v1/embeddings", {"input": "x", "dimensions": 3}, "dimensions", "model's size"),
     ("/v1/embeddings", {"input": []}, "input", "empty"),
+    ("/v1/embeddings", {"input": ["\ud800"] * 5000}, "input", "5000 prompts; at most 4096 are taken"),
     ("/v1/embeddings", {"input": "x", "encoding_format": "int8"}, "encoding_format", "base64"),
     ("/tokenize", {}, "prompt", "either"),
     ("/tokenize", {"prompt": "\ud83d"}, "prompt", "surrogate"),

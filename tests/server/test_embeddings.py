@@ -70,6 +70,8 @@ def test_too_long_texts_and_other_routes_are_refused(texts_client: OpenAI, embed
         texts_client.embeddings.create(model=MODEL, input=["fine", "word " * 2000])
     with pytest.raises(openai.BadRequestError, match=r"token ids in \[0, 514\)"):
         texts_client.embeddings.create(model=MODEL, input=[600])
+    with pytest.raises(openai.BadRequestError, match="input holds 5000 prompts; at most 4096 are taken"):
+        texts_client.embeddings.create(model=MODEL, input=["a"] * 5000)
     with pytest.raises(openai.NotFoundError, match="no model 'other'"):
         texts_client.embeddings.create(model="other", input="a")
     with pytest.raises(openai.BadRequestError, match="Use POST /v1/embeddings"):

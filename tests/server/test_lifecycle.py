@@ -289,10 +289,12 @@ def test_it_listens_on_loopback_only_unless_told(server: LocalServer) -> None:
 def test_only_who_has_the_key_is_served() -> None:
     with running_server("tiny-llama", "--device", "fake", "--api-key", "sesame") as server:
         models = f"{server.url}/v1/models"
-        assert httpx.get(models, headers={"authorization": "Bearer sesame"}).status_code == 200
+        for scheme in ("Bearer", "bearer", "BEARER "):
+            assert httpx.get(models, headers={"authorization": f"{scheme} sesame"}).status_code == 200
         for headers in (
             {},
             {"authorization": "Bearer sesam"},
+            {"authorization": "Basic sesame"},
             {"authorization": b"Bearer \xff\xe9"},
             {"x-api-key": "sesame"},
         ):

@@ -160,6 +160,14 @@ def test_the_same_seed_is_the_same_answer(client: OpenAI) -> None:
     assert answer(3) == answer(3)
 
 
+def test_a_negative_seed_is_the_one_2_to_the_63_above(client: OpenAI) -> None:
+    first, second = (
+        client.completions.create(model="tiny-llama", prompt="x", seed=seed, max_tokens=12).choices[0].text
+        for seed in (-5, 2**63 - 5)
+    )
+    assert first == second
+
+
 def test_vllm_fields_are_taken(client: OpenAI) -> None:
     extra = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "min_tokens": 3, "ignore_eos": True, "unknown": 1}
     done = client.completions.create(model=MODEL, prompt="Hello", max_tokens=5, logit_bias={"7": 1}, extra_body=extra)

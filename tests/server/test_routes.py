@@ -42,6 +42,12 @@ def test_the_version_is_told(server: LocalServer) -> None:
     assert httpx.get(f"{server.url}/version").json() == {"version": __version__}
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_whether_it_lives_may_be_asked_by_head(server: LocalServer, path: str) -> None:
+    answer = httpx.head(server.url + path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_abort_ends_a_request_by_its_id(long_server: LocalServer) -> None:
     """With all of its prompts, and another request that came with the same id."""
     asked = {"prompt": ["x", "y"], "max_tokens": 50_000, "ignore_eos": True}

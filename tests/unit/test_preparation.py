@@ -20,10 +20,12 @@ class Core:
     def __init__(self) -> None:
         self.may_check, self.is_checking = threading.Event(), threading.Event()
         self.added: list[str] = []
+        self.checked: list[str] = []
         self.num_steps = 0
         self.has_unfinished = False
 
     def check(self, request: EngineRequest) -> None:
+        self.checked.append(request.request_id)
         self.is_checking.set()
         assert self.may_check.wait(10)
         if request.request_id == "wrong":
@@ -96,3 +98,14 @@ def test_a_request_that_is_aborted_meanwhile_is_not_taken(loop: EngineLoop) -> N
     while not core.added:
         loop.turn()
     assert core.added == ["next"]
+
+
+def test_a_grammar_whose_request_was_dropped_is_not_compiled(loop: EngineLoop) -> None:
+    core: Any = loop.core
+    loop.handle(("add", [request("first"), request("left"), request("next")]))
+    assert core.is_checking.wait(10)
+    loop.handle(("abort", ["left"]))
+    core.may_check.set()
+    while len(core.added) < 2:
+        loop.turn()
+    assert core.checked == core.added == ["first", "next"]

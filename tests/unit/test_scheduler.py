@@ -290,7 +290,7 @@ def test_known_pages_are_shared_until_they_are_handed_out_again() -> None:
         ("n", 129),
         ("presence_penalty", 2.5),
         ("repetition_penalty", 0.0),
-        ("seed", -1),
+        ("seed", -(2**63) - 1),
         ("logprobs", 21),
         ("min_tokens", 17),
         ("stop", ("",)),

@@ -193,6 +193,52 @@ def test_what_cannot_be_compiled_or_matches_nothing_is_refused_by_name(
     assert refused.value.parameter == f"structured_outputs.{name}"
 
 
+def chained(num: int) -> dict[str, Any]:
+    """A schema of `num` definitions that each lead to the next."""
+    chain = {f"d{i}": {"type": "array", "items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(num - 1)}
+    return {"$ref": "#/$defs/d0", "$defs": {**chain, f"d{num - 1}": {"type": "integer"}}}
+
+
+def nested(num: int) -> str:
+    return '{"type":"array","items":' * (num - 1) + '{"type":"integer"}' + "}" * (num - 1)
+
+
+def grouped(num: int) -> str:
+    """A regex of `num` groups in each other, among brackets that are characters."""
+    return r"[()]\(\)" * 300 + "(a|" * num + "b" + ")" * num
+
+
+SIZES: list[tuple[str, Any, int, int, str]] = [
+    ("json", lambda n: {"type": "string", "pattern": grouped(n)}, 200, 5000, "nests 5000 brackets; at most 200"),
+    ("json", lambda n: {"type": "object", "patternProperties": {grouped(n): {}}}, 200, 201, "201 brackets"),
+    ("json", lambda n: json.dumps({"propertyNames": {"pattern": grouped(n)}}), 200, 201, "201 brackets"),
+    ("json", lambda n: f'{{"type":"string","pattern":"a","pattern":"{"(" * n + ")" * n}"}}', 200, 201, "201 brackets"),
+    ("json", nested, 200, 201, "nested 201 levels deep; at most 200"),
+    ("json", nested, 200, 5000, "too deeply to be read; at most 200"),
+    ("json", chained, 495, 20_000, "at most 131072"),
+    ("json", chained, 495, 600, "through its 600 references; at most 1000"),
+    ("regex", grouped, 200, 201, "regex nests 201 brackets; at most 200"),
+    ("regex", lambda n: "a|" * (n // 2), 2**15, 2**15 + 2, "has 32770 characters; at most 32768"),
+    ("grammar", lambda n: 'root ::= "a"'.ljust(n), 2**17, 2**17 + 1, "has 131073 characters; at most 131072"),
+    ("choice", lambda n: ("a" * 1024,) * (n // 1024), 2**10, 2**17 + 1024, "has 132096 characters; at most 131072"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "make", "most", "too_many", "says"), SIZES)
+def test_what_is_too_deep_or_too_long_is_refused_before_it_is_compiled(
+    grammars: Grammars, name: str, make: Any, most: int, too_many: int, says: str
+) -> None:
+    grammars.check(structured(**{name: make(most)}))
+    with pytest.raises(SamplingParamsError, match=says) as refused:
+        structured(**{name: make(too_many)})
+    assert refused.value.parameter == f"structured_outputs.{name}"
+
+
+def test_the_second_of_two_values_of_a_key_holds(grammars: Grammars) -> None:
+    text, *_ = generate(grammars, structured(json='{"const":"one","const":"two"}'), 0)
+    assert text == '"two"'
+
+
 def test_a_model_without_an_end_token_is_refused() -> None:
     with pytest.raises(SamplingParamsError, match="need an end token"):
         Grammars(TOKENIZER, VOCAB_SIZE, ()).check(structured(regex="a"))
