@@ -92,12 +92,13 @@ def test_a_server_of_this_machine_is_behind_no_proxy(monkeypatch: pytest.MonkeyP
 SLOW = """
 import asyncio, time
 from fastkernels.engine.client import AsyncEngine
-encode = AsyncEngine.encode
-async def slow(engine, text, *rest):
-    if text.startswith("seconds "):
-        await asyncio.to_thread(time.sleep, float(text.split()[1]))
-    return await encode(engine, text, *rest)
-AsyncEngine.encode = slow
+encode_all = AsyncEngine.encode_all
+async def slow(engine, texts, *rest):
+    for text in texts:
+        if text.startswith("seconds "):
+            await asyncio.to_thread(time.sleep, float(text.split()[1]))
+    return await encode_all(engine, texts, *rest)
+AsyncEngine.encode_all = slow
 from fastkernels.cli import main
 main()
 """
