@@ -19,7 +19,7 @@ MAX_BIASES = 1024
 """Entries of one request's logit_bias; each row of the batch pays for the longest."""
 
 _MANY_ROWS = 256
-"""More than a GPU has multiprocessors: kernels share the work of so many rows otherwise."""
+"""More than a GPU has multiprocessors: of so many rows kernels are other ones."""
 
 
 @dataclass(frozen=True)
