@@ -257,9 +257,10 @@ def test_an_engine_that_does_not_start_in_time_is_ended(tmp_path: Path) -> None:
     site = tmp_path / "site"
     (site / "vllm").mkdir(parents=True)
     (site / "vllm" / "__init__.py").write_text("import time; time.sleep(600)")
-    done = tiny(tmp_path / "slow.json", site, "--scenarios", "single", "--start-seconds", "20")
+    words = ("--engines", "vllm", "--weights", "own", "--scenarios", "single", "--start-seconds", "4")
+    done = tiny(tmp_path / "slow.json", site, *words)
     assert done.returncode != 0
-    assert "vllm: not ready after 20.0 s" in done.stderr
+    assert "vllm: not ready after 4.0 s" in done.stderr
 
 
 def test_an_engine_that_fails_is_named_with_its_log(site: Path, tmp_path: Path) -> None:
