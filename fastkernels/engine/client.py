@@ -35,9 +35,9 @@ _CLOSE_SECONDS = 5.0
 _POLL_SECONDS = 0.01
 _INLINE_CHARACTERS = 20_000
 _INLINE_TEXTS = 64
+"""Longer or more texts are tokenised in a thread, so that the others' tokens are not held up."""
 _BATCH_TEXTS = 64
 """An encoding holds some 100 bytes for each token: those of a long list are not held all at once."""
-"""Longer texts are tokenised in a thread, so that the others' tokens are not held up."""
 
 
 class EngineDeadError(FastKernelsError):
