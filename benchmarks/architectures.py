@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from fastkernels.bench.environment import environment  # noqa: E402
-from fastkernels.engine.model import find_model  # noqa: E402
+from fastkernels.engine.model_source import find_model  # noqa: E402
 from fastkernels.oracles.measure import Measurement, Settings, first_line  # noqa: E402
 from fastkernels.oracles.oracle import Load, Oracle, oracle_of  # noqa: E402
 from fastkernels.registry import ARCHITECTURES, Architecture, architecture  # noqa: E402

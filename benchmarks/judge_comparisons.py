@@ -31,9 +31,9 @@ from fastkernels.context import reference_mode
 from fastkernels.harness.calibrate import answers_of
 from fastkernels.harness.checks import beside_baseline, check_value, worst_of
 from fastkernels.harness.compare import Expected, Finding, finite_rows, measure
+from fastkernels.harness.correctness import BASELINE_FACTOR
 from fastkernels.harness.expect import Expectation, baseline_class, build_reference, expectation
 from fastkernels.harness.groups import make_groups
-from fastkernels.harness.judge import BASELINE_FACTOR
 from fastkernels.harness.tolerance import Share, Tolerance, chance_bias, tolerances_for, unit_roundoff
 from fastkernels.harness.verdict import Rejection
 from fastkernels.op import Op

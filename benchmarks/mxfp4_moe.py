@@ -106,7 +106,7 @@ def multiply(x: Tensor, weights: tuple[Tensor, ...], alignment: Any, top_k: int,
     blocks, scales, bias = weights
     if variant.tile is not None:
         return mxfp4_moe(x, blocks, scales, bias, *alignment, top_k, tile=variant.tile)
-    return by_grouped_mm(x, unpack_mxfp4(blocks, scales, x.dtype), bias, *alignment[:2], top_k)
+    return by_grouped_mm(x, unpack_mxfp4(blocks, scales, x.dtype), bias, *alignment, top_k)
 
 
 def compile_one(task: tuple[Sizes, str, int, Variant]) -> None:

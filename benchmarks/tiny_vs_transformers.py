@@ -41,7 +41,7 @@ QUIET_LOAD = 0.7
 def ours(prompts: list[list[int]], output_len: int) -> Callable[[], list[list[int]]]:
     llm = LLM(MODEL, device="cpu", enable_prefix_caching=False, warm="full")
     params = SamplingParams(temperature=0, max_tokens=output_len, ignore_eos=True)
-    return lambda: [list(output.outputs[0].token_ids) for output in llm.generate(prompts, params)]
+    return lambda: [list(output.outputs[0].token_ids) for output in llm.generate(prompts, params, use_tqdm=False)]
 
 
 def transformers(

@@ -24,6 +24,9 @@ from fastkernels.kernels import rms_norm as norm
 from fastkernels.kernels import rotary_emb as rotary
 from fastkernels.kernels import silu_and_mul as silu
 from fastkernels.kernels import store_kvcache as store
+from fastkernels.workloads import find_traffic
+
+LONGEST = 8192
 
 
 @dataclass
@@ -129,6 +132,44 @@ def decode_sweeps() -> list[Sweep]:
     return sweeps
 
 
+def uneven_lengths(batch: int, seed: int) -> torch.Tensor:
+    """Tokens of sequences that run at one time in the Azure conversation trace: the longer an answer, the likelier."""
+    requests = find_traffic("azure_conv").requests(128_256)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.multinomial(torch.tensor([float(r.output_len) for r in requests]), batch, generator=generator)
+    made = torch.rand(batch, generator=generator)
+    lengths = [
+        len(requests[i].prompt_token_ids) + int(u * requests[i].output_len) for i, u in zip(drawn, made, strict=True)
+    ]
+    return torch.tensor(lengths, dtype=torch.int32).clamp(1, LONGEST)
+
+
+def uneven_sweeps() -> list[Sweep]:
+    """Decodes of a graph, which is captured for the longest sequence there may be, over lengths as traffic has them."""
+    sweeps = []
+    for batch in (16, 36, 64, 128, 181, 256):
+        calls: list[timing.Call] = []
+        num_bytes = 0
+        for seed in range(3):
+            lengths = uneven_lengths(batch, seed)
+            width, num_keys = -(-int(lengths.max()) // bench.PAGE), int(lengths.sum())
+            table = torch.randperm(batch * width, device="cuda", dtype=torch.int32).view(batch, width)
+            cache = timing.randn(2, batch * width, bench.PAGE, bench.KV_HEADS, bench.HEAD_SIZE)
+            query, lengths = timing.randn(batch, bench.HEADS, bench.HEAD_SIZE), lengths.cuda()
+            calls.append(
+                lambda q=query, c=cache, n=lengths, t=table: decode.flash_attn_decode(
+                    q, c[0], c[1], n, t, LONGEST, bench.SCALE
+                )
+            )
+            num_bytes += num_keys * 2 * bench.KV_HEADS * bench.HEAD_SIZE * 2
+        splits = [(1, 1), *product((2, 4, 8, 16), (1, 4, 8, 16, 32))]
+        shapes = [(32, 2, 3), (64, 4, 2), (64, 4, 3), (64, 8, 3), (64, 8, 5), (128, 8, 2)]
+        tiles = [decode.DecodeTile(n, s, w, k, 0, least) for (s, least), (n, w, k) in product(splits, shapes)]
+        case = f"decode {batch} of a trace, {num_bytes / 3e6:.0f} MB"
+        sweeps.append(Sweep(decode, "decode_tile", tiles, case, calls))
+    return sweeps
+
+
 def prefill_sweeps() -> list[Sweep]:
     """The tiles of Triton's path, which GPUs other than Hopper and calls that the Gluon kernel lacks take."""
     flash_attn_hopper.supports = lambda *_: False
@@ -154,7 +195,7 @@ def prefill_sweeps() -> list[Sweep]:
     return sweeps
 
 
-FAMILIES = {"rows": row_sweeps, "decode": decode_sweeps, "prefill": prefill_sweeps}
+FAMILIES = {"rows": row_sweeps, "decode": decode_sweeps, "uneven": uneven_sweeps, "prefill": prefill_sweeps}
 
 
 def main() -> None:

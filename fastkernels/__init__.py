@@ -8,12 +8,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastkernels.engine.llm import LLM
     from fastkernels.engine.pipeline import Pipeline
+    from fastkernels.engine.results import CompletionOutput, EmbeddingRequestOutput, RequestOutput
     from fastkernels.engine.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Pipeline", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EmbeddingRequestOutput",
+    "Pipeline",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
-_MODULES = {"LLM": "llm", "Pipeline": "pipeline", "SamplingParams": "sampling_params"}
+_MODULES = {
+    "LLM": "llm",
+    "Pipeline": "pipeline",
+    "SamplingParams": "sampling_params",
+    **dict.fromkeys(("CompletionOutput", "EmbeddingRequestOutput", "RequestOutput"), "results"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the fake device does without torch
+    import torch
+    from torch import Tensor
 
 
 class Phase(StrEnum):
@@ -56,11 +57,14 @@ class ForwardContext:
     has_initial_state: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return {name: value for name in _TENSORS if (value := getattr(self, name)) is not None}
 
     def to(self, device: torch.device | str) -> ForwardContext:
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         return replace(self, **moved)
+
+
+_TENSORS = tuple(f.name for f in fields(ForwardContext) if str(f.type).startswith("Tensor"))
 
 
 class _State:

@@ -11,15 +11,24 @@ from torch import Tensor
 from fastkernels.errors import UnknownNameError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO = "auto"
+_OTHER_NAMES = {"half": "float16", "float": "float32"}
+"""vLLM's."""
+
+
+def choose_dtype(asked: str | torch.dtype | None, known: str | torch.dtype) -> torch.dtype:
+    """asked: None or "auto" is the model's own, `known`. Errors: UnknownNameError."""
+    return find_dtype(known if asked in (None, AUTO) else asked)  # type: ignore[arg-type]
 
 
 def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Errors: UnknownNameError."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:
+    name = _OTHER_NAMES.get(dtype, dtype)
+    if name not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
-    return DTYPES[dtype]
+    return DTYPES[name]
 
 
 @contextmanager

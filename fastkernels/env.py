@@ -41,3 +41,9 @@ def visible_gpus(count: int) -> list[str]:
     """CUDA_VISIBLE_DEVICES: names of the `count` GPUs that this process may use, as the variable has them."""
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return named[:count] if named else [str(number) for number in range(count)]
+
+
+def environment_without_gpu() -> dict[str, str]:
+    """That of a process which sees no GPU, and whose libraries of linear algebra start no threads."""
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", **single}

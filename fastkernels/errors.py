@@ -9,6 +9,7 @@ FastKernelsError
 │   └── RunFolderError      a run folder is incomplete or of another version
 ├── CandidateError          exit 1: a candidate's file, class or signature is not the contract's
 ├── UnsupportedError        exit 4: an op or a request cannot do this; names the value and the limit
+├── RankError               exit 1, or its reason's: a tensor-parallel rank ended or could not start
 └── EnvironmentProblem      exit 5: no GPU, disk full, a tool is missing
 """
 
@@ -86,3 +87,14 @@ class UnsupportedError(FastKernelsError):
 
 class EnvironmentProblem(FastKernelsError):
     exit_code = EXIT_ENVIRONMENT
+
+
+class RankError(FastKernelsError):
+    """A rank of a tensor-parallel engine ended or could not start: the engine can make no step any more.
+
+    exit_code: of the rank's reason.
+    """
+
+    def __init__(self, message: str, exit_code: int = EXIT_NOT_PASSED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

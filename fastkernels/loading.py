@@ -8,12 +8,13 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, ModuleSpec
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, ModuleType, TracebackType
 
 from torch import nn
 
@@ -22,6 +23,7 @@ from fastkernels.registry import OpEntry
 from fastkernels.sets import ImplementationSet
 from fastkernels.signatures import baseline_signature, class_signature
 
+_REACH = "Workers read only Python's site-packages and the set's folder"
 _PREFIX = "_fastkernels_set_"
 
 
@@ -90,15 +92,34 @@ def _import_file(implementations: ImplementationSet, path: Path) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise CandidateError(f"{path} does not import.\n{_traceback_in(path, error)}", kind="import") from error
+        why = "does not import"
+        if isinstance(error, (MemoryError, RecursionError)) and frame_in(path, error) is None:
+            why += ": it is nested too deeply for Python's parser"
+        told = f"{path} {why}.\n{_traceback_in(path, error)}"
+        if _is_out_of_reach(error, implementations.path):
+            told += f" ({_REACH}: install the library, or copy it there.)"
+        raise CandidateError(told, kind="import") from error
     return module
+
+
+def _is_out_of_reach(error: BaseException, folder: Path) -> bool:
+    """Of a file whose own permissions allow it: a worker's confinement keeps it from what is not the set's."""
+    if not isinstance(error, PermissionError) or not isinstance(error.filename, str):
+        return False
+    return not Path(error.filename).is_relative_to(folder) and os.access(error.filename, os.R_OK)
+
+
+def frame_in(path: Path, error: BaseException) -> TracebackType | None:
+    """The first frame of `path`, a file or a folder's files."""
+    frame = error.__traceback__
+    while frame is not None and not Path(frame.tb_frame.f_code.co_filename).is_relative_to(path):
+        frame = frame.tb_next
+    return frame
 
 
 def _traceback_in(path: Path, error: BaseException) -> str:
     """The traceback from the first frame inside `path` on."""
-    frame = error.__traceback__
-    while frame is not None and Path(frame.tb_frame.f_code.co_filename) != path:
-        frame = frame.tb_next
+    frame = frame_in(path, error)
     return "".join(traceback.format_exception(type(error), error, frame)).rstrip()
 
 

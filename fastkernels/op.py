@@ -10,7 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from fastkernels.context import reference_mode
+from fastkernels.errors import UsageError
 from fastkernels.spec import Cost, OpSpec
+
+
+class MissingSpecError(UsageError, AttributeError):
+    """An AttributeError too: `hasattr` of a class without a spec is False, as of any other attribute."""
+
+
+class _NoSpec:
+    """Stands where an op has no `spec` of its own or of a base."""
+
+    def __get__(self, op: object, op_class: type) -> OpSpec:
+        raise MissingSpecError(
+            f"{op_class.__name__} in {op_class.__module__} has no `spec`, the contract by which inputs are drawn and "
+            "answers judged: write `spec = OpSpec(...)` with every axis, dtype and role (fastkernels/spec.py)."
+        )
 
 
 class Op(nn.Module):
@@ -20,7 +35,7 @@ class Op(nn.Module):
     composite inherits this one, which is its own forward over its parts' definitions.
     """
 
-    spec: ClassVar[OpSpec]
+    spec: ClassVar[OpSpec] = _NoSpec()  # type: ignore[assignment]
 
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         with reference_mode():
@@ -58,6 +73,11 @@ class Op(nn.Module):
 
 def _num_stored(tensor: Tensor) -> int:
     return math.prod(size for size, step in zip(tensor.shape, tensor.stride(), strict=True) if step or not size)
+
+
+def unread_bytes(table: Tensor, ids: Tensor) -> int:
+    """Of a table those of the rows that no id names, for a cost that counts all of them."""
+    return (len(table) - ids.unique().numel()) * table[0].numel() * table.element_size()
 
 
 def prepare_weights(module: nn.Module) -> None:

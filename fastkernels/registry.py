@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fastkernels.architecture_file import PLACES, TUPLES, read_architecture_file
 from fastkernels.errors import UnknownNameError, UsageError
-from fastkernels.source import LEVELS, SourceModule, find_base, modules, references
+from fastkernels.source import BASELINE, LEVELS, SourceModule, find_base, modules, references
 
 _OP_MODULE, _OP_CLASS = "fastkernels.op", "Op"
 
@@ -53,6 +53,9 @@ class Architecture:
     the library of record can do, in words. config_patterns: regular expressions of other values of a config.json by
     their keys, where it has neither "architectures" nor "model_type". family: scoring.items.Family, by which answers
     are compared; answers: the tensors of a result that are, by name, where it makes no tokens.
+    inputs: what `generate` takes, by option ("--image") or by name of --input; gives: what comes of it; examples: such
+    command lines, of tiny models. stand_ins: what takes the place of a published file ("L2/siglip_mlp") that is none of
+    the architecture's; count_notes: by level, why as many files as published are not here.
     """
 
     name: str
@@ -70,6 +73,11 @@ class Architecture:
     config_patterns: Mapping[str, str] = field(default_factory=dict, hash=False)
     family: str = ""
     answers: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict, hash=False)
+    gives: str = ""
+    examples: tuple[str, ...] = ()
+    stand_ins: Mapping[str, str] = field(default_factory=dict, hash=False)
+    count_notes: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 _SAMPLING_OPS = (
@@ -78,16 +86,12 @@ _SAMPLING_OPS = (
 )
 
 
-_PLACES = ("module", "config", "pipeline", "oracle")
-_TUPLES = ("hf_architectures", "model_types", "not_supported", "answers")
-
-
 def _read_architecture(path: Path) -> Architecture:
-    """One file of fastkernels/architectures; modules are named from the package on."""
-    body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """One file of fastkernels/architectures; modules are named from the package on. Errors: UsageError."""
+    body = read_architecture_file(path, [kind.value for kind in Kind])
     body["name"], body["kind"] = path.stem, Kind(body["kind"])
-    body |= {name: tuple(body.get(name, ())) for name in _TUPLES}
-    body |= {name: f"fastkernels.{body[name]}" for name in _PLACES if name in body}
+    body |= {name: tuple(body.get(name, ())) for name in TUPLES}
+    body |= {name: f"fastkernels.{body[name]}" for name in PLACES if name in body}
     return Architecture(**body, engine_ops=_SAMPLING_OPS if body["kind"] is Kind.AUTOREGRESSIVE else ())
 
 
@@ -134,27 +138,33 @@ def _derives_from_op(module: SourceModule, class_name: str) -> bool:
     return place is not None and _derives_from_op(modules()[place[0]], place[1])
 
 
+def _ops_in(module: SourceModule) -> list[OpEntry]:
+    """The public classes of a file that derive from Op. Errors: UsageError when one's name is nearly the file's."""
+    found = []
+    for class_name in module.definitions:
+        if class_name.startswith("_") or not _derives_from_op(module, class_name):
+            continue
+        stem, name = module.path.stem, snake_case(class_name)
+        if stem != name and stem.replace("_", "") == name.replace("_", ""):
+            raise UsageError(f"{module.path} holds {class_name}, whose name is {name!r}: rename the file.")
+        found.append(OpEntry(module.level, stem, name, class_name, module.name, module.path))
+    return found
+
+
 @cache
 def ops() -> dict[str, OpEntry]:
-    """Every op by name: the public classes of the baseline that derive from Op.
+    """Every op by name.
 
     Errors: UsageError when two classes would have the same name.
     """
     found: dict[str, OpEntry] = {}
-    for module in modules().values():
-        for class_name in module.definitions:
-            if class_name.startswith("_") or not _derives_from_op(module, class_name):
-                continue
-            stem, name = module.path.stem, snake_case(class_name)
-            if stem != name and stem.replace("_", "") == name.replace("_", ""):
-                raise UsageError(f"{module.path} holds {class_name}, whose name is {name!r}: rename the file.")
-            entry = OpEntry(module.level, stem, name, class_name, module.name, module.path)
-            if name in found:
-                raise UsageError(
-                    f"Two ops are named {name!r}: {found[name].class_name} in {found[name].file_name} and "
-                    f"{class_name} in {entry.file_name}. Rename one class."
-                )
-            found[name] = entry
+    for entry in (entry for module in modules().values() for entry in _ops_in(module)):
+        if (other := found.get(entry.name)) is not None:
+            raise UsageError(
+                f"Two ops are named {entry.name!r}: {other.class_name} in {other.file_name} and "
+                f"{entry.class_name} in {entry.file_name}. Rename one class."
+            )
+        found[entry.name] = entry
     return found
 
 
@@ -178,11 +188,23 @@ def find_ops(target: str) -> list[OpEntry]:
 
 
 def ops_of_file(level: int, stem: str) -> list[OpEntry]:
-    return [e for e in ops().values() if (e.level, e.stem) == (level, stem)]
+    return ops_of_module(f"{BASELINE}.L{level}.{stem}")
 
 
 def ops_of_module(module: str) -> list[OpEntry]:
-    return [e for e in ops().values() if e.module == module]
+    """Reads that file, and those of its classes' bases, alone."""
+    return _ops_in(modules()[module]) if module in modules() else []
+
+
+def op_of_file_of_its_name(name: str) -> OpEntry:
+    """As ops()[name], of an op whose file has its name: no other file is read.
+
+    Errors: UnknownNameError where no file has one.
+    """
+    named = (entry for level in LEVELS for entry in ops_of_file(level, name) if entry.name == name)
+    if (found := next(named, None)) is None:
+        raise UnknownNameError("op", name, ops())
+    return found
 
 
 def ops_of_level(level: int) -> list[OpEntry]:
@@ -272,9 +294,18 @@ def architecture_of(hf_config: Mapping[str, Any]) -> Architecture:
 
 
 def ops_of_architecture(name: str) -> list[OpEntry]:
-    """Every op that runs when the architecture generates, lowest level first."""
+    """Every op that runs when the architecture generates, lowest level first.
+
+    Errors: UsageError when its class is no op.
+    """
     model = architecture(name)
-    roots = [find_ops(model.class_name)[0].name, *model.engine_ops]
+    root = next((e for e in ops().values() if (e.module, e.class_name) == (model.module, model.class_name)), None)
+    if root is None:
+        raise UsageError(
+            f"architectures/{name}.json: 'class_name' is {model.class_name!r} in {model.module}, which is no op: it is "
+            "a public class there that derives from fastkernels.op.Op."
+        )
+    roots = [root.name, *model.engine_ops]
     return sorted({entry for root in roots for entry in ops_below(root)})
 
 

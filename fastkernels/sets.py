@@ -14,7 +14,7 @@ from pathlib import Path
 from fastkernels import env
 from fastkernels.errors import UnknownNameError, UsageError
 from fastkernels.registry import OpEntry, ops, ops_of_file
-from fastkernels.source import BASELINE, LEVELS, module_names, parse
+from fastkernels.source import BASELINE, LEVELS, NOT_PYTHON, module_names, parse
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 ALTERNATIVES_DIR = TASKS_DIR / "alternatives"
@@ -98,7 +98,7 @@ def adapt_levels(path: Path) -> tuple[int, ...]:
             continue
         try:
             found = tuple(ast.literal_eval(node.value or node))
-        except (ValueError, TypeError):
+        except (TypeError, *NOT_PYTHON):
             found = ()
         if not found or set(found) - set(LEVELS):
             raise UsageError(f"{path} says {ast.unparse(node)!r}; write levels out, such as LEVELS = {LEVELS}.")
@@ -113,16 +113,20 @@ def available_sets() -> list[str]:
 
 
 def resolve_set(name_or_dir: str | os.PathLike[str]) -> ImplementationSet:
-    """The set of this name ("candidate", a shipped one) or in this directory; a name goes first.
+    """The set of this name ("candidate", a shipped one) or in this directory.
 
-    Errors: UnknownNameError when it is neither; UsageError when a directory does not look like a set.
+    Errors: UnknownNameError when it is neither; UsageError when it is both, and when a directory does not look like a
+    set.
     """
-    text = os.fspath(name_or_dir)
-    if text == CANDIDATE:
-        return _read_set(CANDIDATE, (env.candidate_dir() or TASKS_DIR / CANDIDATE).absolute())
+    text, path = os.fspath(name_or_dir), Path(name_or_dir)
     if text in available_sets():
-        return _read_set(text, ALTERNATIVES_DIR / text)
-    path = Path(text)
+        found = named_set(text)
+        if _looks_like_a_set(path) and not path.samefile(found.path):
+            raise UsageError(
+                f"{text!r} is a set by name, in {found.path}, and a folder here: write .{os.sep}{text} for the folder, "
+                "or that path for the set."
+            )
+        return found
     if path.is_dir():
         return _read_set(path.resolve().name, path.resolve())
     if path.is_file():
@@ -130,6 +134,17 @@ def resolve_set(name_or_dir: str | os.PathLike[str]) -> ImplementationSet:
     if os.sep in text or text.startswith("."):
         raise UsageError(f"There is no directory {text!r}; a set is a directory with {LAYOUT}.")
     raise UnknownNameError("implementation set or directory", text, available_sets())
+
+
+def named_set(name: str) -> ImplementationSet:
+    """One of `available_sets`, whatever folders there are here."""
+    if name == CANDIDATE:
+        return _read_set(CANDIDATE, (env.candidate_dir() or TASKS_DIR / CANDIDATE).absolute())
+    return _read_set(name, ALTERNATIVES_DIR / name)
+
+
+def _looks_like_a_set(path: Path) -> bool:
+    return (path / "adapt.py").is_file() or any((path / f"L{level}").is_dir() for level in LEVELS)
 
 
 def _read_set(name: str, path: Path) -> ImplementationSet:
@@ -146,7 +161,7 @@ def _read_set(name: str, path: Path) -> ImplementationSet:
                 raise UnknownNameError(f"baseline file for {file}", f"L{level}/{file.stem}", known, note)
             files[level, file.stem] = file
     adapt = path / "adapt.py"
-    if not (files or adapt.is_file() or name == CANDIDATE or any((path / f"L{n}").is_dir() for n in LEVELS)):
+    if not (name == CANDIDATE or _looks_like_a_set(path)):
         raise UsageError(f"{path} holds no implementation; expected {LAYOUT}.")
     _refuse_misplaced(path, {stem for _, stem in files})
     return ImplementationSet(name, path, files, adapt if adapt.is_file() else None)
@@ -158,9 +173,24 @@ def _refuse_misplaced(path: Path, stems: set[str]) -> None:
     for found in sorted(path.iterdir()):
         if found.is_dir() and re.fullmatch(r"[lL]\d+", found.name) and found.name not in levels:
             raise UsageError(f"{found} would never be used: the levels' folders are {', '.join(sorted(levels))}.")
-        places = [e.file_name for e in ops().values() if found.name == f"{e.stem}.py" and e.stem not in stems]
+        is_new = found.suffix == ".py" and found.stem not in stems
+        places = [e.file_name for level in LEVELS for e in ops_of_file(level, found.stem)] if is_new else []
         if places:
             raise UsageError(f"{found} would never be used there: its place is {places[0]} in {path}.")
+
+
+def linked_files(implementations: ImplementationSet, entries: Iterable[OpEntry]) -> list[Path]:
+    """Where the files of these ops lie that are links out of the set: a confined process must be let read them."""
+    root = implementations.path.resolve()
+    found = {file.resolve() for entry in entries if (file := implementations.file_of(entry)) is not None}
+    return sorted(path for path in found if not path.is_relative_to(root))
+
+
+def links_out_of(path: Path) -> list[Path]:
+    """Links in a set's folder that lead out of it. Only the ops' own files are read there: a set is written by others,
+    and what it links to may be none of theirs."""
+    found = [Path(folder) / name for folder, folders, names in os.walk(path) for name in (*folders, *names)]
+    return sorted(f for f in found if f.is_symlink() and not f.resolve().is_relative_to(path.resolve()))
 
 
 def folder_digest(path: Path) -> str:
@@ -180,15 +210,28 @@ def source_digest(implementations: ImplementationSet, entry: OpEntry) -> str:
         raise UsageError(f"The set {implementations.name!r} in {implementations.path} has no file for {entry.name}.")
     found = _named_files(implementations, file)
     if len(found) == 1:
-        return hashlib.sha256(file.read_text(encoding="utf-8", errors="replace").encode()).hexdigest()
+        return hashlib.sha256(source_text(file).encode()).hexdigest()
     return _digest_of(sorted(found), implementations.path)
+
+
+def source_text(path: Path) -> str:
+    """ "" when it cannot be read: whoever loads it says why."""
+    return _content(path).decode(encoding="utf-8", errors="replace")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _digest_of(files: Iterable[Path], folder: Path) -> str:
     state = hashlib.sha256()
     for file in files:
-        state.update(f"{file.relative_to(folder).as_posix()}\n{file.stat().st_size}\n".encode())
-        state.update(file.read_bytes())
+        content = _content(file)
+        state.update(f"{file.relative_to(folder).as_posix()}\n{len(content)}\n".encode())
+        state.update(content)
     return state.hexdigest()
 
 
@@ -215,7 +258,7 @@ def _named_files(implementations: ImplementationSet, file: Path) -> set[Path]:
         if path in found:
             continue
         found.add(path)
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = source_text(path)
         imported = _relatively_imported(text)
         for word in {*re.findall(r"\w+", text), *re.findall(r"[\w.-]+", text)} & by_word.keys():
             waiting += [other for other in by_word[word] if other not in of_ops or word in imported]
@@ -226,6 +269,6 @@ def _relatively_imported(text: str) -> set[str]:
     """Every part of the names that a module takes from its own set."""
     try:
         nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom) and n.level]
-    except (SyntaxError, ValueError):
+    except NOT_PYTHON:
         return set()
     return {part for n in nodes for part in ((n.module or "").split(".") + [alias.name for alias in n.names])}

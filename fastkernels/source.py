@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from fastkernels.errors import UsageError
@@ -13,25 +13,57 @@ from fastkernels.errors import UsageError
 BASELINE = "fastkernels.tasks.baseline"
 BASELINE_DIR = Path(__file__).parent / "tasks" / "baseline"
 LEVELS = (1, 2, 3, 4)
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
+"""What Python's parser raises; the last two of text that is nested too deeply for it."""
 
 
 @dataclass(frozen=True)
 class SourceModule:
-    """The top level of one baseline file: its definitions and what each name in it stands for."""
+    """The top level of one baseline file, which is read when it is first asked for.
+
+    Errors: UsageError then, when the file is not Python.
+    """
 
     name: str
     level: int
     path: Path
-    definitions: Mapping[str, ast.stmt]
-    imports: Mapping[str, tuple[str, str]]  # name here -> (module, name there); "" there: the module itself
+
+    @cached_property
+    def definitions(self) -> Mapping[str, ast.stmt]:
+        """Its classes, functions and assigned names."""
+        found: dict[str, ast.stmt] = {}
+        for node in self._tree.body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                found[node.name] = node
+            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found.update({t.id: node for t in targets if isinstance(t, ast.Name)})
+        return found
+
+    @cached_property
+    def imports(self) -> Mapping[str, tuple[str, str]]:
+        """What a name here stands for: (module, name there); "" there is the module itself."""
+        found: dict[str, tuple[str, str]] = {}
+        for statement in _statements(self._tree):
+            if isinstance(statement, ast.ImportFrom) and statement.module:
+                found.update({a.asname or a.name: (statement.module, a.name) for a in statement.names})
+            elif isinstance(statement, ast.Import):
+                found.update({a.asname: (a.name, "") for a in statement.names if a.asname})
+        return found
+
+    @cached_property
+    def _tree(self) -> ast.Module:
+        return parse(self.path)
 
 
 def parse(path: Path) -> ast.Module:
-    """Errors: UsageError when the file is not Python."""
+    """Errors: UsageError when the file is not Python, or cannot be read."""
     try:
         return ast.parse(path.read_bytes(), str(path))
-    except (SyntaxError, ValueError) as error:
-        raise UsageError(f"{path} does not parse: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except NOT_PYTHON as error:
+        raise UsageError(f"{path} does not parse: {error or 'it is nested too deeply'}") from error
 
 
 def module_names(path: Path, *, without: str, _seen: frozenset[Path] = frozenset()) -> set[str]:
@@ -56,36 +88,29 @@ def module_names(path: Path, *, without: str, _seen: frozenset[Path] = frozenset
 
 
 def _outside_definitions(node: ast.AST) -> Iterable[ast.AST]:
-    for child in ast.iter_child_nodes(node):
+    """In no order."""
+    waiting = [*ast.iter_child_nodes(node)]
+    while waiting:
+        child = waiting.pop()
         yield child
         if not isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            yield from _outside_definitions(child)
+            waiting += ast.iter_child_nodes(child)
 
 
-def read_module(path: Path, level: int) -> SourceModule:
-    """Errors: UsageError when the file is not Python."""
-    tree = parse(path)
-    definitions: dict[str, ast.stmt] = {}
-    for node in tree.body:
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            definitions[node.name] = node
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            definitions.update({t.id: node for t in targets if isinstance(t, ast.Name)})
-    imports: dict[str, tuple[str, str]] = {}
-    for statement in ast.walk(tree):
-        if isinstance(statement, ast.ImportFrom) and statement.module:
-            imports.update({a.asname or a.name: (statement.module, a.name) for a in statement.names})
-        elif isinstance(statement, ast.Import):
-            imports.update({a.asname: (a.name, "") for a in statement.names if a.asname})
-    return SourceModule(f"{BASELINE}.L{level}.{path.stem}", level, path, definitions, imports)
+def _statements(node: ast.AST) -> Iterable[ast.stmt]:
+    """Those within `node`, at any depth; expressions, of which there are many more, are not looked through."""
+    for field in ("body", "orelse", "handlers", "finalbody", "cases"):
+        for child in getattr(node, field, ()):
+            if isinstance(child, ast.stmt):
+                yield child
+            yield from _statements(child)
 
 
 @cache
 def modules() -> dict[str, SourceModule]:
     """Every file of baseline/L1..L4 by module name."""
     found = [
-        read_module(path, level)
+        SourceModule(f"{BASELINE}.L{level}.{path.stem}", level, path)
         for level in LEVELS
         for path in sorted((BASELINE_DIR / f"L{level}").glob("*.py"))
         if path.stem != "__init__"

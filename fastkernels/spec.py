@@ -147,6 +147,9 @@ class Cost:
     num_bytes: int
     num_flops: int = 0
 
+    def plus_bytes(self, num_bytes: int) -> Cost:
+        return Cost(self.num_bytes + num_bytes, self.num_flops)
+
 
 @dataclass(frozen=True)
 class OpSpec:

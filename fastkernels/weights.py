@@ -10,7 +10,6 @@ a layer whose parameters are not the checkpoint's as they are has `weight_loader
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,14 +21,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fastkernels.checkpoint_files import (
+    COMPONENTS,
+    checkpoint_config,
+    is_of_components,
+    read_json,
+    safetensors_files,
+)
 from fastkernels.distributed.sharded_layer import ShardedLayer, ShardId
 from fastkernels.distributed.tensor_parallel import WeightSource
 from fastkernels.errors import CheckpointError
 from fastkernels.noise import random_normal, random_uniform, seed_of
 from fastkernels.op import prepare_weights
 
-_INDEXES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
-_COMPONENTS = "model_index.json"
 _NAMES_SHOWN = 8
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -135,77 +139,19 @@ def _is_published(owner: nn.Module, buffer: str) -> bool:
     return buffer not in owner._non_persistent_buffers_set and buffer != "num_batches_tracked"
 
 
-def checkpoint_config(directory: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint directory; of a directory of components their configurations by name.
-
-    The latter has a model_index.json, in which each component's [library, class] is replaced by its own configuration,
-    where it has one.
-    Errors: CheckpointError when there is none or it is not a JSON object.
-    """
-    if _is_of_components(directory):
-        index = read_json(directory / _COMPONENTS)
-        return {name: _component_config(directory / name) or value for name, value in index.items()}
-    return read_json(directory / "config.json")
-
-
-def _is_of_components(directory: Path) -> bool:
-    return not (directory / "config.json").is_file() and (directory / _COMPONENTS).is_file()
-
-
-def _component_config(folder: Path) -> dict[str, Any] | None:
-    for name in ("config.json", "scheduler_config.json"):
-        if (folder / name).is_file():
-            return read_json(folder / name)
-    return None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint. Errors: CheckpointError when the file is missing, no JSON or no object."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} is no checkpoint: it has no {path.name}.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object.")
-    return config
-
-
-def _safetensors_files(directory: Path) -> list[Path]:
-    """The files of a checkpoint, from its index when it has one; model.fp16.safetensors only without the whole ones.
-
-    Errors: CheckpointError when there is none, or one that the index names is missing.
-    """
-    index = next((directory / name for name in _INDEXES if (directory / name).exists()), None)
-    if index is not None:
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index} is not an index of safetensors files: {error!r}") from error
-        files = [directory / Path(str(name)).name for name in names]
-    else:
-        files = sorted(directory.glob("*.safetensors"))
-        files = [file for file in files if "." not in file.stem] or files
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        raise CheckpointError(f"{directory} lacks {', '.join(missing) or 'any *.safetensors file'}.")
-    return files
-
-
 def read_checkpoint(directory: Path) -> Iterator[tuple[str, WeightSource]]:
     """Name and source of every tensor, file by file; nothing is read until a source is narrowed.
 
     Of a directory of components each tensor is named behind its component: "unet.conv_in.weight".
     Errors: CheckpointError names a file that is truncated or not safetensors.
     """
-    if _is_of_components(directory):
-        for component in sorted(read_json(directory / _COMPONENTS)):
+    if is_of_components(directory):
+        for component in sorted(read_json(directory / COMPONENTS)):
             if (directory / component / "config.json").is_file():
                 for name, source in read_checkpoint(directory / component):
                     yield f"{component}.{name}", source
         return
-    for file in _safetensors_files(directory):
+    for file in safetensors_files(directory):
         try:
             opened = safe_open(file, framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastkernels.engine.model import find_model
-from fastkernels.registry import ARCHITECTURES, Architecture, OpEntry, ops_of_architecture
+import torch
+
+from fastkernels.engine.model import build_bare_model
+from fastkernels.engine.model_source import build_config, find_model, presets
+from fastkernels.registry import (
+    ARCHITECTURES,
+    Architecture,
+    OpEntry,
+    architecture,
+    architecture_of,
+    ops_of_architecture,
+)
+from fastkernels.source import LEVELS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architectures.md"
@@ -43,12 +55,48 @@ _COUNTS = """
 ## Ops by level
 
 Ops that run when the architecture does, the engine's sampling ops left out, and in brackets those that no other
-architecture here has; then the numbers of tasks as published. Ours are counted from the imports: every branch that a
-configuration may take counts, and so do collectives and the layers that split over ranks, which the published counts
-may or may not hold.
+architecture here has: every branch that a configuration may take counts, and so do collectives and the layers that
+split over ranks. Then the files of those that the published size builds, and the numbers of tasks as published.
 
-| architecture | L1 | L2 | L3 | L4 | published L1 / L2 / L3 / L4 |
-|---|---|---|---|---|---|
+| architecture | L1 | L2 | L3 | L4 | files at the published size | published |
+|---|---|---|---|---|---|---|
+"""
+_DIFFERENCES = """
+### Why the numbers differ
+
+The paper counts tasks and does not list them; of some models its Table 9 names files, by classes of transformers. A
+file here may hold several ops, as `parallel_linear` does, and branches of a shared op (`quickgelu` in `vision_mlp`) are
+ops of an architecture that never takes them: so files of the published size are what compares. What is left:
+
+"""
+_PUBLISHED_FILES = """
+### Published files and what takes their place
+
+Every file that the paper names for an architecture is one of its files here, or is in this list. Where the names are
+from is in each `architectures/*.json`, `published.files`.
+
+| architecture | published file | in its place |
+|---|---|---|
+"""
+_INPUTS = """
+## What goes in and what comes out
+
+Each line runs as it stands where the files are that it names. A picture, a recording, a video or a scene is a file, a
+URL, a data URI or base64; values that are JSON numbers or lists are read as such. Models of one's own are folders in
+place of `tiny-...`; over HTTP: [server.md](server.md).
+"""
+_NOT_SUPPORTED = """
+## What is not supported
+
+Of every model:
+
+- LoRA adapters, speculative decoding, pipeline and data parallelism, offloading to the CPU.
+- Quantised checkpoints but GPT-OSS's MXFP4: their tensors' names are not the model's, and are refused.
+- Steps that hold a part of a prompt as CUDA graphs: they run eagerly, and graphs hold decode steps alone.
+- Several ranks for a model that makes no tokens.
+
+Of single models:
+
 """
 
 
@@ -60,7 +108,10 @@ def main() -> None:
     looks = "".join(_first_look(a) for a in ARCHITECTURES)
     text += (_FIRST_LOOK + looks) * bool(looks)
     text += _COUNTS + "".join(_counts(a, chosen[a.name], users) for a in ARCHITECTURES)
-    text += "\n## What is not supported\n\n"
+    text += _DIFFERENCES + "".join(map(_differences, ARCHITECTURES))
+    text += _PUBLISHED_FILES + "".join(map(_stand_ins, ARCHITECTURES))
+    text += _INPUTS + _inputs()
+    text += _NOT_SUPPORTED
     text += "".join(f"- {_title(a)}: {'; '.join(a.not_supported)}.\n" for a in ARCHITECTURES if a.not_supported)
     PAGE.write_text(text)
 
@@ -159,12 +210,58 @@ def _own_ops(architecture: Architecture) -> list[OpEntry]:
 
 def _counts(architecture: Architecture, entries: list[OpEntry], users: Counter[str]) -> str:
     cells = []
-    for level in (1, 2, 3, 4):
+    for level in LEVELS:
         here = [e for e in entries if e.level == level]
         alone = sum(users[e.name] == 1 for e in here)
         cells.append(f"{len(here)} ({alone})")
-    tasks = " / ".join(str(architecture.published["tasks"][f"L{n}"]) for n in (1, 2, 3, 4))
-    return "| " + " | ".join((_title(architecture), *cells, tasks)) + " |\n"
+    files = " / ".join(str(files_at_published_size(architecture.name)[f"L{n}"]) for n in LEVELS)
+    tasks = " / ".join(str(architecture.published["tasks"][f"L{n}"]) for n in LEVELS)
+    return "| " + " | ".join((_title(architecture), *cells, files, tasks)) + " |\n"
+
+
+@cache
+def files_at_published_size(name: str) -> dict[str, int]:
+    """By level, of the ops that the published configuration builds; of the tiny one where none is shipped.
+
+    The model is built on "meta": it takes no memory.
+    """
+    places = {(entry.module, entry.class_name): entry for entry in _own_ops(architecture(name))}
+    source = find_model(_published_presets().get(name, f"tiny-{name}"))
+    model = build_bare_model(source, build_config(source), torch.float32, torch.device("meta"))
+    built = {places.get((type(module).__module__, type(module).__name__)) for module in model.modules()}
+    return {f"L{n}": len({entry.path for entry in built if entry is not None and entry.level == n}) for n in LEVELS}
+
+
+@cache
+def _published_presets() -> dict[str, str]:
+    """By architecture, one of several: they differ in sizes."""
+    named = [preset for preset in presets() if not preset.startswith("tiny-")]
+    return {architecture_of(find_model(preset).hf_config).name: preset for preset in named}
+
+
+def _differences(architecture: Architecture) -> str:
+    lines = [f"  - {level}: {note}\n" for level, note in architecture.count_notes.items()]
+    return "".join([f"- {_title(architecture)}\n", *lines]) if lines else ""
+
+
+def _stand_ins(architecture: Architecture) -> str:
+    rows = ((_title(architecture), f"`{file}`", what) for file, what in architecture.stand_ins.items())
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _inputs() -> str:
+    """A section for all that take and give the same."""
+    alike: dict[tuple[Any, ...], list[Architecture]] = {}
+    for each in ARCHITECTURES:
+        alike.setdefault((*each.inputs.items(), each.gives), []).append(each)
+    return "".join(map(_inputs_of, alike.values()))
+
+
+def _inputs_of(alike: list[Architecture]) -> str:
+    lines = [f"- `{name}`: {what}\n" for name, what in alike[0].inputs.items()]
+    examples = "".join(f"{line}\n" for each in alike for line in each.examples)
+    title = ", ".join(each.name for each in alike)
+    return f"\n### {title}\n\n{''.join(lines)}- out: {alike[0].gives}\n\n```\n{examples}```\n"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 from fastkernels.bench.eval.records import EVAL_SCHEMA_VERSION, ItemRecord, PassRecord, SetRecord, SubsetRecord
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.harness.records import CaseRecord, NullRecord, OpRecord, Samples, TimingRecord
-from fastkernels.harness.timing import BASELINE, CANDIDATE
-from fastkernels.harness.verdict import Speed, Verdict
-from fastkernels.report.eval_view import set_scores
+from fastkernels.harness.timed_figures import LEAST_NOISE, timed_figures
+from fastkernels.harness.verdict import Verdict
+from fastkernels.harness.visits import BASELINE, BASELINE_AGAIN, CANDIDATE, Timed
+from fastkernels.report.eval_view import part_scores, set_scores
+from fastkernels.scoring.manifest import load_manifest
 
 HOSTILE = "</script><script>window.owned = 1</script><img src=x onerror='window.owned = 1'>&amp; {{ 7 * 7 }}"
 NULLS = ("zeros", "mean", "copy_of_input", "last_tile_dropped")
@@ -31,38 +35,39 @@ REQUEST = {"target": ["rms_norm", "linear"], "level": None, "candidates": ["my s
 CLOCKS = {"sm_mhz": 1980, "memory_mhz": 3201, "temperature_c": 61, "power_w": 540.5, "throttle_reasons": 0x24}
 
 
-def samples(side: str, center_us: float, generator: random.Random, clocks: dict[str, Any]) -> list[Samples]:
+NUM_RESTARTS, NUM_BLOCKS = 2, 4
+HALF, FLOOR = math.log(1.03), 0.02
+"""Of an interval, as a logarithm; of the baseline against itself."""
+
+
+def samples(side: str, center_us: float, half: float, clocks: dict[str, Any]) -> list[Samples]:
+    """Visits about `center_us` in turn above and below it, so that their ratio to a steady side has the interval's
+    half `half`, as scoring.statistics reckons it."""
+    spread = half * math.sqrt(2 / math.pi * NUM_RESTARTS * NUM_BLOCKS) / (1.960 * 1.4826)
     found = []
-    for restart in range(2):
-        for block in (-1, 0, 1, 2, 3):
-            times = [int(1000 * center_us * generator.lognormvariate(0, 0.05)) for _ in range(4)]
+    for restart in range(NUM_RESTARTS):
+        for block in range(-1, NUM_BLOCKS):
+            of_visit = 1000 * center_us * math.exp(spread if block % 2 else -spread)
+            times = [of_visit * share for share in (0.98, 1.0, 1.0, 1.03)]
             claims = [t + 9000 for t in times]
             found.append(Samples(restart, block, side, True, claims, times, [800], [4000] * 4, clocks))
-    found.append(Samples(0, 0, side, False, [1] * 4, [1] * 4, [1], [1] * 4, clocks))
+    warm = [0.7 * 1000 * center_us] * 4
+    found.append(Samples(0, 0, side, False, warm, warm, [1], [1] * 4, clocks))
     return found
 
 
 def timing(ratio: float, shapes: str = "x[4096, 4096]", phase: str = "", **changed: Any) -> TimingRecord:
-    generator = random.Random(shapes)
-    floor = 0.02
-    low, high = ratio * 0.97, ratio * 1.03
-    speed = Speed.WIN if low > 1 + floor else Speed.LOSS if high < 1 / (1 + floor) else Speed.TIE
+    """Of samples that say so. changed: what the record says otherwise."""
+    of_sides = {BASELINE: (ratio, 0.0), BASELINE_AGAIN: (ratio, math.log(1 + FLOOR)), CANDIDATE: (1.0, HALF)}
+    found = [s for side, (times, half) in of_sides.items() for s in samples(side, 30.0 * times, half, CLOCKS)]
     values: dict[str, Any] = {
         "case": f"captured {shapes}",
         "phase": phase,
         "dtype": "bfloat16",
         "shapes": shapes,
         "clock": "device events",
-        "ratio": ratio,
-        "low": low,
-        "high": high,
-        "num_pairs": 120,
-        "noise_floor": floor,
-        "speed": speed.value,
-        "baseline_us": 30.0 * ratio,
-        "candidate_us": 30.0,
-        "warm_baseline_us": 20.0 * ratio,
-        "warm_candidate_us": 20.5,
+        **asdict(timed_figures(Timed(found), "cuda", LEAST_NOISE["cuda"])),
+        "ratio": ratio,  # without what it was rounded by
         "graph_baseline_us": 29.0 * ratio,
         "graph_candidate_us": 28.25,
         "num_bytes": 1 << 26,
@@ -70,10 +75,7 @@ def timing(ratio: float, shapes: str = "x[4096, 4096]", phase: str = "", **chang
         "floor_us": 9.0,
         "baseline_roofline_share": 0.6,
         "candidate_roofline_share": 0.875,
-        "samples": [
-            *samples(BASELINE, 30.0 * ratio, generator, CLOCKS),
-            *samples(CANDIDATE, 30.0, generator, CLOCKS),
-        ],
+        "samples": found,
     }
     return TimingRecord(**{**values, **changed})
 
@@ -98,8 +100,16 @@ def case(
     )
 
 
+def num_calls(cases: Sequence[CaseRecord], timings: Sequence[TimingRecord]) -> int:
+    """Of a candidate that was checked and timed so."""
+    timed = [sample for timing in timings for sample in timing.samples if sample.side == CANDIDATE]
+    return len(cases) + sum(len(sample.claim_ns) for sample in timed)
+
+
 def record(op: str, name: str, verdict: Verdict = Verdict.PASSED, **changed: Any) -> OpRecord:
     families = ("normal", "heavy_tailed", "integers", "one_hot", "captured")
+    cases = changed.get("cases", [case(family=f, scale=(i + 1) / 3) for i, f in enumerate(families)])
+    timings = changed.get("timings", [])
     values: dict[str, Any] = {
         "op": op,
         "level": 1,
@@ -108,9 +118,9 @@ def record(op: str, name: str, verdict: Verdict = Verdict.PASSED, **changed: Any
         "source_sha256": f"{op}{name}".encode().hex().ljust(64, "0")[:64],
         "device": "cuda",
         "verdict": verdict.value,
-        "cases": [case(family=f, scale=(i + 1) / 3) for i, f in enumerate(families)],
+        "cases": cases,
         "nulls": [NullRecord("bfloat16", null, "rejected", f"y[0, {i}] is 0") for i, null in enumerate(NULLS)],
-        "num_calls": 412,
+        "num_calls": num_calls(cases, timings),
         "peak_memory_bytes": 3 << 30,
         "seconds": 12.5,
         "seed": 12345,
@@ -119,6 +129,11 @@ def record(op: str, name: str, verdict: Verdict = Verdict.PASSED, **changed: Any
         "baseline_source": "import torch\n\n\ndef forward(x):\n    return x + x\n",
     }
     return OpRecord(**{**values, **changed})
+
+
+def timed_record(op: str, name: str, **changed: Any) -> OpRecord:
+    """One that passed and ties, where nothing else is said."""
+    return record(op, name, **{"timings": [timing(1.0)], **changed})
 
 
 def wrong(op: str, name: str, verdict: Verdict, message: str, **changed: Any) -> OpRecord:
@@ -171,10 +186,12 @@ def write_run(
     return path
 
 
-GOOD, BAD = 0.02, 0.4
-MANIFEST = {"version": "2026.11", "sha256": "ab" * 32}
-SCENARIOS = {"name": "tiny", "scenarios": [{"model": "tiny-llama", "latency": []}], "num_restarts": 3}
-EVAL_REQUEST = {"scenarios": "tiny", "candidates": ["fast", "fragile"], "device": "cpu", "restarts": 3}
+_MANIFEST = load_manifest()
+MANIFEST = {"version": _MANIFEST.version, "sha256": _MANIFEST.sha256}
+SCENARIO_SET = "few"
+NUM_PASSES, NUM_ALONE = 4, 12
+"""Passes of the throughput workload, of one request each, and requests of the latency workload."""
+EVAL_REQUEST = {"scenarios": SCENARIO_SET, "candidates": ["fast", "fragile"], "device": "cpu", "restarts": 3}
 CPU = {"device": "cpu", "gpu": None}
 
 
@@ -184,8 +201,8 @@ def passes(speedup: float, seed: str, num_restarts: int = 3) -> list[PassRecord]
     found = []
     for restart in range(num_restarts):
         for workload, kind, ratio, count in (
-            ("batch", "throughput", speedup, 4),
-            ("alone", "latency", 1 + (speedup - 1) / 2, 12),
+            ("balanced x1", "throughput", speedup, NUM_PASSES),
+            (f"single x{NUM_ALONE}", "latency", 1 + (speedup - 1) / 2, NUM_ALONE),
         ):
             seconds = [0.05 * generator.lognormvariate(0, 0.004) for _ in range(count)]
             candidate = [s / ratio * generator.lognormvariate(0, 0.004) for s in seconds]
@@ -201,9 +218,23 @@ def replaced(op: str, name: str, status: str = "REPLACED", num_calls: int = 24, 
     }  # fmt: skip
 
 
+def of_all(values: Sequence[float], num_restarts: int = 3) -> list[float]:
+    """As many as an item has requests or pairs, over and over."""
+    count = num_restarts * (NUM_PASSES + NUM_ALONE) if values else 0
+    return [values[i % len(values)] for i in range(count)]
+
+
+def set_sha256(name: str) -> str:
+    return name.encode().hex().ljust(64, "0")[:64]
+
+
 def item(model: str, family: str, name: str, speedup: float = 1.0, **changed: Any) -> ItemRecord:
+    """discrepancies: of some requests, which those of all repeat."""
+    num_ranks = changed.get("num_ranks", 1)
+    thresholds = _MANIFEST.thresholds(family, "bfloat16")
+    some = changed.pop("discrepancies", [0.4 * thresholds.good, 0.0, 0.9 * thresholds.good])
     values: dict[str, Any] = {
-        "item": f"{model}/bfloat16",
+        "item": f"{model}-bfloat16" + (f"-tp{num_ranks}" if num_ranks > 1 else ""),
         "model": model,
         "architecture": model.removeprefix("tiny-"),
         "family": family,
@@ -211,16 +242,17 @@ def item(model: str, family: str, name: str, speedup: float = 1.0, **changed: An
         "num_ranks": 1,
         "implementation": name,
         "outcome": "MEASURED",
-        "thresholds": {"good": GOOD, "bad": BAD, "tau": 1.0},
+        "thresholds": asdict(thresholds),
         "replacements": [
             replaced("rms_norm", name),
             {"rank": 0, "op": "top_logprobs", "class": None, "set": name, "status": "NEVER_CALLED", "num_calls": 0},
         ],  # of both forms that there are
-        "discrepancies": [0.4 * GOOD, 0.0, 0.9 * GOOD],
+        "discrepancies": of_all(some),
         "figures": {"regret": 0.0012},
         "passes": passes(speedup, f"{model}{name}"),
-        "reference_noise": [0.001, -0.002, 0.0015],
+        "reference_noise": of_all([0.001, -0.002, 0.0015]),
         "seconds": 41.5,
+        "set_sha256": set_sha256(name),
     }
     return ItemRecord(**{**values, **changed})
 
@@ -258,9 +290,22 @@ def eval_items() -> list[ItemRecord]:
 
 def eval_sets(items: list[ItemRecord]) -> list[SetRecord]:
     names = dict.fromkeys(i.implementation for i in items)
-    return [
-        SetRecord(name, f"sets/{name}", ["rms_norm", "moe_sum"], name.encode().hex().ljust(64, "0")) for name in names
-    ]
+    return [SetRecord(name, f"sets/{name}", ["rms_norm", "moe_sum"], set_sha256(name)) for name in names]
+
+
+def scenarios_of(items: Sequence[ItemRecord]) -> dict[str, Any]:
+    """What a run of these items is of, as its JSON has it."""
+    workloads = {
+        "throughput": [{"name": "balanced", "num_requests": 1, "scale": 1.0}],
+        "latency": [{"name": "single", "num_requests": NUM_ALONE, "scale": 1.0}],
+    }
+    places = dict.fromkeys((i.model, i.dtype, i.num_ranks) for i in items)
+    named = [dict(zip(("model", "dtype", "tensor_parallel_size"), place, strict=True)) for place in places]
+    return {
+        "name": SCENARIO_SET,
+        "scenarios": [{**one, **workloads} for one in named],
+        **{"num_restarts": 3, "num_passes": NUM_PASSES, "num_checked": 64, "pass_seconds": 60.0},
+    }
 
 
 def write_eval_run(
@@ -272,12 +317,14 @@ def write_eval_run(
     merged = {name: value for name, value in environment.items() if value is not None}
     folder = RunFolder.create("eval", EVAL_REQUEST, merged, path)
     if is_finished:
+        name = changed.get("scenario_set", SCENARIO_SET)
         extra = {
-            "status": "finished", "seconds": 512.0, "eval_schema_version": EVAL_SCHEMA_VERSION, "scenario_set": "tiny",
-            "scenarios": SCENARIOS, "manifest": MANIFEST,
+            "status": "finished", "seconds": 512.0, "eval_schema_version": EVAL_SCHEMA_VERSION,
+            "scenario_set": name, "scenarios": {**scenarios_of(items), "name": name}, "manifest": MANIFEST,
             "sets": [asdict(s) for s in eval_sets(items)], "items": [i.to_json() for i in items],
         }  # fmt: skip
         scores = changed.pop("scores", None)
         found_scores = set_scores({"kind": "eval", **extra}) if scores is None else scores
-        folder.finish(**{**extra, "scores": found_scores, **changed})
+        of_parts = part_scores({"kind": "eval", **extra})
+        folder.finish(**{**extra, "scores": found_scores, "subset_scores": of_parts, **changed})
     return path

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastkernels.dtypes import find_dtype
-from fastkernels.engine.model import build_config, find_model
+from fastkernels.engine.model_source import build_config, find_model
 from fastkernels.registry import architecture_of
 from fastkernels.weights import random_tensors
 

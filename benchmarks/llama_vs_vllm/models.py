@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastkernels.engine.model import find_model
+from fastkernels.engine.model_source import find_model
 
 
 @dataclass(frozen=True)

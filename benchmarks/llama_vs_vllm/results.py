@@ -64,27 +64,50 @@ def summarised(scenario: Json) -> Json:
     return found
 
 
-def merged(parts: Sequence[Json]) -> Json:
-    """Runs of different scenarios, or more repeats of the same, as one record; each part keeps its own settings."""
+def merged(files: Sequence[Json], newest: bool = False) -> Json:
+    """Runs of different scenarios, or more repeats of the same, as one record; each part keeps its own settings.
+
+    files: runs, or records that were merged before. newest: a scenario measured again takes the place of the one
+    before, which is kept in "superseded".
+    """
     scenarios: dict[str, Json] = {}
-    for number, part in enumerate(parts):
-        for name, scenario in part["scenarios"].items():
-            repeats = [{**r, "part": number} for r in scenario["repeats"]]
-            if name in scenarios:
-                known = scenarios[name]
-                for key in ("num_requests", "num_prompt_tokens", "num_output_tokens"):
-                    if known[key] != scenario[key]:
-                        raise SystemExit(f"{name} has {known[key]} and {scenario[key]} {key}: not the same scenario.")
-                known["repeats"] += repeats
-                known["agreement"] = known["agreement"] or scenario["agreement"]
+    superseded: list[Json] = []
+    parts: list[Json] = []
+    for file in files:
+        first = len(parts)
+        parts += file.get("parts") or [{key: value for key, value in file.items() if key != "scenarios"}]
+        superseded += [_shifted(scenario, first) for scenario in file.get("superseded", ())]
+        for name, given in file["scenarios"].items():
+            scenario = _shifted(given, first)
+            if name not in scenarios:
+                scenarios[name] = scenario
+            elif newest:
+                superseded.append(scenarios[name])
+                scenarios[name] = scenario
             else:
-                scenarios[name] = {**scenario, "repeats": repeats}
-    return {
-        **{key: parts[0][key] for key in ("schema_version", "benchmark", "model", "layers", "note") if key in parts[0]},
+                _add_repeats(scenarios[name], scenario)
+    keys = ("schema_version", "benchmark", "model", "layers", "note")
+    record = {
+        **{key: files[0][key] for key in keys if key in files[0]},
         "status": "finished" if all(p["status"] == "finished" for p in parts) else "some parts were cut short",
-        "parts": [{key: value for key, value in part.items() if key != "scenarios"} for part in parts],
+        "parts": parts,
         "scenarios": {name: summarised(s) for name, s in scenarios.items()},
     }
+    return {**record, "superseded": superseded} if superseded else record
+
+
+def _shifted(scenario: Json, first: int) -> Json:
+    """Its repeats say of which part they are, of a record whose parts begin at `first`."""
+    return {**scenario, "repeats": [{**r, "part": first + r.get("part", 0)} for r in scenario["repeats"]]}
+
+
+def _add_repeats(known: Json, scenario: Json) -> None:
+    for key in ("num_requests", "num_prompt_tokens", "num_output_tokens"):
+        if known[key] != scenario[key]:
+            name = scenario["name"]
+            raise SystemExit(f"{name} has {known[key]} and {scenario[key]} {key}: not the same scenario.")
+    known["repeats"] += scenario["repeats"]
+    known["agreement"] = known["agreement"] or scenario["agreement"]
 
 
 def write(path: Path, record: Json) -> None:

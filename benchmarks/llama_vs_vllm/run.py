@@ -38,11 +38,12 @@ from results import BARS, Json, merged, summarised, table, write  # noqa: E402
 
 from fastkernels.bench.e2e.scenario import WHOLE_WARMUP_TOKENS  # noqa: E402
 from fastkernels.bench.e2e.tokens import agreement  # noqa: E402
-from fastkernels.engine.model import find_model  # noqa: E402
-from fastkernels.oracles.measure import Turns  # noqa: E402
+from fastkernels.engine.model_source import find_model  # noqa: E402
+from fastkernels.oracles.turns import Turns  # noqa: E402
 from fastkernels.workloads import capped, find_traffic  # noqa: E402
 
 SCENARIOS = ("single", "batch32", "decode_heavy", "balanced", "prefill_heavy", "azure_conv")
+_MERGING = ("merge", "newest")
 MADE_OF = "made_of.json"
 """Beside the weights: the config, seed and dtype that they were made of."""
 _QUERY = "clocks.sm,clocks.mem,temperature.gpu,power.draw,utilization.gpu,memory.used,clocks_event_reasons.active"
@@ -120,7 +121,9 @@ class Run:
             "note": given.note,
             "status": "running",
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "settings": {key: v.name if isinstance(v, Path) else v for key, v in vars(given).items() if key != "merge"},
+            "settings": {
+                key: v.name if isinstance(v, Path) else v for key, v in vars(given).items() if key not in _MERGING
+            },
             "machine": machine(),
             "engines": {},
             "scenarios": {},
@@ -156,8 +159,9 @@ def _lines(path: str) -> list[str]:
 
 
 def smi(query: str) -> Json | None:
-    """The first GPU's values by name; None without nvidia-smi."""
-    command = ["nvidia-smi", "-i", "0", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    """Values by name of the GPU that CUDA calls its first; None without nvidia-smi."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    command = ["nvidia-smi", "-i", first, f"--query-gpu={query}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -172,6 +176,7 @@ def requests_of(name: str, given: argparse.Namespace, hf_config: Json) -> Json:
         traffic = traffic.limited(min(given.num_requests, traffic.num_requests))
     eos = hf_config.get("eos_token_id")
     ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    ends = [*ends, *(v for k, v in hf_config.items() if k.endswith("_token_id") and isinstance(v, int))]
     requests, num_cut = capped(traffic.requests(hf_config["vocab_size"], ends), given.max_model_len)
     return {
         "num_cut": num_cut,
@@ -340,6 +345,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="the JSON file")
     add("--merge", type=Path, nargs="+", help="put these files together instead of measuring")
+    add("--newest", action="store_true", help="with --merge: a scenario in a later file takes the earlier one's place")
     add("--model", default="llama", help="an architecture of models.py, or a preset of FastKernels")
     add("--layers", type=int, help="fewer than published; left out: as models.py says")
     add("--scenarios", nargs="+", default=list(SCENARIOS))
@@ -378,7 +384,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     given = arguments(words)
     if given.merge:
-        record = merged([json.loads(path.read_text()) for path in given.merge])
+        record = merged([json.loads(path.read_text()) for path in given.merge], given.newest)
         write(given.out, record)
     else:
         record = benchmark(given)

@@ -68,7 +68,7 @@ class Ours:
 
         params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in output_lens]
         started = time.perf_counter()
-        outputs = self.llm.generate(prompts, params)
+        outputs = self.llm.generate(prompts, params, use_tqdm=False)
         seconds = time.perf_counter() - started
         return seconds, [list(output.outputs[0].token_ids) for output in outputs]
 

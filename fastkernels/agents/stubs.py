@@ -12,7 +12,7 @@ from pathlib import Path
 from fastkernels import env
 from fastkernels.errors import EnvironmentProblem, UsageError
 from fastkernels.registry import OpEntry, ops_of_module
-from fastkernels.sets import TASKS_DIR
+from fastkernels.sets import CANDIDATE, TASKS_DIR, available_sets
 from fastkernels.signatures import method_definition
 from fastkernels.source import SourceModule, find_base, modules
 
@@ -23,10 +23,13 @@ _LINE_LENGTH = 120
 def write_stubs(entries: Iterable[OpEntry], out: Path | None = None) -> list[Path]:
     """Write one file per baseline file that holds any of `entries`, by default into the user's candidate set.
 
-    Errors: UsageError when a file is there already; then nothing is written. EnvironmentProblem when `out` is no folder
-        or cannot be written to.
+    Errors: UsageError when a file is there already, or `out` as a word is another set's name; then nothing is written.
+        EnvironmentProblem when `out` is no folder or cannot be written to.
     """
-    out = out or env.candidate_dir() or TASKS_DIR / "candidate"
+    own = env.candidate_dir() or TASKS_DIR / CANDIDATE
+    if out is not None and str(out) in available_sets() and out.absolute() != own.absolute():
+        raise UsageError(f"--out {out}: --candidates {out} is a set of that name already. Choose another folder.")
+    out = out or own
     by_file = groupby(sorted(set(entries)), key=lambda e: e.module)
     texts = {out / (group := list(found))[0].file_name: stub_text(group) for _, found in by_file}
     if existing := [str(path) for path in texts if path.exists()]:

@@ -58,7 +58,7 @@ def _run(request: ServeRequest) -> dict[str, Any]:
     prompts = workload.token_ids(llm.tokenizer)
     params = SamplingParams(temperature=0, max_tokens=workload.output_len, ignore_eos=True)
     started = time.perf_counter()
-    outputs = llm.generate(prompts, params)
+    outputs = llm.generate(prompts, params, use_tqdm=False)
     return {
         "seconds": time.perf_counter() - started,
         "token_ids": [list(output.outputs[0].token_ids) for output in outputs],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +13,15 @@ from typing import Any
 import torch
 
 from fastkernels.bench.environment import environment
+from fastkernels.bench.resume import header_of, refuse_other_machine
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.capture.case import Case
 from fastkernels.capture.digest import case_digest
 from fastkernels.capture.store import CaseSet
-from fastkernels.errors import EnvironmentProblem, RunFolderError, UsageError
+from fastkernels.errors import EnvironmentProblem, UsageError
 from fastkernels.harness.ceilings import Ceilings
 from fastkernels.harness.judge import Judge, JudgeConfig
+from fastkernels.harness.measurements import tolerances_digest
 from fastkernels.harness.records import OpRecord
 from fastkernels.harness.verdict import Verdict
 from fastkernels.harness.workers import Limits, Nursery
@@ -34,10 +37,11 @@ _JUDGED_BY = ("device", "dtype", "cases", "quick", "check_only", "timeout", "mem
 
 @dataclass(frozen=True)
 class Progress:
-    """What a sweep tells while it runs: each is called with what it is about."""
+    """What a sweep tells while it runs: each is called with what it is about; stage also with the share of the op's
+    judging that is done."""
 
     begins: Callable[[Item, int, int], None] = lambda item, number, total: None
-    stage: Callable[[str], None] = lambda text: None
+    stage: Callable[[str, float], None] = lambda text, share: None
     ends: Callable[[OpRecord], None] = lambda record: None
 
 
@@ -73,7 +77,7 @@ def plan_items(entries: Sequence[OpEntry], sets: Sequence[ImplementationSet]) ->
 
 def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, Any]:
     """Judge every item that `folder` does not hold yet; results.json is written even when this is cut short. A fault of
-    the judge is that op's JUDGE_ERROR.
+    the judge is that op's JUDGE_ERROR, and so is a file of the op's that changed while it was judged.
 
     Errors: EnvironmentProblem when the device is missing.
     """
@@ -84,9 +88,9 @@ def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, 
         for r in folder.records()
         if r["verdict"] != Verdict.JUDGE_ERROR  # to be tried again
     }
-    sets, earlier = sets_of(sweep.items), folder.results()
-    digests = {s["name"]: s["sha256"] for s in sets}
-    others = [s for s in earlier.get("sets", ()) if s["name"] not in digests]  # of which this sweep judges nothing
+    earlier, names = folder.results(), {s.name for _, s in sweep.items}
+    others = [s for s in earlier.get("sets", ()) if s["name"] not in names]  # of which this sweep judges nothing
+    judged: set[str] = set()
     status = "interrupted"
     ceilings: Ceilings | None = None
     try:
@@ -96,28 +100,47 @@ def run_sweep(sweep: Sweep, folder: RunFolder, progress: Progress) -> dict[str, 
             for number, item in enumerate(sweep.items):
                 entry, implementations = item
                 progress.begins(item, number, len(sweep.items))
-                digest = digests[implementations.name]
-                if kept := done.get((implementations.name, entry.name, judge.source_sha256(*item))):
+                source, digest = judge.source_sha256(*item), folder_digest(implementations.path)
+                if kept := done.get((implementations.name, entry.name, source)):
                     if kept.get("set_sha256") != digest:  # by a file that this op does not name
                         folder.keep({**kept, "set_sha256": digest})
                     continue
                 chosen = cases_of(sweep.cases, entry)
                 record = judge.judge(entry, implementations, chosen)
                 record.set_sha256 = digest
+                _mark_changed(record, source, judge.source_sha256(*item))
                 if sweep.cases is not None and not chosen:
                     _mark_never_called(record, sweep.cases)
                 folder.add(record)
+                judged.add(entry.name)
                 progress.ends(record)
         status = "finished"
     finally:
-        extra: dict[str, Any] = {"status": status, "seconds": time.monotonic() - started, "sets": [*others, *sets]}
+        extra: dict[str, Any] = {
+            "status": status,
+            "seconds": time.monotonic() - started,
+            "sets": [*others, *sets_of(sweep.items)],  # as they are now: what changed on the way shows beside it
+        }
         if ceilings is not None:
             extra["ceilings"] = ceilings.to_json()
         if sweep.cases is not None:
             hashes = case_hashes(sweep.cases, {entry.name for entry, _ in sweep.items})
-            extra["case_hashes"] = {**earlier.get("case_hashes", {}), **hashes}
+            of_kept = {op: one for op, one in earlier.get("case_hashes", {}).items() if op not in judged}
+            extra["case_hashes"] = {**hashes, **of_kept}
         results = folder.finish(**extra)
     return results
+
+
+def _mark_changed(record: OpRecord, before: str, after: str) -> None:
+    """before, after: SHA-256 of the op's files. Which of them the workers read, nobody knows."""
+    found = {before, record.source_sha256, after}
+    if len(found) > 1 and record.verdict != Verdict.JUDGE_ERROR:
+        record.verdict = Verdict.JUDGE_ERROR.value
+        states = ", ".join(sorted(sha256[:12] for sha256 in found))
+        record.message = (
+            f"The files of {record.op} changed while it was judged (SHA-256 {states}): of which of them this is a "
+            "judgement cannot be told."
+        )
 
 
 def _mark_never_called(record: OpRecord, cases: CaseSet) -> None:
@@ -152,27 +175,33 @@ def case_hashes(cases: CaseSet, names: set[str]) -> dict[str, list[str]]:
     return hashes
 
 
+def cases_digest(cases: CaseSet | None) -> str | None:
+    """SHA-256 over all cases of a set, wherever it lies and whoever captured it; None without one."""
+    if cases is None:
+        return None
+    return hashlib.sha256(json.dumps(case_hashes(cases, set(cases.ops)), sort_keys=True).encode()).hexdigest()
+
+
 def start_run(sweep: Sweep, out: Path | None, kind: str = KIND) -> RunFolder:
     """A new run folder; kind: the command that made it.
 
     Errors: EnvironmentProblem when the device is missing; UsageError when `out` holds a run.
     """
     require_device(sweep.config.device)
-    return RunFolder.create(kind, sweep.request, environment(sweep.config.device), out)
+    here = environment(sweep.config.device)
+    files = {"cases_sha256": cases_digest(sweep.cases), "tolerances_sha256": tolerances_digest()}
+    return RunFolder.create(kind, sweep.request, here, out, **files)
 
 
 def resumed_run(sweep: Sweep, path: Path) -> RunFolder:
     """A run folder to go on with.
 
-    Errors: RunFolderError for another kind of run; UsageError for words by which the rest would be judged otherwise.
+    Errors: RunFolderError for another kind of run; UsageError for words, captured cases, tolerances, a machine or
+    versions by which the rest would be judged otherwise; EnvironmentProblem when the device is missing.
     """
     folder = RunFolder(path)
-    header = folder.header()
-    if header.get("kind") != KIND:
-        raise RunFolderError(f"{path} is a run of kind {header.get('kind')!r}; only a kernels run is gone on with.")
-    before = header.get("request")
-    if not isinstance(before, dict):
-        raise RunFolderError(f"{path} is incomplete: its run.json does not say how it was started.")
+    header = header_of(folder, KIND)
+    before = header["request"]
     for name in _JUDGED_BY:
         was, now = before.get(name), sweep.request.get(name)
         if was != now and not (name == "cases" and was and now and Path(was).resolve() == Path(now).resolve()):
@@ -180,6 +209,19 @@ def resumed_run(sweep: Sweep, path: Path) -> RunFolder:
                 f"{path} was started with {_said(name, was)}; it cannot go on with {_said(name, now)}, which judges "
                 "otherwise. Give the words that it was started with, or start a new run."
             )
+    was, now = header.get("cases_sha256"), cases_digest(sweep.cases)
+    if was != now:
+        raise UsageError(
+            f"{path} was judged on a case set of SHA-256 {str(was)[:12]}; --cases {sweep.request.get('cases')} holds "
+            f"one of {str(now)[:12]} now. Give the set that it was started with, or start a new run."
+        )
+    was, now = header.get("tolerances_sha256"), tolerances_digest()
+    if was != now:
+        raise UsageError(
+            f"{path} was judged by tolerances of SHA-256 {str(was)[:12]}; here they are {now[:12]}. Start a new run."
+        )
+    require_device(sweep.config.device)
+    refuse_other_machine(path, header.get("environment"), environment(sweep.config.device))
     return folder
 
 

@@ -30,7 +30,10 @@ def floor_sentence(family: Family) -> str:
 
 
 def least_difference(family: Family, names: Sequence[str], answers: Answers, dtype: str, seed: int = 0) -> float:
-    """D under which no two answers of the family are told apart; see SENTENCES. The largest over the answers."""
+    """The least D that two unlike answers of the form of these can have; see SENTENCES. The largest over the answers.
+
+    Of tokens it is that of NUM_PLACES of them: in a shorter answer, one that differs is more.
+    """
     if family in (Family.LANGUAGE, Family.SPEECH):
         return 1 / NUM_PLACES
     if family == Family.CLASSIFICATION:

@@ -17,6 +17,7 @@ from typing import Any
 from fastkernels.bench.eval import payload
 from fastkernels.errors import EnvironmentProblem, UnsupportedError
 from fastkernels.harness.sandbox import die_with_parent
+from fastkernels.sets import named_set
 
 SET = "reference"
 _SECONDS = 1800.0
@@ -56,9 +57,9 @@ def run_definitions(models: Mapping[str, int], dtypes: Sequence[str], seed: int)
 def main(path: str) -> None:
     die_with_parent()
     order = json.loads(Path(path).read_text())
-    from fastkernels.overlay import install, resolve_set
+    from fastkernels.overlay import install
 
-    install([resolve_set(SET)])
+    install([named_set(SET)])
     from fastkernels.calibration.noise import threads
     from fastkernels.calibration.subject import Subject
 

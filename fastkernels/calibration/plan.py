@@ -15,7 +15,7 @@ from fastkernels.calibration.damage import (
     ValueNoise,
     WeightNoise,
 )
-from fastkernels.engine.model import presets, shipped_checkpoints
+from fastkernels.engine.model_source import presets, shipped_checkpoints
 from fastkernels.errors import CheckpointError, UnknownNameError
 from fastkernels.registry import ARCHITECTURES
 from fastkernels.scoring.items import Family

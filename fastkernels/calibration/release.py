@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastkernels.calibration.samples_shape import samples_fault
+from fastkernels.calibration.versions import read_before, require_version, version_of_copy
 from fastkernels.errors import InputFileError, UsageError
 from fastkernels.scoring.manifest import MANIFEST_PATH, MANIFEST_VERSION, load_manifest
 from fastkernels.scoring.published import published_constants
@@ -23,7 +25,7 @@ _POINT = re.compile(r"\{\s+(\"severity\"[^{}]*?)\s+\}")
 def check_place(samples: Path, manifest: Path) -> None:
     """Before the minutes that measuring takes. Errors: InputFileError when what is there cannot be added to."""
     _read_samples(samples)
-    _entries(manifest)
+    read_before(manifest)
 
 
 def write_samples(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -39,23 +41,50 @@ def write_samples(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return whole
 
 
-def write_manifest(record: Mapping[str, Any], path: Path, before: Path | None = None) -> None:
-    """The entries of the record's families, beside those of others in the manifest `before` (`path` when left out).
+def write_manifest(record: Mapping[str, Any], path: Path) -> None:
+    """The entries of the record's families, beside those of others in the manifest that is there.
 
-    Errors: InputFileError when that is none, or of another version.
+    Errors: InputFileError when that is none, UsageError when its thresholds would change and its version would not.
     """
-    old = before or path
-    families = {**_entries(old), **{name: manifest_entry(one) for name, one in record["families"].items()}}
+    check_version(record, path)
+    _write_manifest(_families(record, path), path, MANIFEST_VERSION)
+
+
+def check_version(record: Mapping[str, Any], path: Path) -> None:
+    """Before anything that is shipped changes. Errors: as write_manifest."""
+    require_version(path, read_before(path), published_constants()["tau"], _families(record, path))
+
+
+def write_copy(record: Mapping[str, Any], path: Path, before: Path) -> str:
+    """As write_manifest, of the manifest `before`; returns its version, a draft's where its thresholds are others.
+
+    Errors: InputFileError when `before` is no manifest.
+    """
+    families = _families(record, before)
+    version = version_of_copy(read_before(before), published_constants()["tau"], families)
+    _write_manifest(families, path, version)
+    return version
+
+
+def _families(record: Mapping[str, Any], before: Path) -> dict[str, Any]:
+    """As the file of a manifest has them. Errors: InputFileError when `before` is none."""
+    known: dict[str, Any] = {}
+    if read_before(before) is not None:
+        known = json.loads(before.read_text(encoding="utf-8"))["families"]
+    return {**known, **{name: manifest_entry(one) for name, one in record["families"].items()}}
+
+
+def _write_manifest(families: Mapping[str, Any], path: Path, version: str) -> None:
     constants = published_constants()
     body = {
-        "version": MANIFEST_VERSION,
+        "version": version,
         "tau": constants["tau"],
         "published": constants["dtype_tolerances"],
         "families": {name: families[name] for name in sorted(families)},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, body)
-    load_manifest(path)
+    load_manifest(path, version)
 
 
 def manifest_entry(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,24 +119,16 @@ def checkout_paths() -> tuple[Path, Path]:
     return MANIFEST_PATH, samples
 
 
-def _entries(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        load_manifest(path)
-    except ValueError as error:
-        raise InputFileError(f"{error} Nothing was written; mend or delete it.") from error
-    families: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["families"]
-    return families
-
-
 def _read_samples(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        families: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["families"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputFileError(f"{path} holds no samples of a calibration: {error!r}. Delete it.") from error
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputFileError(f"{path} holds no samples of a calibration: {error}. Delete it.") from error
+    if found := samples_fault(record):
+        raise InputFileError(f"{path} holds no samples of a calibration: {found}. Delete it.")
+    families: dict[str, Any] = record["families"]
     return families
 
 

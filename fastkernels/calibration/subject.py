@@ -19,7 +19,7 @@ from fastkernels.bench.eval.passes import Passes
 from fastkernels.bench.eval.scenarios import EvalScenario, WorkloadPart
 from fastkernels.bench.eval.worker import PipelineEngine, TokenEngine
 from fastkernels.engine.llm import LLM
-from fastkernels.engine.model import find_model
+from fastkernels.engine.model_source import find_model
 from fastkernels.engine.pipeline import Pipeline
 from fastkernels.registry import Kind, architecture_of
 from fastkernels.scoring.discrepancy import Answer, Compared, compare

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fastkernels.capture.record import MEGABYTE, Recorder
 from fastkernels.capture.store import CaseSet, environment
 from fastkernels.context import Phase
 from fastkernels.engine.llm import LLM
-from fastkernels.engine.model import find_model
+from fastkernels.engine.model_source import find_model
 from fastkernels.engine.pipeline import Pipeline
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.registry import Kind, architecture_of
@@ -23,6 +24,14 @@ _PAGE_SIZE = 16
 _MOST_PAGES = 4096
 
 Calls = Counter[tuple[str, Phase | None]]
+
+
+class CaptureInterrupted(KeyboardInterrupt):
+    """Ctrl-C or an end signal in the middle of a run. cases, calls: those of the steps before it."""
+
+    def __init__(self, cases: CaseSet, calls: Calls) -> None:
+        super().__init__()
+        self.cases, self.calls = cases, calls
 
 
 def capture(
@@ -45,13 +54,16 @@ def capture(
     Of a model that makes no tokens the workload gives the number of requests alone: they are the pipeline's examples.
     sampling: further fields of SamplingParams, such as what makes the engine call the ops that edit logits.
     max_num_batched_tokens: below the workload's prompt tokens, so that prefill, mixed and decode steps all occur.
+
+    Errors: CaptureInterrupted, with what was recorded, where the run is interrupted.
     """
     if architecture_of(find_model(model).hf_config).kind is not Kind.AUTOREGRESSIVE:
         with Recorder(ops, keep=keep, budget_bytes=budget_mb * MEGABYTE) as recorder:
             pipeline = Pipeline(model, dtype=dtype, device=device, seed=seed, max_batch=4, enforce_eager=True)
-            results = pipeline.run(pipeline.example_requests(workload.num_requests, seed), progress)
-        cases = CaseSet(recorder.cases, pipeline.name, "examples", environment(pipeline.device))
-        return cases, recorder.calls, results
+            place = (pipeline.name, "examples", environment(pipeline.device))
+            with _keeping(recorder, place):
+                results = pipeline.run(pipeline.example_requests(workload.num_requests, seed), progress)
+        return CaseSet(recorder.cases, *place), recorder.calls, results
     with Recorder(ops, keep=keep, budget_bytes=budget_mb * MEGABYTE) as recorder:
         llm = LLM(
             model,
@@ -69,6 +81,15 @@ def capture(
         prompts: Any = workload.token_ids(llm.tokenizer)
         if llm.processor is not None:
             prompts = llm.processor.example_prompts(prompts, seed)
-        outputs = llm.generate(prompts, params, progress)
-    cases = CaseSet(recorder.cases, llm.core.info.model, workload.name, environment(torch.device(llm.core.info.device)))
-    return cases, recorder.calls, outputs
+        place = (llm.core.info.model, workload.name, environment(torch.device(llm.core.info.device)))
+        with _keeping(recorder, place):
+            outputs = llm.generate(prompts, params, use_tqdm=False, progress=progress)
+    return CaseSet(recorder.cases, *place), recorder.calls, outputs
+
+
+@contextmanager
+def _keeping(recorder: Recorder, place: tuple[str, str, dict[str, Any]]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise CaptureInterrupted(CaseSet(recorder.cases, *place), recorder.calls) from error

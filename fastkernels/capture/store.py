@@ -1,7 +1,8 @@
-"""A set of cases as a folder: manifest.json and tensors.safetensors, every tensor stored once by its SHA-256.
+"""A set of cases as a folder: manifest.json and the tensors' file that it names, every tensor once by its SHA-256.
 
-Large tensors are stored as blocks, each once (blocks.py). What is loaded is verified; what is saved is written
-beside and renamed, so a folder is whole or as it was before.
+Large tensors are stored as blocks, each once (blocks.py). What is loaded is verified. A set that is saved over another
+has its tensors in a file of another name, and the manifest takes the old one's place last of all: whenever that is cut
+short, the folder holds one of the two sets whole.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,11 +29,14 @@ from fastkernels.capture.digest import tensor_digest
 from fastkernels.capture.moments import Moments
 from fastkernels.capture.tensors import filled, kept_stride, named_tensors, with_stride
 from fastkernels.context import ForwardContext, Phase
-from fastkernels.errors import CaseFileError, EnvironmentProblem, UnknownNameError
+from fastkernels.errors import CaseFileError, EnvironmentProblem, UnknownNameError, UsageError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
+"""The file of a manifest that names none: of sets saved by earlier versions."""
+_TENSORS_FILES = re.compile(r"tensors(-[0-9a-f]{16})?\.safetensors")
+_PARTIAL = {MANIFEST: f".{MANIFEST}.partial", TENSORS: f".{TENSORS}.partial"}
 _SET_FIELDS = ("model", "workload", "environment")
 
 
@@ -71,29 +76,68 @@ class CaseSet:
         return replace(self, records=chosen)
 
     def save(self, folder: Path | str) -> None:
-        """Errors: EnvironmentProblem when the disk is full or the folder cannot be written; the folder is as before."""
+        """Errors: UsageError of `check_folder`; EnvironmentProblem when the disk is full; the folder is as before."""
         folder = Path(folder)
+        check_folder(folder)
         tensors: dict[str, Tensor] = {}
         body = {"schema_version": SCHEMA_VERSION, **{name: getattr(self, name) for name in _SET_FIELDS}}
         body["cases"] = [_case_to_json(case, tensors) for case in self.records]
         stored, body["layout"] = pack(tensors)
         data = safetensors.torch.save(stored)
         body["tensors_bytes"] = len(data)
+        body["tensors_file"] = f"tensors-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
         body["sha256"] = _manifest_digest(body)
-        text = json.dumps(body, indent=1).encode()
-        _write_all(folder, {TENSORS: data, MANIFEST: text})
+        _write(folder, body["tensors_file"], data, json.dumps(body, indent=1).encode())
 
     @classmethod
     def load(cls, folder: Path | str) -> CaseSet:
         """Errors: CaseFileError names the file, what was expected and what was found."""
         folder = Path(folder)
         body = _read_manifest(folder / MANIFEST)
-        tensors = _read_tensors(folder / TENSORS, body)
+        tensors = _read_tensors(tensors_file(folder, body), body)
         try:
             records = [_case_from_json(record, tensors) for record in body["cases"]]
         except (KeyError, TypeError, ValueError) as error:
             raise CaseFileError(f"{folder / MANIFEST}: a case cannot be read: {error!r}.") from error
         return cls(records, **{name: body[name] for name in _SET_FIELDS})
+
+
+def check_folder(folder: Path) -> None:
+    """Whether a case set can be written there: the folder is to be made, empty, or holds a case set.
+
+    Errors: UsageError.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise UsageError(f"{there} is a file; name a folder, which takes the case set.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{there} cannot be written, so {folder} cannot take a case set; name another folder.")
+    if there != folder.absolute():
+        return
+    others = [p.name for p in there.iterdir() if p.name not in _PARTIAL.values() and not _is_of_a_set(p)]
+    if others:
+        raise UsageError(
+            f"{folder} holds {min(others)}, which is no part of a case set; name a new or empty folder, or one with a "
+            "case set, whose place the new one takes."
+        )
+
+
+def _is_of_a_set(path: Path) -> bool:
+    if path.name != MANIFEST:
+        return bool(_TENSORS_FILES.fullmatch(path.name)) and path.is_file()
+    try:
+        body = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(body, dict) and {"schema_version", "cases", "tensors_bytes"} <= body.keys()
+
+
+def tensors_file(folder: Path, body: Mapping[str, Any]) -> Path:
+    """Where the tensors of a manifest are. Errors: CaseFileError when that would be somewhere else."""
+    name = body.get("tensors_file", TENSORS)
+    if not isinstance(name, str) or not _TENSORS_FILES.fullmatch(name):
+        raise CaseFileError(f"{folder / MANIFEST} names {name!r} as its tensors' file, which is no name of one.")
+    return folder / name
 
 
 def _case_to_json(case: Case, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -215,23 +259,28 @@ def _read_tensors(path: Path, body: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
-    """All the files under temporary names, then all the renames: those need no room on the disk."""
-    partial = {name: folder / f".{name}.partial" for name in files}
+def _write(folder: Path, name: str, tensors: bytes, manifest: bytes) -> None:
+    """Both files under temporary names, then the renames, which need no room on the disk, the manifest's last; then the
+    tensors of the set that was there are deleted."""
+    partial = {kind: folder / name for kind, name in _PARTIAL.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            with partial[name].open("wb") as file:
+        for path, data in ((partial[TENSORS], tensors), (partial[MANIFEST], manifest)):
+            with path.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        for name in files:
-            partial[name].replace(folder / name)
+        partial[TENSORS].replace(folder / name)
+        partial[MANIFEST].replace(folder / MANIFEST)
+        for path in folder.iterdir():
+            if path.name != name and _TENSORS_FILES.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-        size = sum(map(len, files.values()))
         raise EnvironmentProblem(
-            f"{folder} cannot take a case set of {size} bytes: {reason}. What was there before is untouched."
+            f"{folder} cannot take a case set of {len(tensors) + len(manifest)} bytes: {reason}. What was there before "
+            "is untouched."
         ) from error
     finally:
         for path in partial.values():

@@ -12,12 +12,20 @@ from typer import Argument, Option
 from fastkernels import env
 from fastkernels.calibration.calibrate import calibrate as measure
 from fastkernels.calibration.plan import ALL, chosen_families, families
-from fastkernels.calibration.release import check_place, checkout_paths, write_manifest, write_samples
+from fastkernels.calibration.release import (
+    check_place,
+    check_version,
+    checkout_paths,
+    write_copy,
+    write_manifest,
+    write_samples,
+)
+from fastkernels.calibration.versions import DRAFT
 from fastkernels.cli.common import console, error_console, print_json
 from fastkernels.errors import UsageError
 from fastkernels.report.calibration_page import render_calibration
 from fastkernels.report.publish import write_page
-from fastkernels.scoring.manifest import MANIFEST_PATH
+from fastkernels.scoring.manifest import MANIFEST_PATH, MANIFEST_VERSION
 
 
 def calibrate(
@@ -45,17 +53,28 @@ def calibrate(
     folder = out or env.home() / f"{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}-calibrate-{family}"
     whole = write_samples(record, folder / "calibration.json")
     manifest = folder / "manifest.json"
-    write_manifest(record, manifest, manifest if manifest.exists() else MANIFEST_PATH)
+    version = write_copy(record, manifest, manifest if manifest.exists() else MANIFEST_PATH)
     write_page(folder / "report.html", render_calibration(whole))
     if places is not None:
-        write_samples(record, places[1])
-        write_manifest(record, places[0])
+        _freeze(record, *places, folder)
     if as_json:
         print_json(record)
         return
     console.print(threshold_table(record))
     console.print(f"curves:   {folder / 'report.html'}", soft_wrap=True)
     console.print(f"manifest: {places[0] if places else manifest}", soft_wrap=True)
+    if version == DRAFT and places is None:
+        console.print(f"It is {DRAFT}: with other thresholds than {MANIFEST_VERSION}; nothing is judged by it.")
+
+
+def _freeze(record: dict[str, Any], manifest: Path, samples: Path, folder: Path) -> None:
+    """Both or neither. Errors: UsageError when the thresholds would change and the manifest's version would not."""
+    try:
+        check_version(record, manifest)
+    except UsageError as error:
+        raise UsageError(f"{error} What was measured is in {folder}.") from error
+    write_samples(record, samples)
+    write_manifest(record, manifest)
 
 
 def threshold_table(record: dict[str, Any]) -> Table:

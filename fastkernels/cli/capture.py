@@ -9,9 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer import Option
 
-from fastkernels.capture.run import Calls
+from fastkernels.capture.run import Calls, CaptureInterrupted
 from fastkernels.capture.run import capture as capture_model
-from fastkernels.capture.store import CaseSet
+from fastkernels.capture.store import CaseSet, check_folder
 from fastkernels.capture.tensors import named_tensors
 from fastkernels.cli.common import console, error_console, print_json
 from fastkernels.cli.select import select_ops
@@ -41,27 +41,38 @@ def capture(
     """Run a model on a workload and keep its ops' calls as cases."""
     if keep < 1 or budget_mb < 0:
         raise UsageError(f"--keep is {keep} (at least 1), --budget-mb is {budget_mb} (at least 0).")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; name a folder, which takes the case set.")
+    check_folder(out)
     targets = [name for text in ops or [] for name in text.split(",") if name]
     chosen = [entry.name for entry in select_ops(targets, level, None)] if targets or level is not None else None
     traffic = find_workload(workload).scaled(scale)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=error_console, transient=True) as bar:
         task = bar.add_task(f"{model} on {workload}", total=None)
-        cases, calls, _ = capture_model(
-            model,
-            traffic if num_requests is None else traffic.limited(num_requests),
-            ops=chosen,
-            keep=keep,
-            budget_mb=budget_mb,
-            dtype=dtype,
-            device=device,
-            seed=seed,
-            temperature=temperature,
-            max_num_batched_tokens=max_num_batched_tokens,
-            progress=lambda done, most: bar.update(task, completed=done, total=most),
-        )
+        try:
+            cases, calls, _ = capture_model(
+                model,
+                traffic if num_requests is None else traffic.limited(num_requests),
+                ops=chosen,
+                keep=keep,
+                budget_mb=budget_mb,
+                dtype=dtype,
+                device=device,
+                seed=seed,
+                temperature=temperature,
+                max_num_batched_tokens=max_num_batched_tokens,
+                progress=lambda done, most: bar.update(task, completed=done, total=most),
+            )
+        except CaptureInterrupted as interrupt:
+            if interrupt.cases.records:
+                interrupt.cases.save(out)
+                error_console.print(f"{out}: {len(interrupt.cases)} cases of the steps before.", soft_wrap=True)
+            raise
+        if not cases.records:
+            wanted = f"none of {', '.join(chosen)}" if chosen else "no op"
+            raise UsageError(
+                f"{cases.model} on {cases.workload} called {wanted}: there is nothing to write to {out}. Without "
+                "--ops and --level all that it calls is captured and listed."
+            )
         bar.update(task, description=f"writing {out}")
         cases.save(out)
     rows = summary(cases, calls)

@@ -6,13 +6,16 @@ import errno
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from fastkernels.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_USAGE, FastKernelsError
+from fastkernels.optional import missing_package
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -28,6 +31,14 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
+def figure_table(*columns: str) -> Table:
+    """Without lines: names in the first column, figures to the right in the others."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    return table
+
+
 def tell_log(line: str) -> None:
     """How far a run is, on stderr, where that is a log and shows no progress bar."""
     if not error_console.is_terminal:
@@ -38,6 +49,11 @@ def stop(message: str, exit_code: int) -> SystemExit:
     """Say why a command ends; raise what this returns."""
     error_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     return SystemExit(exit_code)
+
+
+def placed(name: str, known: Collection[str]) -> str:
+    """A path as it is found from anywhere, since a run can be gone on with from another folder; a known name stays."""
+    return str(Path(name).resolve()) if name not in known and Path(name).exists() else name
 
 
 def reports_errors(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
@@ -52,8 +68,13 @@ def reports_errors(function: Callable[_Parameters, _Result]) -> Callable[_Parame
             result = function(*args, **kwargs)
         except FastKernelsError as error:
             raise stop(str(error), error.exit_code) from error
+        except ModuleNotFoundError as error:
+            missing = missing_package(error)
+            if missing is None:
+                raise
+            raise stop(str(missing), missing.exit_code) from error
         except KeyboardInterrupt as error:
-            raise stop("Interrupted. What was finished is kept.", EXIT_INTERRUPTED) from error
+            raise stop("Interrupted. What was written before is kept.", EXIT_INTERRUPTED) from error
         except OSError as error:
             if error.errno in _WRONG_PLACE and error.filename:
                 raise stop(f"{error.filename} cannot be used: {_WRONG_PLACE[error.errno]}.", EXIT_USAGE) from error

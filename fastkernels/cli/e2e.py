@@ -42,13 +42,20 @@ def e2e(
     num_requests: Annotated[int | None, Option(help="Requests; the workload's own number when left out.")] = None,
     scale: Annotated[float, Option(help="Times the workload's lengths: below 1 for a tiny model.")] = 1.0,
     tp: Annotated[int, Option(help="Devices that share the model.")] = 1,
+    enable_expert_parallel: Annotated[
+        bool,
+        Option("--enable-expert-parallel", help="Of --tp: each device holds some experts whole, not slices of all."),
+    ] = False,
     candidates: Annotated[
         list[str] | None, Option(help="A set that replaces ops; repeated sets act together, beside the baseline.")
     ] = None,
     server: Annotated[str | None, Option(help="A running OpenAI-compatible server's URL, instead of ours.")] = None,
     served_model_name: Annotated[str | None, Option(help="The model's name there; the first when left out.")] = None,
     request_rate: Annotated[float | None, Option(help="Requests a second over HTTP; inf sends all at once.")] = None,
-    burstiness: Annotated[float, Option(help="Of the gaps: 1 is a Poisson process, less is burstier.")] = 1.0,
+    burstiness: Annotated[
+        float | None,
+        Option(help="Of --request-rate's gaps: 1 is a Poisson process, as when left out; less is burstier."),
+    ] = None,
     max_concurrency: Annotated[int | None, Option(help="Requests under way at most.")] = None,
     speedup: Annotated[float | None, Option(help="Replay a trace's own arrival times so much faster.")] = None,
     goodput: Annotated[
@@ -70,7 +77,7 @@ def e2e(
     """Serve a workload whole: offline throughput, or load over HTTP with --request-rate, --speedup or --server.
 
     A model that makes no tokens answers its pipeline's examples; over HTTP where OpenAI's API has a route for them:
-    embeddings and images.
+    embeddings and images. One that sees or hears is asked beside example pictures, videos or recordings.
 
     Exit code 1 when a replacement was not in force or a request failed.
     """
@@ -78,14 +85,15 @@ def e2e(
     if device is not None:
         require_device(device)
     options = {"tensor_parallel_size": tp, "device": device, "dtype": dtype, **_engine_options(engine or [])}
+    if enable_expert_parallel:
+        options["enable_expert_parallel"] = True
     scenario = Scenario(
         model, workload, num_requests, scale, seed, {key: value for key, value in options.items() if value is not None}
     )
     if quick:
         few = min(scenario.size, _QUICK_REQUESTS)
         scenario = Scenario(model, workload, few, scale, seed, scenario.options)
-    if not scenario.makes_tokens:
-        _check_load(scenario, **{name: words[name] for name in _OF_LOAD})
+    _check_load(scenario, **{name: words[name] for name in _OF_LOAD})
     arrivals = _arrivals(scenario, server, request_rate, burstiness, speedup)
     if arrivals is None and (max_concurrency is not None or goodput):
         raise UsageError("--max-concurrency and --goodput are of load over HTTP; give --request-rate or --server.")
@@ -155,34 +163,42 @@ def run_with_bar(run: E2ERun, folder: RunFolder) -> dict[str, Any]:
 
 
 def _arrivals(
-    scenario: Scenario, server: str | None, request_rate: float | None, burstiness: float, speedup: float | None
+    scenario: Scenario, server: str | None, request_rate: float | None, burstiness: float | None, speedup: float | None
 ) -> Arrivals | None:
     """None: offline. Errors: UsageError."""
+    if burstiness is not None and request_rate is None:
+        raise UsageError(f"--burstiness {burstiness:g} is of the gaps that --request-rate draws; give that as well.")
     has_times = scenario.makes_tokens and scenario.traffic.has_arrivals
     if speedup is not None and not has_times:
         raise UsageError(f"--speedup replays arrival times; {scenario.workload} has none. Give --request-rate.")
     if speedup is not None and request_rate is not None:
         raise UsageError("--speedup replays a trace's arrival times and --request-rate draws others: give one.")
     if request_rate is not None:
-        return Arrivals(request_rate, burstiness, seed=scenario.seed)
+        return Arrivals(request_rate, 1.0 if burstiness is None else burstiness, seed=scenario.seed)
     if speedup is None and server is None:
         return None
     if not has_times:
-        return Arrivals(math.inf, burstiness)
-    return Arrivals(None, burstiness, 1.0 if speedup is None else speedup)
+        return Arrivals(math.inf)
+    return Arrivals(None, speedup=1.0 if speedup is None else speedup)
 
 
 def _check_load(scenario: Scenario, **given: Any) -> None:
-    """Of a model that makes no tokens. Errors: UsageError names what is of load, or of tokens."""
+    """Errors: UsageError names what is of load, or of answers in pieces, where the model has no such thing."""
     said = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
-    if said and route_of(scenario.architecture) is None:
+    if not said:
+        return
+    route = route_of(scenario.architecture)
+    if route is None:
         raise UsageError(
             f"OpenAI's API has no route for answers of {scenario.model}, and load over HTTP is measured of tokens, "
             f"embeddings and images; leave {' and '.join(said)} out."
         )
     for text in given["goodput"] or ():
-        if not text.startswith("e2e"):
-            raise UsageError(f"--goodput {text} is of tokens, which {scenario.model} does not make; give e2e alone.")
+        if not route.is_streamed and not text.startswith("e2e"):
+            raise UsageError(
+                f"--goodput {text} is of answers that come in pieces; those of {scenario.model} come whole: give e2e "
+                "alone."
+            )
 
 
 def _engine_options(given: list[str]) -> dict[str, Any]:

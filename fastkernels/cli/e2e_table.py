@@ -104,20 +104,18 @@ def _comparisons(found: list[Json], names: dict[str, str] | None) -> Table:
     told: tuple[str, ...] = ("equal tokens", "first difference")
     if names is not None:
         told = (*(names[key].lower() for key in kept), "equal digests")
-    table = _new("against the baseline", "speed", "95 % interval", *told)
+    table = _new("against the baseline, run before it", "speed", *told)
     for line in found:
-        speed = line["speed"] or {"ratio": None, "low": None}
-        interval = f"{speed['low']:.3f} .. {speed['high']:.3f}" if speed["low"] is not None else "-"
-        faster = number(speed["ratio"], 3)
+        faster = number(line["speed"] and line["speed"]["ratio"], 3) if line["has_replaced"] else "nothing replaced"
         if names is not None:
             ratios = (number(line["latency"].get(key), 3) for key in kept)
             equal = f"{sum(line['has_equal_digests'])} of {len(line['has_equal_digests'])}"
-            table.add_row(escape(line["side"]), faster, interval, *ratios, equal)
+            table.add_row(escape(line["side"]), faster, *ratios, equal)
             continue
         tokens = line["tokens"][0] if line["tokens"] else None
         place = tokens and tokens["first_difference"]
         table.add_row(
-            escape(line["side"]), faster, interval,
+            escape(line["side"]), faster,
             share(tokens["share_equal"]) if tokens else ("equal texts" if all(line["has_equal_digests"]) else "-"),
             f"request {place[0]}, token {place[1]}" if place else "none" if tokens else "-",
         )  # fmt: skip

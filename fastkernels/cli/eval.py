@@ -13,11 +13,13 @@ from typer import Argument, Option
 from fastkernels.bench.eval.implementations import read_sets
 from fastkernels.bench.eval.run import EvalRun, Watcher, not_passed, read_manifest, resumed, run_eval
 from fastkernels.bench.eval.scenario_file import find_scenario_set, scenario_sets
+from fastkernels.bench.resume import words_of
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.bench.sweep import require_device
-from fastkernels.cli.common import console, error_console, print_json, tell_log
+from fastkernels.cli.common import console, error_console, placed, print_json, tell_log
 from fastkernels.cli.eval_table import eval_tables
-from fastkernels.errors import EXIT_NOT_PASSED, EXIT_OK, RunFolderError, UsageError
+from fastkernels.errors import EXIT_NOT_PASSED, EXIT_OK, UsageError
+from fastkernels.report.load import find_run
 from fastkernels.report.publish import publish
 from fastkernels.sets import CANDIDATE, available_sets
 
@@ -36,7 +38,9 @@ def evaluate(
     restarts: Annotated[
         int | None, Option(help="Fresh processes of each side; the scenario set says how many.")
     ] = None,
-    resume: Annotated[Path | None, Option(help="A run folder to go on with.")] = None,
+    resume: Annotated[
+        Path | None, Option(help="A run to go on with, by folder or name; words that are left out are its own.")
+    ] = None,
     out: Annotated[Path | None, Option(help="The run folder; a new one under ./runs when left out.")] = None,
     ray: Annotated[str | None, Option(help="Spread scenarios over this Ray cluster: an address, or auto.")] = None,
     mlflow_uri: Annotated[str | None, Option(help="An MLflow server; a local sqlite file when left out.")] = None,
@@ -48,16 +52,16 @@ def evaluate(
     Exit code 1 when an item is INVALID, NEVER_CALLED or not accurate.
     """
     words = {
-        "scenarios": None if scenarios is None else _place(scenarios),
+        "scenarios": None if scenarios is None else placed(scenarios, scenario_sets()),
         "model": model,
-        "candidates": None if candidates is None else [_place(name) for name in candidates],
+        "candidates": None if candidates is None else [placed(name, available_sets()) for name in candidates],
         "device": device,
         "restarts": restarts,
     }
     if resume is not None and out is not None:
         raise UsageError("--out names a new run folder and --resume one that is there: give one of them.")
-    folder = None if resume is None else RunFolder(resume)
-    run = _run(words if folder is None else _words_of(folder, words), ray)
+    folder = None if resume is None else RunFolder(find_run(resume))
+    run = _run(words if folder is None else words_of(folder, "eval", words), ray)
     if folder is None:
         folder = run.start(out)
     else:
@@ -78,12 +82,6 @@ def evaluate(
     return EXIT_NOT_PASSED if found else EXIT_OK
 
 
-def _place(name: str) -> str:
-    """A path as it is found from anywhere: a run can be gone on with from another folder."""
-    is_path = name not in (*scenario_sets(), *available_sets()) and Path(name).exists()
-    return str(Path(name).resolve()) if is_path else name
-
-
 def _run(words: dict[str, Any], ray: str | None) -> EvalRun:
     """Errors: those of the words."""
     if words["scenarios"] is None:
@@ -100,14 +98,6 @@ def _run(words: dict[str, Any], ray: str | None) -> EvalRun:
         chosen = chosen.only(words["model"])
     sets = read_sets(words["candidates"] or [CANDIDATE])
     return EvalRun(chosen, sets, device, read_manifest(), ray=ray, request={**words, "device": device})
-
-
-def _words_of(folder: RunFolder, words: dict[str, Any]) -> dict[str, Any]:
-    """What is not said is the run's. Errors: RunFolderError when the run does not say either."""
-    request = folder.header().get("request")
-    if not isinstance(request, dict) or not set(words) <= set(request):
-        raise RunFolderError(f"{folder.path} is incomplete: its run.json does not say how an eval run was started.")
-    return {name: request[name] if value is None else value for name, value in words.items()}
 
 
 def run_with_bar(run: EvalRun, folder: RunFolder) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from fastkernels.cli.common import figure_table
 from fastkernels.cli.table import first_line
 from fastkernels.scoring.items import Outcome
 
@@ -20,21 +21,25 @@ _DEFAULT_BLEND = "0.5"
 def eval_tables(results: Json) -> list[Table]:
     """Deployable speedup and MacroEval, a row a set; items, a row each; ops at fault, where any were found."""
     scores = results.get("scores") or {}
-    tables = [_deployable(scores), _macroeval(scores), _items(results, scores)] if scores else []
+    rows = _with_parts(scores, results.get("subset_scores") or {})
+    tables = [_deployable(rows), _macroeval(rows), _items(results, scores)] if scores else []
     if any(item["subset"] for item in results["items"]):
         tables.append(_at_fault(results["items"]))
     return tables
 
 
-def _new(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    return table
+def _with_parts(scores: Json, of_parts: Json) -> Json:
+    """Below each set that broke a model, the same set with the ops at fault left out."""
+    rows: Json = {}
+    for name, score in scores.items():
+        rows[name] = score
+        if name in of_parts:
+            rows[f"{name}, without the ops at fault"] = of_parts[name]
+    return rows
 
 
 def _deployable(scores: Json) -> Table:
-    table = _new("set", "deployable speedup", "95 % interval", "valid items", "wins", "losses", "ties")
+    table = figure_table("set", "deployable speedup", "95 % interval", "valid items", "wins", "losses", "ties")
     for name, score in scores.items():
         found = score["deployable"]
         table.add_row(
@@ -46,7 +51,9 @@ def _deployable(scores: Json) -> Table:
 
 
 def _macroeval(scores: Json) -> Table:
-    table = _new("MacroEval", "score", "speedup", "95 % interval", "correctness", "coverage", "latency", "throughput")
+    table = figure_table(
+        "MacroEval", "score", "speedup", "95 % interval", "correctness", "coverage", "latency", "throughput"
+    )
     for name, score in scores.items():
         found, macro = score["macroeval"], score["intervals"]["macro"]["targets"]
         default = found[_DEFAULT_BLEND]

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from rich.markup import escape
+from rich.status import Status
 from typer import Option
 
+from fastkernels.cli.candidates import candidates_at_fault
 from fastkernels.cli.common import console, error_console, print_json
-from fastkernels.engine.llm import LLM
+from fastkernels.cli.engine_options import takes_engine_config
+from fastkernels.engine.config import EngineConfig
+from fastkernels.engine.llm import LLM, Progress
 from fastkernels.engine.pipeline import Pipeline
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import UnsupportedError, UsageError
+from fastkernels.sets import ImplementationSet, resolve_set
 
 
+@partial(takes_engine_config, is_model_named=True)
 def generate(
-    model: Annotated[str, Option(help="A checkpoint directory, a config.json, or a preset such as tiny-llama.")],
+    engine_config: EngineConfig,
+    *,
     prompt: Annotated[list[str] | None, Option(help="A text to continue; may be repeated.")] = None,
     image: Annotated[
         list[str] | None, Option(help="A picture that goes with the prompt: a file or a URL; may be repeated.")
@@ -36,54 +45,55 @@ def generate(
     ] = None,
     out: Annotated[Path | None, Option(help="The file that takes the answer to --input.")] = None,
     prompts_file: Annotated[Path | None, Option(help="A file with one prompt a line.")] = None,
-    candidates: Annotated[list[str] | None, Option(help="Implementation sets that replace ops; repeated.")] = None,
     max_tokens: Annotated[int, Option(help="New tokens at most.")] = 64,
     temperature: Annotated[float, Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, Option(help="0 is off.")] = 0,
     top_p: Annotated[float, Option(help="1 is off.")] = 1.0,
-    seed: Annotated[int, Option(help="Of random weights and of sampling.")] = 0,
     ignore_eos: Annotated[bool, Option(help="Go on past the model's end token.")] = False,
-    dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16; the model's own when left out.")] = None,
-    device: Annotated[str | None, Option(help="cpu or cuda; the GPU when there is one.")] = None,
-    num_pages: Annotated[int, Option(help="Pages of the KV cache.")] = 512,
-    page_size: Annotated[int, Option(help="Tokens in a page.")] = 16,
-    max_num_batched_tokens: Annotated[int, Option(help="Tokens in one step.")] = 8192,
-    max_num_seqs: Annotated[int, Option(help="Requests in one step.")] = 256,
     as_json: Annotated[bool, Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Run a model on your inputs: text, pictures, speech, scores, scenes."""
+    sets = [resolve_set(name) for name in engine_config.candidates]
     if given:
         if prompt or prompts_file or audio:
             raise UsageError("--input and --prompt or --audio are of two kinds of models; give one.")
-        _run_pipeline(Pipeline(model, candidates or (), dtype=dtype, device=device, seed=seed), given, out, as_json)
+        _check_out(out)
+        with candidates_at_fault(sets):
+            pipeline = Pipeline.of(engine_config)
+        _run_pipeline(pipeline, sets, given, out, as_json)
         return
+    if out is not None:
+        raise UsageError(
+            "--out takes the answer to --input, of a model that makes no tokens; leave it out, or give both."
+        )
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, ignore_eos=ignore_eos
     )
     if audio and (prompt or prompts_file or image or video):
         raise UsageError("--audio is transcribed by itself; leave prompts, --image and --video out.")
     prompts = [] if audio else _prompts(prompt or [], prompts_file)
-    llm = LLM(
-        model,
-        dtype=dtype,
-        device=device,
-        num_pages=num_pages,
-        page_size=page_size,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_num_seqs=max_num_seqs,
-        seed=seed,
-        candidates=candidates or (),
-    )
-    if audio:
-        _transcribe(llm, audio, params, language, as_json)
+    with candidates_at_fault(sets):
+        llm = LLM(**{field.name: getattr(engine_config, field.name) for field in fields(engine_config)})
+        if audio:
+            _transcribe(llm, audio, params, language, as_json)
+            return
+        _continue(llm, _with_media(llm, prompts, image, video), params, as_json)
+
+
+def _check_out(out: Path | None) -> None:
+    """Before the model is loaded and run: what cannot be written is lost. Errors: UsageError."""
+    if out is None:
         return
-    _continue(llm, _with_media(llm, prompts, image, video), params, as_json)
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}. Make it, or name another file.")
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file in it.")
 
 
 def _continue(llm: LLM, prompts: list[Any], params: SamplingParams, as_json: bool) -> None:
     """The prompts with what follows them, and what became of the candidates."""
     with error_console.status("generating") as status:
-        outputs = llm.generate(prompts, params, lambda done, most: status.update(f"{done} of at most {most} tokens"))
+        outputs = llm.generate(prompts, params, progress=_told(status))
     replaced = llm.replacements()
     if as_json:
         print_json({"outputs": [asdict(output) for output in outputs], "candidates": replaced})
@@ -95,7 +105,13 @@ def _continue(llm: LLM, prompts: list[Any], params: SamplingParams, as_json: boo
         console.print(f"[dim]{line['op']} of {line['set']}: {line['status']}, {line['num_calls']} calls[/]")
 
 
-def _run_pipeline(pipeline: Pipeline, given: list[str], out: Path | None, as_json: bool) -> None:
+def _told(status: Status) -> Progress:
+    return lambda done, most: status.update(f"{done} of at most {most} tokens")
+
+
+def _run_pipeline(
+    pipeline: Pipeline, sets: Sequence[ImplementationSet], given: list[str], out: Path | None, as_json: bool
+) -> None:
     """One request of the inputs; values that are JSON numbers or lists are read as such, texts never."""
     texts = getattr(pipeline.adapter, "texts", ())
     inputs: dict[str, Any] = {}
@@ -104,7 +120,7 @@ def _run_pipeline(pipeline: Pipeline, given: list[str], out: Path | None, as_jso
         if not sign:
             raise UsageError(f"--input {text!r} is no NAME=VALUE.")
         inputs[name] = value if name in texts else _value(value)
-    with error_console.status("running") as status:
+    with candidates_at_fault(sets), error_console.status("running") as status:
         [result] = pipeline.run([inputs], lambda done, most: status.update(f"{pipeline.core.num_steps} steps"))
     if out is not None:
         result.save(out)
@@ -129,7 +145,7 @@ def _transcribe(llm: LLM, sources: list[str], params: SamplingParams, language: 
         outputs = llm.generate(
             wanted,
             processor.sampling_params(params, len(tokens)),
-            lambda done, most: status.update(f"{done} of at most {most} tokens"),
+            progress=_told(status),
         )
     answers = iter([output.outputs[0].token_ids for output in outputs])
     found = [processor.transcription(windows, [next(answers) for _ in windows], language) for windows in recordings]

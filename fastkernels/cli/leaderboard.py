@@ -36,7 +36,7 @@ def leaderboard(
 ) -> None:
     """Add a finished run to a leaderboard, or build the leaderboard's static site.
 
-    Entries compare when they are of one kind, scenario set, hardware and manifest.
+    Entries compare when they are of one kind, scenario set, hardware and manifest, and were judged on the same.
     """
     entries = Board(board or default_board())
     if action is Action.ADD:
@@ -51,12 +51,12 @@ def leaderboard(
 
 
 def _build(board: Board, out: Path) -> None:
-    from fastkernels.leaderboard.build import build_site
+    from fastkernels.leaderboard.build import build_board
 
     if not board.path.is_dir():
         raise UsageError(f"There is no board {board.path}; `fastkernels leaderboard add RUN --agent NAME` starts one.")
+    built = build_board(board, out)
     entries = board.entries()
-    built = build_site(entries, out)
     agents = len({entry["agent"].casefold() for entry in entries})
     console.print(
         f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'} of {agents} agent{'' if agents == 1 else 's'}: "

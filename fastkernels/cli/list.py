@@ -14,6 +14,7 @@ from typer import Option
 from fastkernels import registry, sets
 from fastkernels.cli.common import console, print_json
 from fastkernels.cli.select import select_ops
+from fastkernels.engine.model_source import find_model, presets, shipped_checkpoints
 from fastkernels.errors import UnknownNameError, UsageError
 from fastkernels.registry import OpEntry
 
@@ -127,7 +128,7 @@ def _grow(tree: Tree, entry: OpEntry, shown: set[str]) -> None:
 
 
 def _show_sets(as_json: bool) -> None:
-    found = [sets.resolve_set(name) for name in sets.available_sets()]
+    found = [sets.named_set(name) for name in sets.available_sets()]
     if as_json:
         print_json([asdict(s) | {"files": [str(p) for p in s.files.values()], "ops": _op_names(s)} for s in found])
         return
@@ -140,8 +141,6 @@ def _show_sets(as_json: bool) -> None:
 
 
 def _show_models(as_json: bool) -> None:
-    from fastkernels.engine.model import find_model, presets, shipped_checkpoints  # torch: other views do without it
-
     trained = shipped_checkpoints()
     found = []
     for name in [*trained, *presets()]:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer import Argument, Option
 
+from fastkernels.cli.accounting import accounting_tables
 from fastkernels.cli.common import console, print_json
 from fastkernels.cli.e2e_table import e2e_tables
 from fastkernels.cli.eval_table import eval_tables
@@ -16,6 +17,7 @@ from fastkernels.cli.table import print_verdicts
 from fastkernels.errors import UsageError
 from fastkernels.report.compare import Change, compare_runs, hardware
 from fastkernels.report.compare_page import render_comparison
+from fastkernels.report.damage import blaming
 from fastkernels.report.eval_compare import compare_evals
 from fastkernels.report.load import find_run, load_results
 from fastkernels.report.publish import render_run, write_page
@@ -33,9 +35,12 @@ def report(
     """Show a run and write its report.html; or compare two and write compare.html into the second."""
     folder = find_run(run)
     if run2 is None:
-        _show(folder, load_results(folder), as_json=as_json)
-    else:
-        _compare(folder, find_run(run2), is_forced=force, as_json=as_json)
+        with blaming(folder):
+            _show(folder, load_results(folder), as_json=as_json)
+        return
+    later = find_run(run2)
+    with blaming(f"{folder} or {later}"):
+        _compare(folder, later, is_forced=force, as_json=as_json)
 
 
 def _show(folder: Path, results: dict[str, Any], *, as_json: bool) -> None:
@@ -53,6 +58,8 @@ def _show(folder: Path, results: dict[str, Any], *, as_json: bool) -> None:
         print_verdicts(console, results)
     else:
         console.print("Nothing was judged.")
+    for table in accounting_tables(results):
+        console.print(table)
     console.print(f"report: {path}", soft_wrap=True, markup=False)
 
 

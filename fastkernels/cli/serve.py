@@ -33,11 +33,11 @@ def serve(
     shutdown_timeout: Annotated[float, Option(help="Seconds that running requests get after SIGTERM.")] = 30.0,
     max_body_bytes: Annotated[int, Option(help="Larger requests are refused.")] = 8 * 2**20,
     allowed_local_media_path: Annotated[
-        Path | None, Option(help="A folder whose pictures and videos requests may name by file: URLs.")
+        Path | None, Option(help="A folder whose pictures, videos and recordings requests may name by file: URLs.")
     ] = None,
     allowed_media_domain: Annotated[
         list[str] | None,
-        Option(help="A host that pictures and videos are fetched from, repeated; the open internet when left out."),
+        Option(help="A host that media are fetched from, repeated; the open internet when left out."),
     ] = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API."""

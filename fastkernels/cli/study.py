@@ -12,7 +12,7 @@ from typer import Argument, Option
 from fastkernels import env
 from fastkernels.cli.common import console, error_console, print_json
 from fastkernels.errors import UnknownNameError
-from fastkernels.report.publish import write_page
+from fastkernels.report.publish import check_page, write_page
 from fastkernels.studies.page import render_study
 from fastkernels.studies.routing import INPUTS, StudyConfig, routing_study, save, sentence
 
@@ -38,10 +38,11 @@ def study(
     if name not in _STUDIES:
         raise UnknownNameError("study", name, _STUDIES)
     config = StudyConfig(model, num_prompts, prompt_bytes, seed, dtype, device)
+    path, is_folder = _path(out), out is None or out.suffix != ".json"
+    for place in (path, path.with_name("report.html")) if is_folder else (path,):
+        check_page(place)  # before the minutes that a large model takes
     with error_console.status(f"{model}: starting") as status:
         found = routing_study(config, lambda stage: status.update(f"{model}: {stage}"))
-    path = _path(out)
-    is_folder = out is None or out.suffix != ".json"
     save(found, path)
     if is_folder:
         write_page(path.with_name("report.html"), render_study(found))

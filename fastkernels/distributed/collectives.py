@@ -1,4 +1,7 @@
-"""Collectives over the tensor-parallel group, as functions that return new tensors."""
+"""Collectives over the tensor-parallel group, as functions that return new tensors.
+
+Tensors without data (on "meta") need no group: their shapes are all that comes back.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,10 @@ def gather_ranks(x: Tensor) -> list[Tensor]:
 
     Errors: EnvironmentProblem without a process group.
     """
-    _require_group()
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(tp_size())]
-    dist.all_gather(parts, x.contiguous())
+    if not x.is_meta:
+        _require_group()
+        dist.all_gather(parts, x.contiguous())
     return parts
 
 
@@ -33,7 +37,8 @@ def sum_ranks(x: Tensor) -> Tensor:
 
     Errors: EnvironmentProblem without a process group.
     """
-    _require_group()
     total = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
+    if not x.is_meta:
+        _require_group()
+        dist.all_reduce(total)
     return total

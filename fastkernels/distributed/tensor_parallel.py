@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 _simulated: ContextVar[tuple[int, int] | None] = ContextVar("fastkernels_tensor_parallel", default=None)
+_keeps_experts_whole: ContextVar[bool] = ContextVar("fastkernels_expert_parallel", default=False)
 
 
 class WeightSource(Protocol):
@@ -86,6 +87,36 @@ def simulated_rank(rank: int, size: int) -> Iterator[None]:
         _simulated.reset(token)
 
 
+@contextmanager
+def expert_parallel(is_enabled: bool = True) -> Iterator[None]:
+    """Layers built inside hold whole experts, other ones on each rank, instead of a slice of every expert."""
+    token = _keeps_experts_whole.set(is_enabled)
+    try:
+        yield
+    finally:
+        _keeps_experts_whole.reset(token)
+
+
+def ep_size() -> int:
+    """Over how many ranks whole experts are spread; 1 where each rank has all of them, or a slice of all."""
+    return tp_size() if _keeps_experts_whole.get() else 1
+
+
+def own_experts(num_experts: int) -> range:
+    """The experts that this rank holds: blocks in the order of ranks, the first ones longer by one where they do not
+    come out even.
+
+    Errors: ValueError when a rank would hold none.
+    """
+    size = ep_size()
+    if num_experts < size:
+        raise ValueError(f"{num_experts} experts do not give each of {size} ranks one; choose at most {num_experts}.")
+    rank = tp_rank() if size > 1 else 0
+    share, rest = divmod(num_experts, size)
+    first = rank * share + min(rank, rest)
+    return range(first, first + share + (rank < rest))
+
+
 def shard_size(total: int, size: int, what: str) -> int:
     """total / size.
 
@@ -104,8 +135,12 @@ def kv_head_shard(total_kv_heads: int, rank: int, size: int) -> tuple[int, int]:
     if total_kv_heads >= size:
         num_heads = shard_size(total_kv_heads, size, "The number of key-value heads")
         return rank * num_heads, num_heads
-    replicas = shard_size(size, total_kv_heads, "The number of ranks (divided by key-value heads):")
-    return rank // replicas, 1
+    if size % total_kv_heads:
+        raise ValueError(
+            f"{total_kv_heads} key-value heads cannot be shared evenly by {size} ranks; choose a divisor or a multiple "
+            f"of {total_kv_heads}."
+        )
+    return rank // (size // total_kv_heads), 1
 
 
 def padded_vocab_size(vocab_size: int, padding_size: int, size: int) -> int:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from fastkernels.cache import PAGED_KINDS, CacheKind, CacheSpec, bind_caches, cached_layers
 from fastkernels.engine.pages import PagePool, page_hash
 from fastkernels.engine.request import Request
 from fastkernels.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 _SHARED_KINDS = frozenset({CacheKind.FULL, CacheKind.MLA})
 
@@ -100,8 +103,16 @@ class CacheManager:
         return self.num_pages_for(min(num_tokens, group.window + chunk)) + 1
 
     def can_ever_hold(self, num_tokens: int, chunk: int, encoder_len: int = 0) -> bool:
-        pairs = zip(self.groups, self.pools, strict=True)
-        return all(self.most_pages(group, num_tokens, chunk, encoder_len) <= pool.num_pages for group, pool in pairs)
+        return not self.lack(num_tokens, chunk, encoder_len)
+
+    def lack(self, num_tokens: int, chunk: int, encoder_len: int = 0) -> str:
+        """Of what such a request would have too few pages, and the limit; empty where it fits."""
+        for group, pool in zip(self.groups, self.pools, strict=True):
+            most = self.most_pages(group, num_tokens, chunk, encoder_len)
+            if most > pool.num_pages:
+                states = f"{encoder_len} states of the encoder, " if group.kind is CacheKind.CROSS else ""
+                return f"{states}{most} pages of {self.page_size}; num_pages is {pool.num_pages}"
+        return ""
 
     def take_prefix(self, request: Request) -> int:
         """Give a request that holds nothing the pages of its longest known head; its tokens that they hold.
@@ -214,6 +225,8 @@ def allocate_caches(
     model: nn.Module, num_pages: int, page_size: int, num_slots: int, dtype: torch.dtype, device: torch.device
 ) -> list[Tensor | tuple[Tensor, ...]]:
     """Zeroed caches for every layer of `model` that declares one, bound to it."""
+    import torch  # seconds: the fake device does without it
+
     caches: list[Tensor | tuple[Tensor, ...]] = []
     for layer in cached_layers(model):
         spec = layer.cache_spec

@@ -14,6 +14,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
 
 from fastkernels.errors import CheckpointError, EnvironmentProblem, InputFileError, UsageError
 from fastkernels.workloads.tokenizer import BEGIN_TOKEN, END_TOKEN
@@ -80,7 +81,6 @@ class _HasTemplate(Protocol):
 
 def find_chat_template(model: str, file: Path | None = None) -> ChatTemplate:
     """`file`, else the template of the checkpoint directory `model`, else the shipped one."""
-    folder = Path(model)
     if file is not None:
         if not file.is_file():
             raise UsageError(f"--chat-template {file} does not exist.")
@@ -88,13 +88,45 @@ def find_chat_template(model: str, file: Path | None = None) -> ChatTemplate:
             source = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(f"--chat-template {file} is no UTF-8 text: {error}.") from error
-        template = ChatTemplate(source, {} if (folder / "tokenizer.json").is_file() else _BYTE_TOKENS)
-        if (folder / "tokenizer_config.json").is_file():
-            return _TokenizerTemplate(_load_tokenizer(folder), source)
-        return template
+        return chat_template_of(model, source)
+    folder = Path(model)
     if folder.is_dir() and _has_template(folder):
         return _TokenizerTemplate(_load_tokenizer(folder))
-    return ChatTemplate(files("fastkernels.engine").joinpath(_DEFAULT).read_text(encoding="utf-8"))
+    return ChatTemplate(_shipped_template())
+
+
+def chat_template_of(model: str, source: str) -> ChatTemplate:
+    """`source` with the special tokens of the checkpoint directory `model`."""
+    folder = Path(model)
+    template = ChatTemplate(source, {} if (folder / "tokenizer.json").is_file() else _BYTE_TOKENS)
+    if (folder / "tokenizer_config.json").is_file():
+        return _TokenizerTemplate(_load_tokenizer(folder), source)
+    return template
+
+
+def transformers_tokenizer(model: str, tokenizer: Tokenizer) -> Any:
+    """transformers' own of the checkpoint directory `model`; where that has none, `tokenizer` in its form.
+
+    Errors: EnvironmentProblem when transformers is not installed.
+    """
+    folder = Path(model)
+    if (folder / "tokenizer_config.json").is_file():
+        return _load_tokenizer(folder)
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "get_tokenizer gives a tokenizer of transformers, which is not installed: "
+            "pip install 'fastkernels[server]'. llm.tokenizer needs nothing."
+        ) from error
+    names = {} if (folder / "tokenizer.json").is_file() else _BYTE_TOKENS
+    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names)
+    found.chat_template = _shipped_template()
+    return found
+
+
+def _shipped_template() -> str:
+    return files("fastkernels.engine").joinpath(_DEFAULT).read_text(encoding="utf-8")
 
 
 def _takes_parts(source: str) -> bool:

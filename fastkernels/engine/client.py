@@ -25,6 +25,7 @@ from fastkernels.engine.outputs import EngineInfo, EngineStats, FinishReason, Re
 from fastkernels.engine.process import LENGTH, pack
 from fastkernels.engine.public_ids import PublicIds
 from fastkernels.engine.sampling_params import SamplingParams, SamplingParamsError
+from fastkernels.engine.text import check_text
 from fastkernels.errors import FastKernelsError, UnsupportedError
 
 _START = """import sys
@@ -161,7 +162,9 @@ class AsyncEngine:
         return (await self.encode_all([text], add_special_tokens))[0]
 
     async def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of each; what takes long is done in a thread."""
+        """Token ids of each; what takes long is done in a thread. Errors: UsageError for a text that is not Unicode."""
+        for text in texts:
+            check_text(text, "prompt")
         if len(texts) <= _INLINE_TEXTS and sum(map(len, texts)) <= _INLINE_CHARACTERS:
             return [self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids for text in texts]
         return await asyncio.to_thread(self._encode_many, texts, add_special_tokens)

@@ -11,7 +11,6 @@ import ctypes
 import logging
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -26,8 +25,9 @@ from fastkernels.cache import CacheKind, cached_layers
 from fastkernels.context import Phase, set_forward_context
 from fastkernels.engine.batch import StepInputs
 from fastkernels.engine.graphs import Replayed
+from fastkernels.engine.step_library import step_library
 from fastkernels.errors import EnvironmentProblem
-from fastkernels.kernels.paged_cpu import C_SHIMS, library
+from fastkernels.kernels.paged_cpu import library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +154,8 @@ class CompiledSteps:
         weights = {n: t.detach() for n, t in (*step.named_parameters(), *step.named_buffers())}
         caches = [layer.kv_cache for layer in cached_layers(runner.model)]
         self._fixed = [*weights.values(), *caches]
-        self._library = _Library(_compiled(_Traced(step), (weights, caches, *self._inputs[0].tensors(_TRACED_SEQS))))
+        arguments = (weights, caches, *self._inputs[0].tensors(_TRACED_SEQS))
+        self._library = _Library(step_library(_Traced(step), arguments, _LEAST_SEQS))
         self._worker = _Worker(self._library)
         self.captured = {runner.limits.max_num_seqs: self._library}
         self._turn = 0
@@ -280,43 +281,6 @@ class _Worker:
                 step.finish(self._library.run(step.handles), None)
             except Exception as error:  # raised where the step is waited for
                 step.finish(None, error)
-
-
-def _compiled(module: _Traced, inputs: tuple[Any, ...]) -> str:
-    """The path of the library that runs the step. Errors: EnvironmentProblem."""
-    library()
-    num_seqs = torch.export.Dim("num_seqs", min=_LEAST_SEQS)
-    fixed = torch.utils._pytree.tree_map(lambda _: None, inputs[:3])
-    rows = torch.utils._pytree.tree_map(lambda _: {0: num_seqs}, inputs[3:])
-    shapes = (fixed[0], (*fixed[1:], *rows))
-    shims = {getattr(torch.ops.fastkernels, name).default: [text] for name, text in C_SHIMS.items()}
-    options = {
-        "aot_inductor.custom_ops_to_c_shims": shims,
-        "aot_inductor.package": False,
-        "cpp.dynamic_threads": True,
-    }
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own, of torch's own
-            program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-            traced = program.module(check_guards=False)
-            _use_few_rows(traced)
-            return torch._inductor.aot_compile(traced, inputs, options=options)  # type: ignore[return-value]
-    except Exception as error:  # whatever a model does that cannot be traced, it can still run eagerly
-        raise EnvironmentProblem(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
-
-
-def _use_few_rows(traced: torch.fx.GraphModule) -> None:
-    """Products in float32 go through linear_few_rows where sixteen sums of two vectors fit into registers."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return
-    for node in list(traced.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)):
-        x, weight = (argument.meta["val"] for argument in node.args[:2])
-        is_dense = x.dim() == weight.dim() == 2 and x.stride(1) == 1 and weight.is_contiguous()
-        if is_dense and x.dtype == weight.dtype == torch.float32:
-            node.target = torch.ops.fastkernels.linear_few_rows.default
-            node.args = (*node.args, None)[:3]
-    traced.recompile()
 
 
 class _Library:

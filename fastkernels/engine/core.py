@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastkernels.engine.batch import EnteringRow, batch_order, build_inputs
 from fastkernels.engine.cache import CacheManager
 from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.fake import FakeExecutor
+from fastkernels.engine.model_source import check_experts
 from fastkernels.engine.multimodal import MediaPlanner
 from fastkernels.engine.outputs import (
     EngineInfo,
@@ -29,6 +30,7 @@ from fastkernels.engine.request import Request
 from fastkernels.engine.scheduler import ScheduledRow, Scheduler, SchedulerLimits
 from fastkernels.engine.step import Executor, Step, StepResult
 from fastkernels.engine.structured import GrammarError
+from fastkernels.errors import FastKernelsError
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class EngineCore:
             max_num_seqs=facts.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             tensor_parallel_size=config.tensor_parallel_size,
+            enable_expert_parallel=config.enable_expert_parallel,
             startup_seconds=time.perf_counter() - started,
             weight_bytes=facts.weight_bytes,
             cache_bytes=facts.cache_bytes,
@@ -103,16 +106,23 @@ class EngineCore:
         """
         self.executor.check(request)
 
-    def add(self, request: EngineRequest) -> None:
-        """Errors: UnsupportedError or SamplingParamsError names the limit that the request exceeds."""
-        added = Request.of(request)
-        added.needs_tokens = request.params.structured_outputs is not None
+    def add(self, request: EngineRequest) -> int:
+        """The most tokens that its answer can come to: without max_tokens as many as there is room for.
+
+        Errors: UnsupportedError or SamplingParamsError names the limit that the request exceeds.
+        """
         self.executor.check(request)
-        if request.encoder_input is not None:
-            added.encoder_len = self.executor.encoder_len(request.encoder_input)
+        encoder_len = 0 if request.encoder_input is None else self.executor.encoder_len(request.encoder_input)
+        params = request.params
+        if params.max_tokens is None:
+            room = self.scheduler.room(len(request.prompt_token_ids), encoder_len)
+            request = replace(request, params=replace(params, max_tokens=max(1, room, params.min_tokens)))
+        added = Request.of(request)
+        added.needs_tokens, added.encoder_len = params.needs_tokens, encoder_len
         self.scheduler.add(added)
         if request.media is not None and self._planner is None:
             self._planner = MediaPlanner()
+        return added.max_tokens - added.prompt_len
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Drop requests; ids that are not here are ignored. A step in flight finishes without them."""
@@ -150,6 +160,10 @@ class EngineCore:
             num_kernels_made=self.executor.num_kernels_made(),
             peak_memory_bytes=self.executor.peak_memory_bytes(),
         )
+
+    def when_failed(self, tell: Callable[[FastKernelsError], None]) -> None:
+        """`tell` is called, in any thread, when no step can be made any more, also while none is being made."""
+        self.executor.when_failed(tell)
 
     def check_device(self) -> None:
         """There is nothing to look at: `add` uses no device, and an error in a step ends the engine."""
@@ -248,6 +262,8 @@ class EngineCore:
 def _executor(config: EngineConfig) -> Executor:
     if config.is_fake:
         return FakeExecutor(config)
+    if config.enable_expert_parallel:
+        check_experts(config.model, config.tensor_parallel_size)
     if config.tensor_parallel_size > 1:
         from fastkernels.engine.parallel import ParallelExecutor
 

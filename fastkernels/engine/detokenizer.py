@@ -63,6 +63,16 @@ class Vocabulary:
         return bytes(byte_of[c] for c in text) if all(c in byte_of for c in text) else text.encode()
 
 
+class NoText:
+    """A detokenizer of answers whose text nobody wants."""
+
+    def add(self, token_ids: Iterable[int]) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
 class _ByteDetokenizer:
     """A byte-level tokenizer's text is its tokens' bytes in a row: an incremental UTF-8 decoder is all it takes."""
 

@@ -1,15 +1,23 @@
-"""Steps of nobody's tokens: what the largest takes of memory, and what warming up compiles ahead of requests."""
+"""Steps of nobody's tokens: what the largest takes of memory, and what warming up compiles ahead of requests.
+
+On the device "meta" the same steps tell which kernels they launch.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from fastkernels.context import ForwardContext, Phase, set_forward_context
+
+if TYPE_CHECKING:
+    from fastkernels.engine.runners.autoregressive import AutoregressiveRunner
 
 WARM_DECODES = (1, 2, 3, 5, 8, 12, 20, 30, 40, 80, 150, 300, 400)
 WARM_LENS = (8, 48, 128, 512, 2048)
@@ -88,3 +96,40 @@ def run_dummy_step(
     with set_forward_context(step.context(page_size).to(device)):
         logits = model.compute_logits(model(ids, positions)[:max_num_rows])  # type: ignore[operator]
     logits.argmax(-1)
+
+
+@torch.inference_mode()
+def run_dummy_encoder(model: nn.Module, max_num_tokens: int) -> None:
+    """One item of as many embeddings as a step has tokens, where the model takes items; what an encoder reads."""
+    largest = getattr(model, "largest_multimodal_item", None)
+    if largest is not None:
+        modality, tensors = largest(max_num_tokens)
+        model.embed_multimodal(modality, [tensors])  # type: ignore[operator]
+    inputs = getattr(model, "largest_encoder_inputs", None)
+    if inputs is not None:
+        model.encode(inputs())  # type: ignore[operator]
+
+
+def warm_parts(
+    runner: AutoregressiveRunner, num_positions: int, logits_dtype: torch.dtype
+) -> Iterator[Callable[[], None]]:
+    """What warming up is made of, to be called in turn: every graph, steps of some sizes, the sampler.
+
+    All on the stream of the steps: torch keeps freed memory by stream, and would take a large step's twice.
+    """
+    limits, stream = runner.limits, runner.stream
+
+    def run(step: DummyStep) -> None:
+        with torch.cuda.stream(stream):
+            run_dummy_step(runner.model, step, limits.page_size, limits.max_num_seqs, num_positions, runner.device)
+
+    def warm_sampler() -> None:
+        with torch.cuda.stream(stream):
+            runner.sampler.warm_up(logits_dtype)
+
+    if runner.graphs is not None:
+        for size in reversed(runner.graphs.sizes):
+            yield partial(runner.graphs.warm, size)
+    for step in warm_steps(limits.max_num_batched_tokens, limits.max_num_seqs, limits.max_model_len):
+        yield partial(run, step)
+    yield warm_sampler

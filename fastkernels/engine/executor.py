@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +14,22 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from fastkernels.cache import CacheKind, CacheSpec, cached_layers
-from fastkernels.distributed.tensor_parallel import tp_size
-from fastkernels.dtypes import find_dtype
+from fastkernels.distributed.tensor_parallel import expert_parallel, tp_size
+from fastkernels.dtypes import choose_dtype, find_dtype
 from fastkernels.engine.batch import Array
 from fastkernels.engine.cache import allocate_caches, cache_bytes, cache_groups, state_bytes
-from fastkernels.engine.config import EngineConfig, Warm
-from fastkernels.engine.dummy_steps import DummyStep, prompts_step, run_dummy_step, warm_steps
+from fastkernels.engine.cold_start import ColdStart, cold_start
+from fastkernels.engine.config import EngineConfig, LoadFormat, Warm
+from fastkernels.engine.dummy_steps import prompts_step, run_dummy_encoder, run_dummy_step, warm_parts
 from fastkernels.engine.graphs import graph_sizes
-from fastkernels.engine.model import build_config, build_model, find_device, find_model, find_tokenizer
+from fastkernels.engine.model import build_model, find_device
+from fastkernels.engine.model_source import build_config, find_model, find_tokenizer
 from fastkernels.engine.outputs import EngineRequest
 from fastkernels.engine.replacements import kernels_of
 from fastkernels.engine.runners.autoregressive import AutoregressiveRunner, RunnerLimits
 from fastkernels.engine.step import ModelFacts
 from fastkernels.engine.structured import Grammars
-from fastkernels.errors import EnvironmentProblem, UnsupportedError, UsageError
+from fastkernels.errors import EnvironmentProblem, FastKernelsError, UnsupportedError, UsageError
 from fastkernels.kernels.compilations import num_kernels_made
 from fastkernels.overlay import Overlay, install
 from fastkernels.registry import Kind, architecture_of
@@ -61,9 +64,56 @@ def load_model(config: EngineConfig, device: torch.device) -> LoadedModel:
     if architecture_of(source.hf_config).kind is not Kind.AUTOREGRESSIVE:
         raise UnsupportedError(f"{source.name} makes no tokens; use Pipeline, or `fastkernels generate` with --input.")
     known = build_config(source)
-    dtype = find_dtype(config.dtype or known.torch_dtype)
-    model = build_model(source, known, dtype, device, config.seed)
-    return LoadedModel(source.name, model, known, dtype, find_tokenizer(source))
+    dtype = choose_dtype(config.dtype, known.torch_dtype)
+    with expert_parallel(config.enable_expert_parallel):
+        model = build_model(source, known, dtype, device, config.seed, config.load_format is LoadFormat.DUMMY)
+    return LoadedModel(source.name, model, known, dtype, find_tokenizer(source, config.tokenizer))
+
+
+def choose_state_dtype(model: nn.Module, config: EngineConfig, dtype: torch.dtype) -> None:
+    """Before caches are allocated. dtype: the activations'."""
+    asked = config.mamba_ssm_cache_dtype
+    for layer in cached_layers(model):
+        if hasattr(layer, "ssm_cache_dtype"):
+            layer.ssm_cache_dtype = dtype if asked == "auto" else find_dtype(asked)
+
+
+@contextmanager
+def small_caches(model: nn.Module, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Inside, the layers have every state and a single page, which is all that a step of nobody's tokens looks at."""
+    allocate_caches(model, 1, config.page_size, config.max_num_seqs + 1, dtype, device)
+    try:
+        yield
+    finally:
+        for layer in cached_layers(model):
+            layer.kv_cache = None
+
+
+def build_runner(
+    config: EngineConfig,
+    model: nn.Module,
+    known: Any,
+    max_model_len: int,
+    device: torch.device,
+    uses_graphs: bool,
+    compiles_steps: bool = False,
+    grammars: Grammars | None = None,
+) -> AutoregressiveRunner:
+    """What runs the steps of a model, whose caches it has. known: the model's own configuration."""
+    specs = [layer.cache_spec for layer in cached_layers(model)]
+    limits = RunnerLimits(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        page_size=config.page_size,
+        vocab_size=known.vocab_size,
+        has_state=_has_state(specs),
+        graph_sizes=graph_sizes(config.max_num_seqs) if uses_graphs else (),
+        compiles_steps=compiles_steps,
+        max_encoder_len=getattr(model, "max_encoder_len", 0),
+    )
+    kinds = [group.kind for group in cache_groups(specs)]
+    return AutoregressiveRunner(model, device, limits, kinds, known.eos_token_ids, grammars)
 
 
 class ModelExecutor:
@@ -83,37 +133,39 @@ class ModelExecutor:
         self.device = find_device(config.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device.index or 0)
+        with cold_start(config, self.device) as start:
+            self._build(loaded, start)
+
+    def _build(self, loaded: LoadedModel | None, start: ColdStart) -> None:
+        config = self.config
         sets = [resolve_set(name) for name in config.candidates]
         self.overlay: Overlay | None = install(sets) if sets else None
         self.loaded = loaded or load_model(config, self.device)
         self.model = self.loaded.model
+        choose_state_dtype(self.model, config, self.loaded.dtype)
         specs = [layer.cache_spec for layer in cached_layers(self.model)]
         self._check_slots(specs)
+        self._wait_for_kernels(start)
         num_pages = (config.num_pages or self._num_pages(specs)) if cache_groups(specs) else 0
         caches = allocate_caches(
             self.model, num_pages, config.page_size, config.max_num_seqs + 1, self.loaded.dtype, self.device
         )
-        self.runner = self._build_runner(specs)
+        self.runner = self._build_runner()
         self._make_ready()
         self.facts = self._facts(specs, num_pages, sum(_num_bytes(cache) for cache in caches))
 
-    def _build_runner(self, specs: Sequence[CacheSpec]) -> AutoregressiveRunner:
+    def _wait_for_kernels(self, start: ColdStart) -> None:
+        """Before the first launch of any rank: rank 0 has them compiled for all."""
+        start.wait_for_kernels()
+        if tp_size() > 1 and self.device.type == "cuda":
+            dist.barrier()
+
+    def _build_runner(self) -> AutoregressiveRunner:
         config, known = self.config, self.loaded.config
         uses_graphs = self.device.type == "cuda" and not config.enforce_eager
-        limits = RunnerLimits(
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_model_len=self._max_model_len(),
-            page_size=config.page_size,
-            vocab_size=known.vocab_size,
-            has_state=_has_state(specs),
-            graph_sizes=graph_sizes(config.max_num_seqs) if uses_graphs else (),
-            compiles_steps=self._compiles_steps(),
-            max_encoder_len=getattr(self.model, "max_encoder_len", 0),
-        )
-        kinds = [group.kind for group in cache_groups(specs)]
         grammars = Grammars(self.loaded.tokenizer, known.vocab_size, known.eos_token_ids)
-        return AutoregressiveRunner(self.model, self.device, limits, kinds, known.eos_token_ids, grammars)
+        how = (self._max_model_len(), self.device, uses_graphs, self._compiles_steps(), grammars)
+        return build_runner(config, self.model, known, *how)
 
     def _compiles_steps(self) -> bool:
         """On a CPU, for who waits for it: it takes some ten seconds. Candidates run as they are, rank by rank."""
@@ -164,11 +216,11 @@ class ModelExecutor:
         page_bytes = cache_bytes(specs, self.config.page_size, self.loaded.dtype)
         if self.device.type != "cuda":
             return DEFAULT_NUM_PAGES
-        torch.cuda.reset_peak_memory_stats(self.device)
-        self._run_dummy_step(prompts_step(self.config.max_num_batched_tokens, self.config.max_num_seqs))
-        self._run_dummy_encoder()
-        torch.cuda.synchronize(self.device)
-        largest = torch.cuda.max_memory_allocated(self.device) - torch.cuda.memory_allocated(self.device)
+        with small_caches(self.model, self.config, self.loaded.dtype, self.device):
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._run_largest_step()
+            torch.cuda.synchronize(self.device)
+            largest = torch.cuda.max_memory_allocated(self.device) - torch.cuda.memory_allocated(self.device)
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
         kept = int((1 - self.config.gpu_memory_utilization) * total)
@@ -186,6 +238,14 @@ class ModelExecutor:
             )
         return int(min(num_pages, MOST_PAGES))
 
+    def _run_largest_step(self) -> None:
+        """As many tokens as a step may have, and the encoder's inputs if there is one."""
+        config, known = self.config, self.loaded.config
+        rows, positions = config.max_num_seqs, known.max_position_embeddings
+        step = prompts_step(config.max_num_batched_tokens, config.max_num_seqs)
+        run_dummy_step(self.model, step, config.page_size, rows, positions, self.device)
+        run_dummy_encoder(self.model, config.max_num_batched_tokens)
+
     def _make_ready(self) -> None:
         """Steps have a stream of their own, which does not wait for what the default one still builds."""
         if self.device.type == "cuda":
@@ -194,33 +254,9 @@ class ModelExecutor:
             self._warm_up()
 
     def _warm_up(self) -> None:
-        """Compile and capture what requests would otherwise wait for: every graph, steps of some sizes, the sampler.
-
-        All on the stream of the steps: torch keeps freed memory by stream, and would take a large step's twice.
-        """
-        if self.runner.graphs is not None:
-            self.runner.graphs.warm()
-        with torch.cuda.stream(self.runner.stream):
-            sizes = (self.config.max_num_batched_tokens, self.config.max_num_seqs, self._max_model_len())
-            for step in warm_steps(*sizes):
-                self._run_dummy_step(step)
-            self.runner.sampler.warm_up(self.loaded.dtype)
-
-    def _run_dummy_step(self, step: DummyStep) -> None:
-        config, known = self.config, self.loaded.config
-        rows, positions = config.max_num_seqs, known.max_position_embeddings
-        run_dummy_step(self.model, step, config.page_size, rows, positions, self.device)
-
-    @torch.inference_mode()
-    def _run_dummy_encoder(self) -> None:
-        """One item of as many embeddings as a step has tokens, where the model takes items; what an encoder reads."""
-        largest = getattr(self.model, "largest_multimodal_item", None)
-        if largest is not None:
-            modality, tensors = largest(self.config.max_num_batched_tokens)
-            self.model.embed_multimodal(modality, [tensors])  # type: ignore[operator]
-        inputs = getattr(self.model, "largest_encoder_inputs", None)
-        if inputs is not None:
-            self.model.encode(inputs())  # type: ignore[operator]
+        """Compile and capture what requests would otherwise wait for."""
+        for part in warm_parts(self.runner, self.loaded.config.max_position_embeddings, self.loaded.dtype):
+            part()
 
     def check(self, request: EngineRequest) -> None:
         """Errors: SamplingParamsError when its grammar cannot be compiled or allows nothing."""
@@ -229,6 +265,9 @@ class ModelExecutor:
             raise UnsupportedError(f"{self.loaded.name} takes text only; the request brings pictures, video or sound.")
         if request.encoder_input is None and hasattr(self.model, "encode"):
             raise UnsupportedError(f"{self.loaded.name} continues what its encoder reads; the request brings nothing.")
+
+    def when_failed(self, tell: Callable[[FastKernelsError], None]) -> None:
+        """Nothing but a step can fail here."""
 
     def encoder_len(self, encoder_input: Array) -> int:
         """States that the model's encoder makes of an input. Errors: UnsupportedError when there is no encoder."""

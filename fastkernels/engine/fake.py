@@ -5,7 +5,7 @@ What the scheduler or the page tables do wrong changes the tokens, so that both 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,13 @@ from fastkernels.cache import CacheKind
 from fastkernels.engine.batch import PENDING, Array, StepInputs
 from fastkernels.engine.cache import CacheGroup
 from fastkernels.engine.config import FAKE_DEVICE, EngineConfig
-from fastkernels.engine.model import build_config, find_model, find_tokenizer
+from fastkernels.engine.model_source import build_config, find_model, find_tokenizer
 from fastkernels.engine.outputs import EngineRequest
 from fastkernels.engine.step import ModelFacts, StepResult
-from fastkernels.errors import UnsupportedError
+from fastkernels.errors import FastKernelsError, UnsupportedError
 
 DEFAULT_NUM_PAGES = 512
-_NEED_LOGITS = ("structured_outputs", "logprobs", "prompt_logprobs", "allowed_token_ids")
+_NEED_LOGITS = ("structured_outputs", "logprobs", "prompt_logprobs", "allowed_token_ids", "bad_words")
 
 _PRIME = 1_000_003
 
@@ -90,7 +90,7 @@ class FakeExecutor:
         num_pages = config.num_pages or DEFAULT_NUM_PAGES
         self.facts = ModelFacts(
             model=source.name,
-            dtype=str(config.dtype or known.torch_dtype),
+            dtype=str(known.torch_dtype if config.dtype is None else config.dtype),
             device=FAKE_DEVICE,
             vocab_size=known.vocab_size,
             max_model_len=min(config.max_model_len or known.max_position_embeddings, known.max_position_embeddings),
@@ -98,7 +98,7 @@ class FakeExecutor:
             eos_token_ids=frozenset(known.eos_token_ids),
             cache_groups=(CacheGroup(CacheKind.FULL),),
             num_pages=num_pages,
-            tokenizer=find_tokenizer(source),
+            tokenizer=find_tokenizer(source, config.tokenizer),
         )
         self.runner = FakeRunner(num_pages, config.page_size, known.vocab_size, config.max_num_seqs)
 
@@ -106,9 +106,12 @@ class FakeExecutor:
         params = request.params
         if request.media is not None:
             raise UnsupportedError("The fake device takes text only; the request brings pictures, video or sound.")
-        asked = [name for name in _NEED_LOGITS if getattr(params, name) is not None]
+        asked = [name for name in _NEED_LOGITS if getattr(params, name) not in (None, ())]
         if asked:
             raise UnsupportedError(f"The fake device has no {' or '.join(asked)}: it has no logits.")
+
+    def when_failed(self, tell: Callable[[FastKernelsError], None]) -> None:
+        pass
 
     def encoder_len(self, encoder_input: Array) -> int:
         raise UnsupportedError("The fake device has no encoder.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,7 +67,8 @@ class GraphPool:
         limits, device = runner.limits, runner.device
         self.sizes = limits.graph_sizes
         self.captured: dict[int, _Captured] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        # On "meta", where steps are run for the names of their kernels alone, nothing is captured.
+        self._pool = torch.cuda.graph_pool_handle() if device.type != "meta" else None
         most = self.sizes[-1]
         self.stored = [kind for kind in kinds if kind is not CacheKind.CROSS]
         self._pad_row = limits.max_num_seqs
@@ -86,11 +87,17 @@ class GraphPool:
             return None
         return self.sizes[bisect_left(self.sizes, inputs.num_seqs)]
 
-    def warm(self) -> None:
-        """Capture every size, the largest first, so that the smaller ones fit into its memory."""
+    def warm(self, size: int) -> None:
+        """Capture a size; whoever wants several begins with the largest, into whose memory the smaller ones fit.
+
+        On "meta" the step is run.
+        """
         with torch.inference_mode(), torch.cuda.stream(self.runner.stream):
-            for size in reversed(self.sizes):
+            if self.runner.device.type != "meta":
                 self._get(size)
+                return
+            with step_graph(self._counters):
+                self._step(size)[0]()
 
     def replay(self, inputs: StepInputs, size: int) -> Replayed:
         """Run a decode step; every row's likeliest token is noted as its last."""
@@ -116,7 +123,9 @@ class GraphPool:
             self.captured[size] = self._capture(size)
         return self.captured[size]
 
-    def _capture(self, size: int) -> _Captured:
+    def _step(self, size: int) -> tuple[Callable[[], tuple[Tensor, Tensor]], Tensor, Tensor]:
+        """A step over the static buffers, which are padding from now on: it gives logits and each row's likeliest
+        token. Then the places of its rows and of the drawn tokens' positions."""
         from fastkernels.engine.runners.autoregressive import step_context
 
         runner = self.runner
@@ -144,6 +153,10 @@ class GraphPool:
             runner.last_token.index_copy_(0, rows, likeliest)
             return logits, likeliest
 
+        return forward, rows, drawn
+
+    def _capture(self, size: int) -> _Captured:
+        forward, rows, drawn = self._step(size)
         graph = torch.cuda.CUDAGraph()
         with step_graph(self._counters):
             forward()  # compiles what is compiled at first use: a capture must not

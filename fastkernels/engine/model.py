@@ -1,128 +1,51 @@
-"""From what a user calls a model to one that runs: its configuration, its class, its weights, its tokenizer."""
+"""A model that runs: its class with its weights, on a device."""
 
 from __future__ import annotations
 
 import importlib
-import json
-from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
+from fastkernels.distributed.tensor_parallel import tp_size
 from fastkernels.dtypes import default_dtype
-from fastkernels.errors import CheckpointError, EnvironmentProblem, UnknownNameError, UsageError
-from fastkernels.registry import Kind, architecture_of
-from fastkernels.weights import checkpoint_config, load_weights, random_weights, read_json
-from fastkernels.workloads import byte_tokenizer
-
-_GENERATION_CONFIG = "generation_config.json"
+from fastkernels.engine.model_source import ModelSource
+from fastkernels.errors import EnvironmentProblem, UsageError
+from fastkernels.registry import architecture_of
+from fastkernels.weights import load_weights, random_weights
 
 
-@dataclass(frozen=True)
-class ModelSource:
-    """A Hugging Face config, and the checkpoint directory it came from; None: random weights by seed."""
-
-    name: str
-    hf_config: dict[str, Any]
-    checkpoint: Path | None = None
-
-
-def presets() -> list[str]:
-    """Models that need no file: their configurations ship with the engine."""
-    folder = files("fastkernels.engine").joinpath("presets")
-    return sorted(item.name.removesuffix(".json") for item in folder.iterdir() if item.name.endswith(".json"))
-
-
-def shipped_checkpoints() -> dict[str, Path]:
-    """The small trained models that ship with the project, by name."""
-    folder = Path(__file__).parents[1] / "checkpoints"
-    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
-
-
-def find_model(model: str | Path) -> ModelSource:
-    """A checkpoint directory, the path of a config.json, or the name of a shipped checkpoint or preset.
-
-    Errors: UnknownNameError when it is none of them; CheckpointError when its config cannot be read.
-    """
-    path = Path(model)
-    if path.is_dir():
-        return ModelSource(path.name, checkpoint_config(path), path)
-    if path.is_file():
-        return ModelSource(path.stem, read_json(path))
-    shipped = shipped_checkpoints()
-    if str(model) in shipped:
-        return ModelSource(str(model), checkpoint_config(shipped[str(model)]), shipped[str(model)])
-    if str(model) in presets():
-        text = files("fastkernels.engine").joinpath("presets", f"{model}.json").read_text(encoding="utf-8")
-        return ModelSource(str(model), json.loads(text))
-    raise UnknownNameError("model directory, config file or preset", str(model), [*presets(), *shipped])
-
-
-def build_config(source: ModelSource) -> Any:
-    """The architecture's own configuration. A checkpoint's generation_config.json says before config.json which tokens
-    end an answer, as in transformers' generate().
-
-    Errors: CheckpointError when its sizes do not fit together; UnknownNameError for another architecture.
-    """
-    architecture = architecture_of(source.hf_config)
-    module, _, name = architecture.config.partition(":")
-    given = source.hf_config
-    if architecture.kind is Kind.AUTOREGRESSIVE:
-        ends = _generation_ends(source)
-        given = {**given, **ends}
-        if isinstance(given.get("text_config"), dict):
-            given["text_config"] = {**given["text_config"], **ends}
-    try:
-        return getattr(importlib.import_module(module), name).from_hf(given)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"The configuration of {source.name} cannot be used: {error}") from error
-
-
-def _generation_ends(source: ModelSource) -> dict[str, Any]:
-    """The eos_token_id of a checkpoint's generation_config.json, where it names any."""
-    path = source.checkpoint and source.checkpoint / _GENERATION_CONFIG
-    if path is None or not path.is_file():
-        return {}
-    ends = read_json(path).get("eos_token_id")
-    if ends is None:
-        return {}
-    if not all(type(token) is int for token in (ends if isinstance(ends, list) else [ends])):
-        raise CheckpointError(f"{path}: eos_token_id is {ends!r}; it must be a token id or a list of them.")
-    return {"eos_token_id": ends}
-
-
-def build_model(source: ModelSource, config: Any, dtype: torch.dtype, device: torch.device, seed: int) -> nn.Module:
-    """The architecture's L4 class with the checkpoint's weights, or with random ones that `seed` alone decides."""
-    architecture = architecture_of(source.hf_config)
-    model_class = getattr(importlib.import_module(architecture.module), architecture.class_name)
-    with default_dtype(dtype), torch.device(device):
-        model = model_class(config)
-    if source.checkpoint is None:
+def build_model(
+    source: ModelSource, config: Any, dtype: torch.dtype, device: torch.device, seed: int, is_dummy: bool = False
+) -> nn.Module:
+    """The architecture's L4 class with the checkpoint's weights; where there is none, and when it is a dummy, with
+    random ones that `seed` alone decides."""
+    model = build_bare_model(source, config, dtype, device)
+    if source.checkpoint is None or is_dummy:
         random_weights(model, seed)
     else:
         load_weights(model, source.checkpoint)
     return model.eval()
 
 
-def find_tokenizer(source: ModelSource) -> Tokenizer:
-    """The checkpoint's tokenizer.json, else the shipped byte-level one; it neither cuts texts nor pads them.
+def build_bare_model(source: ModelSource, config: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The architecture's L4 class, whose weights are still to come.
 
-    Errors: CheckpointError when the file cannot be read.
+    Errors: UsageError when its sizes do not split over the ranks.
     """
-    path = source.checkpoint and source.checkpoint / "tokenizer.json"
-    if path is None or not path.is_file():
-        return byte_tokenizer()
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception
-        raise CheckpointError(f"{path} is not a tokenizer: {error}.") from error
-    tokenizer.no_truncation()  # transformers saves those of its last call, and sets them anew at each
-    tokenizer.no_padding()
-    return tokenizer
+    architecture = architecture_of(source.hf_config)
+    model_class = getattr(importlib.import_module(architecture.module), architecture.class_name)
+    with default_dtype(dtype), torch.device(device):
+        try:
+            model: nn.Module = model_class(config)
+        except ValueError as error:
+            if tp_size() == 1:
+                raise
+            raise UsageError(
+                f"tensor_parallel_size is {tp_size()}, which {source.name} cannot have: {error}"
+            ) from error
+    return model
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from fastkernels.engine.model_source import build_config, find_model
+from fastkernels.engine.text import check_text
 from fastkernels.errors import UnsupportedError, UsageError
 from fastkernels.registry import architecture_of
 
@@ -72,10 +74,11 @@ class ProcessedPrompt:
 class Processor(Protocol):
     """Of an architecture, built from (config, tokenizer, checkpoint or None); it needs no model.
 
-    modalities: what multi_modal_data may name.
+    modalities: what multi_modal_data may name. needs_media: no prompt goes without.
     """
 
     modalities: tuple[str, ...]
+    needs_media: bool
 
     def __call__(
         self, prompt: str | Sequence[int], data: Mapping[str, Any], add_special_tokens: bool = True
@@ -93,12 +96,23 @@ PromptLike = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, or vLLM's form: "prompt" or "prompt_token_ids", and "multi_modal_data" by modality."""
 
 _FIELDS = ("prompt", "prompt_token_ids", "multi_modal_data")
+_FORMS = "a text, a list of token ids, or a map with prompt or prompt_token_ids"
 
 
-def read_prompt(prompt: PromptLike, tokenizer: Tokenizer, processor: Processor | None) -> ProcessedPrompt:
-    """Errors: UsageError for another form; UnsupportedError for media that the model does not take."""
+def as_prompts(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
+    """One prompt or several as a list; a list of token ids is one. Errors: UsageError for what is neither."""
+    given: Any = _listed(prompts)
+    if isinstance(given, str | Mapping) or _is_token_ids(given):
+        return [given]
+    if isinstance(given, Sequence) and not isinstance(given, bytes):
+        return list(given)
+    raise UsageError(f"prompts is of type {type(prompts).__name__}; it is a prompt or a list of them: {_FORMS}.")
+
+
+def split_prompt(prompt: PromptLike) -> tuple[str | Sequence[int], Mapping[str, Any]]:
+    """A text or token ids, and the media. Errors: UsageError for another form, and for a text that is not Unicode."""
     data: Mapping[str, Any] = {}
-    content: str | Sequence[int]
+    content: Any = prompt
     if isinstance(prompt, Mapping):
         unknown = [name for name in prompt if name not in _FIELDS]
         given = [prompt[name] for name in _FIELDS[:2] if prompt.get(name) is not None]
@@ -107,21 +121,43 @@ def read_prompt(prompt: PromptLike, tokenizer: Tokenizer, processor: Processor |
                 f"A prompt has prompt or prompt_token_ids, and may have multi_modal_data; got {', '.join(prompt)}."
             )
         data, content = prompt.get("multi_modal_data") or {}, given[0]
-    else:
-        content = prompt
+    content = _listed(content)
+    if isinstance(content, str):
+        check_text(content, "prompt")
+    elif not _is_token_ids(content) and not (isinstance(content, list | tuple) and not content):
+        raise UsageError(f"A prompt is of type {type(content).__name__}, {content!r:.80}; it is {_FORMS}.")
+    return content, data
+
+
+def read_prompt(
+    prompt: PromptLike, tokenizer: Tokenizer, processor: Processor | None, add_special_tokens: bool = True
+) -> ProcessedPrompt:
+    """Errors: those of `split_prompt`; UnsupportedError for media that the model does not take."""
+    content, data = split_prompt(prompt)
     if processor is not None:
-        return processor(content, data)
+        return processor(content, data, add_special_tokens)
     if data:
         raise UnsupportedError(f"The model takes text only; multi_modal_data holds {', '.join(data)}.")
     if isinstance(content, str):
-        return ProcessedPrompt(tuple(tokenizer.encode(content).ids), content)
+        return ProcessedPrompt(tuple(tokenizer.encode(content, add_special_tokens=add_special_tokens).ids), content)
     return ProcessedPrompt(tuple(int(token) for token in content))
+
+
+def _is_token_ids(value: Any) -> bool:
+    """Whole numbers, at least one."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
+        return False
+    kinds = set(map(type, value))
+    return bool(kinds) and all(issubclass(kind, int | np.integer) and kind is not bool for kind in kinds)
+
+
+def _listed(value: Any) -> Any:
+    """An array or a tensor as lists, all else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def find_processor(model: str, tokenizer: Tokenizer) -> Processor | None:
     """Of the architecture of a model that makes tokens; None when it takes text alone."""
-    from fastkernels.engine.model import build_config, find_model  # torch: a server does without it for text
-
     source = find_model(model)
     place = architecture_of(source.hf_config).pipeline
     if not place:

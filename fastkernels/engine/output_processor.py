@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from fastkernels.engine.detokenizer import TextStream, Vocabulary
+from fastkernels.engine.detokenizer import Detokenizer, NoText, TextStream, Vocabulary
 from fastkernels.engine.multimodal import Media
 from fastkernels.engine.outputs import (
     CompletionOutput,
@@ -195,14 +195,18 @@ class OutputProcessor:
         for index in range(params.n):
             one = self._params_of(params, index)
             engine_id = request_id if params.n == 1 else f"{request_id}#{index}"
-            detokenizer = self.vocabulary.detokenizer(params.skip_special_tokens, tokens)
-            stream = TextStream(detokenizer, params.stop, params.include_stop_str_in_output)
+            stream = TextStream(self._detokenizer(params, tokens), params.stop, params.include_stop_str_in_output)
             answer = Answer(index, engine_id, one, stream)
             state.answers.append(answer)
             self._answers[engine_id] = state, answer
             requests.append(EngineRequest(engine_id, tokens, one, is_embedding, encoder_input, media))
         self._states[request_id] = state
         return requests
+
+    def _detokenizer(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> Detokenizer:
+        if not params.detokenize:
+            return NoText()
+        return self.vocabulary.detokenizer(params.skip_special_tokens, prompt_token_ids)
 
     def state(self, request_id: str) -> RequestState:
         return self._states[request_id]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastkernels.engine.multimodal import Media
@@ -106,6 +107,12 @@ class EncodedResult:
     content: bytes
     summary: Mapping[str, Any]
 
+    @property
+    def vector(self) -> list[float]:
+        """Of an EMBEDDING."""
+        found: list[float] = np.frombuffer(self.content, "<f4").tolist()
+        return found
+
 
 @dataclass(frozen=True)
 class EngineInfo:
@@ -128,6 +135,7 @@ class EngineInfo:
     kind: str = "autoregressive"
     makes: str = "tokens"
     takes_media: bool = False
+    enable_expert_parallel: bool = False
 
 
 @dataclass(frozen=True)

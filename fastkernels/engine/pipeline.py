@@ -10,22 +10,32 @@ from typing import Any
 
 import torch
 
-from fastkernels.dtypes import find_dtype
-from fastkernels.engine.model import build_config, build_model, find_device, find_model
+from fastkernels.dtypes import choose_dtype
+from fastkernels.engine.config import EngineConfig, LoadFormat, Warm
+from fastkernels.engine.model import build_model, find_device
+from fastkernels.engine.model_source import build_config, check_experts, find_model
+from fastkernels.engine.runners.batched import BATCH_SIZES
 from fastkernels.engine.runners.iterative import IterativeRunner
 from fastkernels.engine.runners.packed import PackedRunner
 from fastkernels.engine.runners.single_pass import SinglePassRunner
 from fastkernels.engine.task_core import TaskCore, TaskRequest, TaskRunner
 from fastkernels.errors import UnsupportedError
 from fastkernels.overlay import install
-from fastkernels.registry import Kind, architecture_of
+from fastkernels.registry import Architecture, Kind, architecture_of
 from fastkernels.sets import ImplementationSet, resolve_set
 
 Progress = Callable[[int, int], None]
 """Called after every step with the requests that have ended and their number."""
 
+_WARM_EXAMPLES, _WARM_MOST = 3, 8
 _PREPARED_BATCHES = 4
 """Batches of requests that are prepared at once: a clip of V-JEPA 2 takes 50 MB, and shapes that differ share them."""
+
+
+def makes(architecture: Architecture) -> str:
+    """The media type of what a model that makes no tokens makes."""
+    module, _, name = architecture.pipeline.partition(":")
+    return str(getattr(getattr(importlib.import_module(module), name), "media_type", "application/json"))
 
 
 class Pipeline:
@@ -33,7 +43,8 @@ class Pipeline:
 
     model: a checkpoint directory, a config.json, or a preset's name (both with random weights by seed). candidates:
         implementation sets that replace ops before the model is built. max_batch: requests in one step.
-        max_num_batched_tokens: tokens in one step of a model of texts that are laid one behind another.
+        max_num_batched_tokens: tokens in one step of a model of texts that are laid one behind another. load_format:
+        as EngineConfig's.
     Errors: UnsupportedError for a model that makes tokens: use LLM; those of the model and of the candidates.
     """
 
@@ -48,6 +59,7 @@ class Pipeline:
         max_batch: int = 64,
         enforce_eager: bool = False,
         max_num_batched_tokens: int = 8192,
+        load_format: str = LoadFormat.AUTO,
     ) -> None:
         source = find_model(model)
         self.architecture = architecture_of(source.hf_config)
@@ -60,14 +72,66 @@ class Pipeline:
         self.overlay = install(sets) if sets else None
         try:
             config = build_config(source)
-            self.dtype = find_dtype(dtype or config.torch_dtype)
-            self.model = build_model(source, config, self.dtype, self.device, seed)
+            self.dtype = choose_dtype(dtype, config.torch_dtype)
+            is_dummy = load_format == LoadFormat.DUMMY
+            self.model = build_model(source, config, self.dtype, self.device, seed, is_dummy)
             module, _, name = self.architecture.pipeline.partition(":")
             self.adapter = getattr(importlib.import_module(module), name)(self.model, config, source.checkpoint)
         except BaseException:
             self.close()
             raise
-        self.core = TaskCore(self._runner(not enforce_eager, max_num_batched_tokens), max_batch)
+        texts = getattr(self.adapter, "texts", ())
+        self.core = TaskCore(self._runner(not enforce_eager, max_num_batched_tokens), max_batch, texts=texts)
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> Pipeline:
+        """Errors: UnsupportedError for what only engines of tokens do; UsageError for experts, which no other model
+        has."""
+        if config.tensor_parallel_size > 1:
+            raise UnsupportedError(
+                f"tensor_parallel_size is {config.tensor_parallel_size}; a model that makes no tokens runs on 1 device."
+            )
+        if config.enable_expert_parallel:
+            check_experts(config.model, num_ranks=1)
+        if config.is_fake:
+            raise UnsupportedError("The fake device makes tokens, which this model does not; use cpu or cuda.")
+        if config.tokenizer is not None:
+            raise UnsupportedError(
+                f"tokenizer is {config.tokenizer!r}; a model that makes no tokens has its own. Leave it out."
+            )
+        for name in ("num_pages", "max_model_len"):
+            if getattr(config, name) is not None:
+                raise UnsupportedError(
+                    f"{name} is {getattr(config, name)}; a model that makes no tokens keeps no cache. Leave it out."
+                )
+        made = cls(
+            config.model,
+            config.candidates,
+            dtype=config.dtype,
+            device=config.device,
+            seed=config.seed,
+            max_batch=config.max_num_seqs,
+            enforce_eager=config.enforce_eager,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            load_format=config.load_format,
+        )
+        if config.warm is Warm.FULL:
+            made.warm()
+        return made
+
+    def warm(self) -> None:
+        """Compile the kernels and capture the graphs of batches of the example requests' shapes, the smallest first:
+        1, 2, 4 and 8 requests. Sizes for which the device's memory is too small are left for requests that need them.
+        """
+        examples = self.example_requests(_WARM_EXAMPLES)
+        batches = [[one] for one in examples[1:]]
+        batches += [examples[:1] * size for size in BATCH_SIZES if size <= min(self.core.max_batch, _WARM_MOST)]
+        for batch in batches:
+            try:
+                for _ in range(2):  # a graph is captured when its shapes come again
+                    self.run(batch)
+            except torch.OutOfMemoryError:
+                return
 
     def _runner(self, uses_graphs: bool, max_num_batched_tokens: int) -> TaskRunner:
         if hasattr(self.adapter, "forward_packed"):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastkernels.engine.preparation import Preparation
 from fastkernels.engine.sampling_params import SamplingParamsError
-from fastkernels.errors import EXIT_NOT_PASSED, FastKernelsError
+from fastkernels.errors import EXIT_NOT_PASSED, FastKernelsError, RankError
 
 if TYPE_CHECKING:
     from fastkernels.engine.config import EngineConfig
@@ -144,15 +144,23 @@ class EngineLoop:
         self.core, self.channel = core, channel
         self._preparation = Preparation(core.check, channel.wake)
         self._is_done = False
+        self._failure: FastKernelsError | None = None
 
     def run(self) -> None:
         while not self._is_done:
             self.turn()
 
+    def fail(self, failure: FastKernelsError) -> None:
+        """The next turn raises it, which an idle loop takes at once. Of any thread."""
+        self._failure = failure
+        self.channel.wake()
+
     def turn(self) -> None:
         """Take what has come, waiting for something when there is no work, then one step."""
         for message in self.channel.receive(may_block=not self.core.has_unfinished):
             self.handle(message)
+        if self._failure is not None:
+            raise self._failure
         for request, error in self._preparation.take():
             self._add(request, error)
         if self.core.has_unfinished:
@@ -181,6 +189,8 @@ class EngineLoop:
             if error is not None:
                 raise error
             self.core.add(request)
+        except RankError:  # of no request's fault
+            raise
         except Exception as refusal:  # whatever a request does to `add`, the others go on while the device does
             self.channel.send(("refused", request.request_id, *_describe(refusal)))
             if not isinstance(refusal, FastKernelsError):
@@ -210,7 +220,7 @@ def _follow(parent_id: int) -> None:
 
 def _build_core(config: EngineConfig) -> EngineCore | TaskEngine:
     """By the kind of the model."""
-    from fastkernels.engine.model import find_model  # seconds: the parent does without it
+    from fastkernels.engine.model_source import find_model
     from fastkernels.registry import Kind, architecture_of
 
     if architecture_of(find_model(config.model).hf_config).kind is Kind.AUTOREGRESSIVE:
@@ -239,7 +249,9 @@ def main(fd: int, parent_id: int) -> None:
     gc.freeze()
     try:
         channel.send(("ready", core.info, core.tokenizer.to_str()))
-        EngineLoop(core, channel).run()
+        loop = EngineLoop(core, channel)
+        core.when_failed(loop.fail)
+        loop.run()
     except EOFError:
         pass
     except Exception as error:

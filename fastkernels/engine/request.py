@@ -23,6 +23,7 @@ class Request:
     the steps launched so far. row: its place in the device's per-request state while it runs;
     row_is_new: no step was launched on it yet. needs_tokens: no step runs ahead of its tokens.
     encoder_len: states that the model's encoder makes of encoder_input.
+    max_tokens: the most that prompt and answer can come to.
     pages: for each cache group the pages that hold its tokens, in order; -1 where a page lies behind the window.
     """
 
@@ -46,9 +47,13 @@ class Request:
     num_registered: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    max_tokens: int = field(init=False)
     _most_computed: int = field(init=False)
 
     def __post_init__(self) -> None:
+        num_new = 0 if self.is_embedding else self.params.max_tokens
+        assert num_new is not None, "EngineCore.add says how many there is room for."
+        self.max_tokens = self.prompt_len + num_new
         self._most_computed = self.prompt_len if self.is_embedding else self.max_tokens - 1
 
     @classmethod
@@ -68,11 +73,6 @@ class Request:
     def num_tokens(self) -> int:
         """Tokens that exist, seen by the host or not."""
         return len(self.tokens) + self.num_pending
-
-    @property
-    def max_tokens(self) -> int:
-        """The most that prompt and answer can come to."""
-        return self.prompt_len + (0 if self.is_embedding else self.params.max_tokens)
 
     @property
     def num_missing(self) -> int:
@@ -95,5 +95,5 @@ class Request:
         stops = token in params.stop_token_ids or (token in eos_token_ids and not params.ignore_eos)
         if stops and num_output > params.min_tokens:
             self.finish_reason = FinishReason.STOP
-        elif num_output >= params.max_tokens:
+        elif len(self.tokens) >= self.max_tokens:
             self.finish_reason = FinishReason.LENGTH

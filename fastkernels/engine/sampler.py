@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastkernels.engine.bad_words import BadWords, bad_word_tokens
 from fastkernels.engine.logprobs import LogprobTensors, logprobs
 from fastkernels.engine.sampling_op import sampling_op
 from fastkernels.engine.sampling_params import SamplingParams, SamplingParamsError
@@ -33,15 +35,29 @@ class Sampled:
 
 @dataclass(frozen=True)
 class _Follower:
-    """A row with structured output: where it is in its grammar, and what else bounds it."""
+    """A row whose mask depends on its tokens: where it is in its grammar and in its bad words, and what else bounds it.
 
-    grammar: TokenGrammar
+    Shapes:  allowed: [num_words] int32, one bit a token; every bit is set when nothing bounds it.
+    """
+
+    grammar: TokenGrammar | None
+    bad_words: BadWords | None
     min_tokens: int
-    allowed: np.ndarray | None
+    allowed: np.ndarray
 
-    def mask(self, num_words: int) -> np.ndarray:
-        mask = np.empty(num_words, dtype=np.int32)
-        self.grammar.fill(mask, self.min_tokens, self.allowed)
+    def accept(self, token: int) -> None:
+        """Errors: GrammarError."""
+        if self.bad_words is not None:
+            self.bad_words.accept(token)
+        if self.grammar is not None:
+            self.grammar.accept(token)
+
+    def mask(self) -> np.ndarray:
+        mask = self.allowed.copy()
+        if self.grammar is not None:
+            self.grammar.fill(mask, self.min_tokens, self.allowed)
+        if self.bad_words is not None:
+            self.bad_words.bar(mask)
         return mask
 
 
@@ -61,7 +77,7 @@ class Sampler:
         eos_token_ids: Collection[int] = (),
         grammars: Grammars | None = None,
     ) -> None:
-        """eos_token_ids: barred before min_tokens. grammars: None refuses structured output."""
+        """eos_token_ids: barred before min_tokens. grammars: None refuses structured output and bad words."""
         self.vocab_size, self.eos_token_ids, self._grammars = vocab_size, frozenset(eos_token_ids), grammars
         self._device, self._max_rows = device, max_rows
         self.greedy, self._draw = sampling_op("greedy_sample"), sampling_op("top_k_top_p_sample")
@@ -81,18 +97,18 @@ class Sampler:
         self._num_logprobs: dict[int, int] = {}
 
     def check(self, params: SamplingParams) -> None:
-        """Errors: SamplingParamsError for what no row can do: a grammar that no text fits, too many biases."""
+        """Compiles the grammar, if there is one. May be called in another thread.
+
+        Errors: SamplingParamsError for what no row can do: a grammar that no text fits, too many biases.
+        """
         if len(params.logit_bias) > MAX_BIASES:
             raise SamplingParamsError(
                 "logit_bias", f"logit_bias holds {len(params.logit_bias)} tokens; at most {MAX_BIASES}."
             )
         if params.structured_outputs is not None:
             self._required_grammars().check(params.structured_outputs)
-
-    def load_grammars(self) -> None:
-        """Ahead of the first request that has one. May be called in another thread."""
-        if self._grammars is not None:
-            self._grammars.load()
+        if params.bad_words:
+            bad_word_tokens(params.bad_words, self._required_grammars("bad_words").tokenizer)
 
     def add(
         self,
@@ -124,31 +140,42 @@ class Sampler:
         allowed = None
         if params.allowed_token_ids is not None:
             allowed = mask_of(params.allowed_token_ids, self.vocab_size)
-        if params.structured_outputs is not None:
-            grammar = self._required_grammars().start(params.structured_outputs)
+        if params.needs_tokens:
+            follower = self._followers[row] = self._follower(params, allowed)
             for token in output:
-                grammar.accept(token)
-            self._followers[row] = _Follower(grammar, params.min_tokens, allowed)
+                follower.accept(token)
         elif allowed is not None:
             self._masks.stage(row, allowed)
         else:
             return
         self._masked.add(row)
 
+    def _follower(self, params: SamplingParams, allowed: np.ndarray | None) -> _Follower:
+        grammar = bad_words = None
+        if params.structured_outputs is not None:
+            grammar = self._required_grammars().start(params.structured_outputs)
+        if params.bad_words:
+            ways = bad_word_tokens(params.bad_words, self._required_grammars("bad_words").tokenizer)
+            bad_words = BadWords(ways, self.vocab_size)
+        return _Follower(grammar, bad_words, params.min_tokens, self._every if allowed is None else allowed)
+
+    @cached_property
+    def _every(self) -> np.ndarray:
+        """Every token may be drawn."""
+        return mask_of(range(self.vocab_size), self.vocab_size)
+
     def _bias_entries(self, row: int, params: SamplingParams, num_prompt: int) -> list[tuple[int, float, int]]:
         entries = [(token, float(bias), Biases.FOREVER) for token, bias in params.logit_bias.items() if bias]
         entries += [(token, -float("inf"), Biases.FOREVER) for token in params.suppress_tokens]
         entries += [(token, -float("inf"), num_prompt + 1) for token in params.begin_suppress_tokens]
-        if params.min_tokens and row not in self._followers:
+        if params.min_tokens and params.structured_outputs is None:
             ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.eos_token_ids)}
             entries += [(token, -float("inf"), num_prompt + params.min_tokens) for token in sorted(ends)]
         return entries
 
-    def _required_grammars(self) -> Grammars:
+    def _required_grammars(self, parameter: str = "structured_outputs") -> Grammars:
         if self._grammars is None:
-            raise SamplingParamsError(
-                "structured_outputs", "structured_outputs need a tokenizer, and this engine has none."
-            )
+            raise SamplingParamsError(parameter, f"{parameter} need a tokenizer, and this engine has none.")
         return self._grammars
 
     def remove(self, row: int) -> None:
@@ -172,7 +199,7 @@ class Sampler:
     def accept(self, row: int, token: int) -> None:
         """A token of the row is final. Errors: GrammarError when the row's grammar does not allow it."""
         if row in self._followers:
-            self._followers[row].grammar.accept(token)
+            self._followers[row].accept(token)
 
     def is_plain_greedy(self, rows: Sequence[int]) -> bool:
         """Whether a call is GreedySample on the logits and nothing more, which a graph may hold."""
@@ -210,7 +237,7 @@ class Sampler:
         if _meets(self._masked, rows):
             for row in rows:
                 if row in self._followers:
-                    self._masks.stage(row, self._followers[row].mask(self._masks.num_words))
+                    self._masks.stage(row, self._followers[row].mask())
             self._masks.flush()
             self._apply_mask(x, self._masks.masks, values.mask_index)
         if _meets(self._biased, rows):

@@ -6,9 +6,9 @@ import importlib
 
 from torch import nn
 
-from fastkernels.registry import find_ops
+from fastkernels.registry import op_of_file_of_its_name
 
 
 def sampling_op(name: str, *args: object) -> nn.Module:
-    entry = find_ops(name)[0]
+    entry = op_of_file_of_its_name(name)
     return getattr(importlib.import_module(entry.module), entry.class_name)(*args)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from fastkernels.engine.structured_limits import length_excess, regex_excess, schema_excess
 from fastkernels.errors import UsageError
@@ -13,6 +13,8 @@ from fastkernels.errors import UsageError
 MAX_LOGPROBS = 20
 _SEED_LIMIT = 2**63
 _SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
+_TOKEN_LISTS = ("stop_token_ids", *_SUPPRESSED)
+_TEXT_LISTS = ("stop", "bad_words")
 
 
 class SamplingParamsError(UsageError):
@@ -37,6 +39,13 @@ class StructuredOutputsParams:
     json_object: bool = False
 
     def __post_init__(self) -> None:
+        if self.choice is not None:
+            choice = _items("structured_outputs.choice", self.choice, "a list of texts")
+            object.__setattr__(self, "choice", choice)
+        for name, holds, wanted in self._kinds():
+            if not holds:
+                name = f"structured_outputs.{name}"
+                raise SamplingParamsError(name, f"{name} must be {wanted}.")
         chosen = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False)]
         if len(chosen) != 1:
             names = ", ".join(f.name for f in fields(self))
@@ -46,6 +55,15 @@ class StructuredOutputsParams:
         excess = self._excess()
         if excess is not None:
             raise SamplingParamsError(f"structured_outputs.{chosen[0]}", excess)
+
+    def _kinds(self) -> tuple[tuple[str, bool, str], ...]:
+        return (
+            ("json", self.json is None or isinstance(self.json, str | Mapping), "a schema, as text or object"),
+            ("regex", self.regex is None or isinstance(self.regex, str), "a text"),
+            ("choice", all(isinstance(text, str) for text in self.choice or ()), "a list of texts"),
+            ("grammar", self.grammar is None or isinstance(self.grammar, str), "a text"),
+            ("json_object", self.json_object in (None, False, True), "true or false"),
+        )
 
     def _excess(self) -> str | None:
         if self.json is not None:
@@ -59,19 +77,23 @@ class StructuredOutputsParams:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn and when to stop.
+    """How tokens are drawn and when to stop. What is a tuple here may be given as any list, or None for an empty one.
 
     n: answers to the prompt. temperature 0 is greedy; top_k 0 (or -1), top_p 1 and min_p 0 are off.
     presence_penalty, frequency_penalty: subtracted once, or for each time, a token was made; repetition_penalty
         divides the positive logits and multiplies the negative ones of every token of prompt and answer.
     logit_bias: added by token id. allowed_token_ids: no other token is drawn.
-    suppress_tokens: never drawn; begin_suppress_tokens: never drawn first.
+    suppress_tokens: never drawn; begin_suppress_tokens: never drawn first. bad_words: texts that are not made: the last
+        token of each, with and without a blank before it, is barred where the answer ends with its other tokens.
     seed: the same request gives the same tokens in any batch; None: the engine's seed and the request's id. A negative
         one is the same as 2**63 more.
     stop: texts that end the answer and are cut from it, unless include_stop_str_in_output.
     stop_token_ids: end the answer; kept in token_ids. ignore_eos: run past the model's end token.
+    max_tokens: None is as many as the model and its cache have room for.
     min_tokens: no end before so many. logprobs: how many of the likeliest tokens to report beside the one drawn.
     prompt_logprobs: the same for every token of the prompt after the first.
+    detokenize: without it answers have no text, and stop finds none. spaces_between_special_tokens: either; no blank is
+        put there.
     Errors: SamplingParamsError names the field, its value and its limit.
     """
 
@@ -87,7 +109,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    max_tokens: int = 16
+    max_tokens: int | None = 16
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -98,17 +120,34 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    detokenize: bool = True
+    spaces_between_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
-        for name in ("stop_token_ids", *_SUPPRESSED):
-            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
-        object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
+        self._normalise()
         for name, holds, limit in self._limits():
             if not holds:
                 raise SamplingParamsError(name, f"{name} is {getattr(self, name)!r}; it must be {limit}.")
         if self.seed is not None:
             object.__setattr__(self, "seed", self.seed % _SEED_LIMIT)
+
+    def _normalise(self) -> None:
+        """Lists become tuples. Errors: SamplingParamsError for what is none."""
+        given: dict[str, Any] = {"top_k": 0 if self.top_k == -1 else self.top_k, "logit_bias": self.logit_bias or {}}
+        for names, wanted in ((_TEXT_LISTS, "a text or a list of texts"), (_TOKEN_LISTS, "a list of token ids")):
+            for name in names:
+                value = getattr(self, name)
+                one = value if value is not None else ()
+                given[name] = (one,) if names is _TEXT_LISTS and isinstance(one, str) else _items(name, one, wanted)
+        if self.allowed_token_ids is not None:
+            given["allowed_token_ids"] = _items("allowed_token_ids", self.allowed_token_ids, "a list of token ids")
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+        if not isinstance(self.logit_bias, Mapping):
+            raise _wrong("logit_bias", self.logit_bias, "a map of token ids to numbers in [-100, 100]")
+        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            raise _wrong("structured_outputs", self.structured_outputs, "a StructuredOutputsParams")
 
     def _limits(self) -> tuple[tuple[str, bool, str], ...]:
         least_logprobs = f"in [0, {MAX_LOGPROBS}]"
@@ -126,16 +165,23 @@ class SamplingParams:
                 self.seed is None or (_is_int(self.seed) and -_SEED_LIMIT <= self.seed < _SEED_LIMIT),
                 "in [-2**63, 2**63)",
             ),
-            ("stop", all(isinstance(s, str) and s for s in self.stop), "texts that are not empty"),
             *(
-                (name, all(_is_int(t) for t in getattr(self, name)), "token ids")
-                for name in ("stop_token_ids", *_SUPPRESSED)
+                (name, all(isinstance(s, str) and s for s in getattr(self, name)), "texts that are not empty")
+                for name in _TEXT_LISTS
             ),
-            ("max_tokens", _is_int(self.max_tokens) and self.max_tokens >= 1, "at least 1"),
+            ("stop", self.detokenize or not self.stop, "empty with detokenize = False: an answer has no text then"),
+            *((name, all(_is_int(t) for t in getattr(self, name)), "token ids") for name in _TOKEN_LISTS),
+            (
+                "max_tokens",
+                self.max_tokens is None or (_is_int(self.max_tokens) and self.max_tokens >= 1),
+                "at least 1",
+            ),
             (
                 "min_tokens",
-                _is_int(self.min_tokens) and 0 <= self.min_tokens <= self.max_tokens,
-                f"in [0, max_tokens = {self.max_tokens}]",
+                _is_int(self.min_tokens)
+                and self.min_tokens >= 0
+                and (not _is_int(self.max_tokens) or self.min_tokens <= self.max_tokens),
+                "at least 0" if self.max_tokens is None else f"in [0, max_tokens = {self.max_tokens}]",
             ),
             ("logprobs", self.logprobs is None or _is_count(self.logprobs), least_logprobs),
             ("prompt_logprobs", self.prompt_logprobs is None or _is_count(self.prompt_logprobs), least_logprobs),
@@ -156,6 +202,11 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether what may be drawn next depends on the tokens that were."""
+        return self.structured_outputs is not None or bool(self.bad_words)
+
     def check_vocabulary(self, vocab_size: int) -> None:
         """Errors: SamplingParamsError when a token id is not one of the model's."""
         given = {
@@ -170,12 +221,23 @@ class SamplingParams:
                     raise SamplingParamsError(name, f"{name} holds token id {token}; it must be in [0, {vocab_size}).")
 
 
+def _items(name: str, value: Iterable[Any], wanted: str) -> tuple[Any, ...]:
+    """Errors: SamplingParamsError where the value is no list; a text or a map is none."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise _wrong(name, value, wanted)
+    return tuple(value)
+
+
+def _wrong(name: str, value: object, wanted: str) -> SamplingParamsError:
+    return SamplingParamsError(name, f"{name} is {value!r:.200}; it must be {wanted}.")
+
+
 def _within(value: float, least: float, most: float) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and math.isfinite(value) and least <= value <= most
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -7,6 +7,7 @@ A step may be scheduled before the tokens of the step before it are known: they 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,17 @@ class Scheduler:
         """Errors: UnsupportedError names the limit when the request can never run."""
         self._check(request)
         self.waiting.append(request)
+
+    def room(self, prompt_len: int, encoder_len: int = 0) -> int:
+        """New tokens that fit behind a prompt; 0 or less when none does."""
+        most = self.limits.max_model_len
+        if not self.cache.keeps_tokens:
+            most = min(most, self.limits.max_num_batched_tokens + 1)
+
+        def is_too_long(num_tokens: int) -> bool:
+            return not self.cache.can_ever_hold(num_tokens - 1, self.limits.max_num_batched_tokens, encoder_len)
+
+        return bisect_left(range(most + 1), True, lo=1, key=is_too_long) - 1 - prompt_len
 
     def schedule(self) -> list[ScheduledRow]:
         """The rows of the next step, with their pages; empty while all that is left waits for pending tokens."""
@@ -231,8 +243,5 @@ class Scheduler:
                 f"{label} has {held} tokens, and a model without a cache takes them in one step; "
                 f"max_num_batched_tokens is {limits.max_num_batched_tokens}."
             )
-        if not self.cache.can_ever_hold(held, limits.max_num_batched_tokens, request.encoder_len):
-            raise UnsupportedError(
-                f"{label} may come to {sizes}, {self.cache.num_pages_for(held)} pages of {self.cache.page_size}; "
-                f"num_pages is {self.cache.num_pages}. Raise num_pages or ask for fewer tokens."
-            )
+        if lack := self.cache.lack(held, limits.max_num_batched_tokens, request.encoder_len):
+            raise UnsupportedError(f"{label} may come to {sizes}, {lack}. Raise num_pages or ask for fewer tokens.")

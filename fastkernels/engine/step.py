@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from fastkernels.engine.batch import Array, StepInputs
 from fastkernels.engine.cache import CacheGroup
 from fastkernels.engine.outputs import EngineRequest, TokenLogprobs
+from fastkernels.errors import FastKernelsError
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ class Executor(Protocol):
 
     def check(self, request: EngineRequest) -> None:
         """Errors: SamplingParamsError when the request asks for what cannot be compiled or kept."""
+
+    def when_failed(self, tell: Callable[[FastKernelsError], None]) -> None:
+        """`tell` is called, in any thread, when no step can be made any more, also while none is being made."""
 
     def encoder_len(self, encoder_input: Array) -> int:
         """States that the model's encoder makes of an input. Errors: UnsupportedError when there is no encoder."""

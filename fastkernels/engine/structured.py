@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import threading
@@ -37,11 +36,6 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Collection[int]) -> None:
         self.tokenizer, self.vocab_size, self.eos_token_ids = tokenizer, vocab_size, sorted(eos_token_ids)
         self._loading = threading.Lock()
-
-    def load(self) -> None:
-        """What the first request would wait for, if it is there: the libraries, and the tokenizer's tables."""
-        with contextlib.suppress(SamplingParamsError):
-            self._loaded_compiler()
 
     def check(self, wanted: StructuredOutputsParams) -> None:
         """Compile it, which its first use would do, and look for a first token.

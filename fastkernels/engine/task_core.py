@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from fastkernels.engine.outputs import FinishReason
 from fastkernels.engine.runners.batched import shape_key
 from fastkernels.engine.runners.replay import State
 from fastkernels.engine.task_output import TaskOutput, TaskRequest
+from fastkernels.engine.text import check_text
 from fastkernels.errors import UnsupportedError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -44,12 +45,15 @@ class TaskCore:
 
     max_num_waiting: requests without a step yet, at most. isolates_errors: what goes wrong in a step ends the requests
     in it and no others, as a server wants it; of those that do not fit into a GPU's memory together, half go on alone.
+    texts: names of the inputs that are read as texts.
     """
 
-    def __init__(self, runner: TaskRunner, max_batch: int = 64, max_num_waiting: int = 4096) -> None:
+    def __init__(
+        self, runner: TaskRunner, max_batch: int = 64, max_num_waiting: int = 4096, texts: Collection[str] = ()
+    ) -> None:
         if max_batch < 1:
             raise UsageError(f"max_batch is {max_batch}; the least is 1.")
-        self.runner, self.max_batch, self.max_num_waiting = runner, max_batch, max_num_waiting
+        self.runner, self.max_batch, self.max_num_waiting, self._texts = runner, max_batch, max_num_waiting, texts
         self.isolates_errors = False
         self._tasks: deque[_Task] = deque()
         self._news: list[TaskOutput] = []
@@ -65,10 +69,14 @@ class TaskCore:
         return len(self._tasks)
 
     def add(self, request: TaskRequest) -> None:
-        """Errors: UnsupportedError when too many wait; those of the model's `prepare` for its inputs."""
+        """Errors: UnsupportedError when too many wait; UsageError for a text that is not Unicode; those of the model's
+        `prepare` for its inputs."""
         most = self.max_num_waiting
         if len(self._tasks) >= most and (num := sum(not task.step for task in self._tasks)) >= most:
             raise UnsupportedError(f"{num} requests wait; max_num_waiting is {most}.")
+        for name in self._texts:
+            for text in _texts_in(request.inputs.get(name)):
+                check_text(text, name)
         state, num_steps = self.runner.start(request.inputs)
         key = getattr(self.runner, "batch_key", shape_key)(state)
         self._tasks.append(_Task(request.request_id, state, num_steps, key))
@@ -140,3 +148,8 @@ class TaskCore:
         result = self.runner.finish(task.state)
         self._tasks.remove(task)
         self._news.append(TaskOutput(task.request_id, task.step, task.num_steps, FinishReason.STOP, result))
+
+
+def _texts_in(value: Any) -> list[str]:
+    """Of an input that is a text or a list of them."""
+    return [text for text in (value if isinstance(value, list | tuple) else [value]) if isinstance(text, str)]

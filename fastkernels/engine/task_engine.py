@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,36 +15,22 @@ from fastkernels.engine.outputs import EncodedResult, EngineInfo, EngineStats, F
 from fastkernels.engine.pipeline import Pipeline
 from fastkernels.engine.replacements import kernels_of
 from fastkernels.engine.task_output import TaskOutput, TaskRequest
-from fastkernels.errors import UnsupportedError
+from fastkernels.errors import FastKernelsError
 from fastkernels.workloads import byte_tokenizer
 
 
 class TaskEngine:
     """Requests in, results out, each as bytes that a server can send on.
 
+    isolates_errors: as TaskCore's.
     Errors: UnsupportedError for what only engines of tokens do; those of Pipeline.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, isolates_errors: bool = True) -> None:
         started = time.perf_counter()
-        if config.tensor_parallel_size > 1:
-            raise UnsupportedError(
-                f"tensor_parallel_size is {config.tensor_parallel_size}; a model that makes no tokens runs on 1 device."
-            )
-        if config.is_fake:
-            raise UnsupportedError("The fake device makes tokens, which this model does not; use cpu or cuda.")
-        self.pipeline = Pipeline(
-            config.model,
-            config.candidates,
-            dtype=config.dtype,
-            device=config.device,
-            seed=config.seed,
-            max_batch=config.max_num_seqs,
-            enforce_eager=config.enforce_eager,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-        )
+        self.pipeline = Pipeline.of(config)
         self.core = self.pipeline.core
-        self.core.isolates_errors, self.core.max_num_waiting = True, config.max_num_waiting
+        self.core.isolates_errors, self.core.max_num_waiting = isolates_errors, config.max_num_waiting
         self.tokenizer: Tokenizer = byte_tokenizer()  # the parent's end expects one; no route of this model uses it
         self._finished: Counter[str] = Counter()
         weights = self.pipeline.model.parameters()
@@ -88,6 +74,9 @@ class TaskEngine:
             self.check_device()
         return outputs
 
+    def when_failed(self, tell: Callable[[FastKernelsError], None]) -> None:
+        """Nothing but a step can fail here."""
+
     def check_device(self) -> None:
         """After an error. Raises the device's own where it is of no more use: every later request would meet it."""
         if self.pipeline.device.type == "cuda":
@@ -120,7 +109,10 @@ class TaskEngine:
 
 def _encoded(output: TaskOutput) -> TaskOutput:
     """The result as bytes: the parent has no need of torch."""
-    if output.result is None:
-        return output
-    media_type, content = output.result.encoded()
-    return output.with_result(EncodedResult(media_type, content, output.result.to_json()))
+    return output if output.result is None else output.with_result(encoded_result(output.result))
+
+
+def encoded_result(result: Any) -> EncodedResult:
+    """What a pipeline's `finish` gave, as bytes."""
+    media_type, content = result.encoded()
+    return EncodedResult(media_type, content, result.to_json())

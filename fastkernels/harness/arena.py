@@ -89,8 +89,8 @@ class Layout:
         for name, tensor in tensors.items():
             slot = Slot(name, offset, tuple(tensor.shape), tuple(tensor.stride()), dtype_name(tensor.dtype))
             slots.append(slot)
-            offset = _aligned(offset + slot.num_bytes + GUARD_BYTES)
-        return cls(tuple(slots), _aligned(offset + GUARD_BYTES))
+            offset = aligned(offset + slot.num_bytes + GUARD_BYTES)
+        return cls(tuple(slots), aligned(offset + GUARD_BYTES))
 
     def views(self, region: Tensor) -> dict[str, Tensor]:
         """Fresh tensor objects over `region`, a uint8 tensor on any device."""
@@ -108,7 +108,8 @@ class Layout:
             stored(view).copy_(stored(tensors[name], view.stride()))
 
 
-def _aligned(offset: int) -> int:
+def aligned(offset: int) -> int:
+    """The next place in a region where a tensor may begin."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 

@@ -22,21 +22,23 @@ import torch
 from torch import Tensor
 
 from fastkernels.bench.environment import environment
+from fastkernels.bench.sweep import require_device
 from fastkernels.cache import bind_caches
 from fastkernels.capture.case import Case
 from fastkernels.capture.replay import as_outputs, case_inputs
+from fastkernels.cli.common import reports_errors
 from fastkernels.context import set_forward_context
+from fastkernels.errors import UnknownNameError, UsageError
 from fastkernels.harness.compare import Expected, RowNoise, finite_rows, measure
 from fastkernels.harness.expect import Expectation, build_reference, expectation
 from fastkernels.harness.groups import make_groups
-from fastkernels.harness.measurements import FOLDER, Errors, read_record, write_record
+from fastkernels.harness.measurements import FIELDS, FOLDER, Errors, read_record, write_record
 from fastkernels.harness.tolerance import Error, chance_bias, unit_roundoff
 from fastkernels.registry import OpEntry, ops
 from fastkernels.spec import Compare
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CPU = torch.device("cpu")
-_FIELDS = ("element", "row", "bias", "max_abs", "all_rows")
 
 Measured = dict[str, dict[str, dict[str, Error]]]
 """By dtype, family and output."""
@@ -110,7 +112,7 @@ def merge(known: Errors, found: Measured) -> None:
         for family, outputs in families.items():
             fields = {
                 output: {
-                    name: float(f"{1.001 * value:.3g}") for name, value in zip(_FIELDS, error.values(), strict=True)
+                    name: float(f"{1.001 * value:.3g}") for name, value in zip(FIELDS, error.values(), strict=True)
                 }
                 for output, error in outputs.items()
             }
@@ -120,21 +122,40 @@ def merge(known: Errors, found: Measured) -> None:
 def _raise_to(known: dict[str, dict[str, float]], found: dict[str, dict[str, float]]) -> None:
     for output, error in found.items():
         entry = known.setdefault(output, {})
-        entry |= {name: max(entry.get(name, 0.0), error.get(name, 0.0)) for name in _FIELDS}
+        entry |= {name: max(entry.get(name, 0.0), error.get(name, 0.0)) for name in FIELDS}
 
 
 def merge_folder(folder: Path) -> None:
-    """What another machine measured, with where it was measured."""
-    for path in sorted(folder.glob("*.json")):
-        record, other = read_record(FOLDER / path.name), read_record(path)
+    """What another machine measured, with where it was measured.
+
+    Errors, before anything is written: UsageError when there is none, or a file is of no op; InputFileError when a file
+    is no record.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--merge {folder}: there is no such folder. Name the one that --out wrote.")
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise UsageError(f"--merge {folder}: it holds no <op>.json. Name the folder that --out wrote.")
+    for path in paths:
+        entry_of(path.stem)
+    pairs = [(FOLDER / path.name, read_record(FOLDER / path.name), read_record(path)) for path in paths]
+    for path, record, other in pairs:
         for dtype, families in other["errors"].items():
             for family, outputs in families.items():
                 _raise_to(record["errors"].setdefault(dtype, {}).setdefault(family, {}), outputs)
         record["measurements"] += [m for m in other["measurements"] if m not in record["measurements"]]
         record["notes"] += [n for n in other["notes"] if n not in record["notes"]]
-        write_record(FOLDER / path.name, record)
+        write_record(path, record)
 
 
+def entry_of(name: str) -> OpEntry:
+    """Errors: UnknownNameError suggests the nearest."""
+    if name not in ops():
+        raise UnknownNameError("op", name, ops())
+    return ops()[name]
+
+
+@reports_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -148,6 +169,13 @@ def main() -> None:
     if arguments.merge:
         merge_folder(arguments.merge)
         return
+    if arguments.shapes < 1:
+        raise UsageError(f"--shapes is {arguments.shapes}; the least is 1.")
+    chosen = [entry_of(name) for name in dict.fromkeys(arguments.ops or ops())]
+    require_device(arguments.device)
+    arguments.out.mkdir(parents=True, exist_ok=True)  # before the minutes that measuring takes
+    for entry in [] if arguments.fresh else chosen:
+        read_record(arguments.out / f"{entry.name}.json")
     measurement = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(arguments.device),
@@ -155,7 +183,6 @@ def main() -> None:
         "seed": arguments.seed,
     }
     failed = []
-    chosen = [e for e in ops().values() if not arguments.ops or e.name in arguments.ops]
     for number, entry in enumerate(chosen, 1):
         started, place = time.monotonic(), f"{number} of {len(chosen)}: {entry.name}"
         try:

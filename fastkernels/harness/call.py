@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastkernels.cache import bind_caches
 from fastkernels.capture.tensors import stored
 from fastkernels.context import ForwardContext, Phase, set_forward_context
-from fastkernels.harness.arena import ALIGNMENT, Arena, Layout, Slot
+from fastkernels.harness.arena import Arena, Layout, Slot, aligned
 from fastkernels.harness.control import ANSWER_BYTES, Bell, Word
 from fastkernels.harness.cuda_device import CudaDevice
 from fastkernels.harness.device import CpuDevice
@@ -25,6 +25,7 @@ from fastkernels.harness.vary import Rule, Variation, vary
 _data_ptr = torch._C.TensorBase.data_ptr
 _get_type = type
 _dumps = json.dumps
+_LONGEST_ERROR = ANSWER_BYTES // 6 - 8  # JSON may take six bytes for a character
 _EXACT_TYPES = (torch.Tensor, nn.Parameter)
 
 
@@ -58,6 +59,8 @@ class CallPlan:
         self.answer_bytes: int = message["answer_bytes"]
         self.flush_bytes: int = message["flush_bytes"]
         self.poison_bytes: int = message["poison_bytes"]
+        self.is_mutating: bool = message["is_mutating"]
+        self.num_held: int = message["num_held"]
         self.device = device
         regions = [arena.region(start, self.layout.num_bytes) for start in message["pool_starts"]]
         self.regions = device.mirror(regions)
@@ -140,14 +143,14 @@ class Publisher:
             record = self._described(part)
             target = None
             if record["kind"] == "tensor" and "problem" not in record:
-                offset, end = _aligned(offset), _aligned(offset) + record["num_bytes"]
+                offset, end = aligned(offset), aligned(offset) + record["num_bytes"]
                 if end > self.buffer.numel():
                     record["kind"] = "too_large"
                 else:
                     target, offset = self.buffer[offset:end], end
                     self.device.copy_behind(part, target)
             answer.kept.append((record, target))
-        start, end = _aligned(offset), _aligned(offset) + given.region.numel()
+        start, end = aligned(offset), aligned(offset) + given.region.numel()
         if self.bell.read(Word.ECHO) and end <= self.buffer.numel():
             answer.region = self.buffer[start:end]
             self.device.copy_behind(given.region, answer.region)
@@ -168,8 +171,8 @@ class Publisher:
         parts = answer.kept or [(self._described(part), part) for part in answer.parts()]
         return [(r, source if r["kind"] == "tensor" and not r.get("problem") else None) for r, source in parts]
 
-    def publish(self, answer: Answer, oldest: tuple[int, Answer] | None) -> None:
-        """The answer; on a GPU inputs as they were after it; an older answer again."""
+    def publish(self, answer: Answer) -> None:
+        """The answer, and inputs as they were after it where `answer.region` holds them."""
         if answer.error or answer.problem:
             self._write({"error": answer.error, "problem": answer.problem})
             return
@@ -179,18 +182,10 @@ class Publisher:
             described.append(copied)
         record: dict[str, Any] = {"answers": described, "is_sequence": answer.is_sequence}
         if answer.region is not None:
-            start, size = _aligned(offset), answer.region.numel()
+            start, size = aligned(offset), answer.region.numel()
             if start + size <= self.plan.answer_start + self.plan.answer_bytes:
                 self.device.copy_raw(answer.region, self.arena.region(start, size))
                 record["inputs_start"] = start
-                offset = start + size
-        if oldest is not None:
-            sequence, older = oldest
-            echoes = []
-            for part in older.parts():
-                echo, offset = self._copy_out(part, None, offset)
-                echoes.append(echo)
-            record["echo"] = {"sequence": sequence, "answers": echoes}
         self._write(record)
 
     def _described(self, part: Any) -> dict[str, Any]:
@@ -206,18 +201,19 @@ class Publisher:
         record, source = kept if kept is not None else (self._described(part), part)
         if record["kind"] != "tensor" or record.get("problem") or source is None:
             return record, offset
-        offset, num_bytes = _aligned(offset), record["num_bytes"]
+        offset, num_bytes = aligned(offset), record["num_bytes"]
         if offset + num_bytes > self.plan.answer_start + self.plan.answer_bytes:
             return {**record, "kind": "too_large"}, offset
         self.device.copy_raw(source, self.arena.region(offset, num_bytes))
         return {**record, "start": offset}, offset + num_bytes
 
     def _write(self, record: dict[str, Any]) -> None:
-        text = _dumps(record).encode()[:ANSWER_BYTES]
+        text = _dumps(record).encode()
+        if len(text) > ANSWER_BYTES:
+            what = str(
+                record.get("error") or f"{len(record.get('answers', ()))} values were returned: too many to tell"
+            )
+            text = _dumps({"error": what[-_LONGEST_ERROR:]}).encode()
         region = self.arena.region(self.plan.answer_start - ANSWER_BYTES, ANSWER_BYTES)
         ctypes.memmove(_data_ptr(region), text, len(text))
         self.bell.write(Word.ANSWER_LENGTH, len(text))
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT

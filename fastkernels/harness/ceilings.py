@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fastkernels.harness.timed_figures import LEAST_NOISE
+
 _FLOOR_SHARE = 1.5
 """A time is refused when it would need this many times the measured bandwidth or rate."""
 
@@ -26,7 +28,7 @@ class Ceilings:
     copy_bytes_per_s: float
     flops_per_s: dict[str, float] = field(default_factory=dict)
     flush_bytes: int = 0
-    least_noise: float = 0.03
+    least_noise: float = LEAST_NOISE["cpu"]
     least_us: float = 0.2
 
     def to_json(self) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def _measure_cpu() -> Ceilings:
     for dtype in (torch.float32, torch.bfloat16):  # float16 may have no instructions; it is held to the faster of both
         a = torch.randn(512, 512).to(dtype)
         rates[str(dtype).removeprefix("torch.")] = 2 * 2 * 512**3 / _best(partial(torch.mm, a, a))
-    return Ceilings("cpu", 2 * source.numel() * 4 / seconds, rates, least_noise=0.03, least_us=0.2)
+    return Ceilings("cpu", 2 * source.numel() * 4 / seconds, rates, least_noise=LEAST_NOISE["cpu"], least_us=0.2)
 
 
 def _measure_cuda(device: str) -> Ceilings:
@@ -75,7 +77,9 @@ def _measure_cuda(device: str) -> Ceilings:
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
     del source, target, a, b
     torch.cuda.empty_cache()  # what is still held would stay in this process's cache, out of the workers' reach
-    return Ceilings(device, 2 * num_bytes / seconds, rates, flush_bytes=2 * l2, least_noise=0.01, least_us=0.8)
+    return Ceilings(
+        device, 2 * num_bytes / seconds, rates, flush_bytes=2 * l2, least_noise=LEAST_NOISE["cuda"], least_us=0.8
+    )
 
 
 def _best(call: Callable[[], object], rounds: int = 5) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,9 +11,8 @@ from torch import Tensor
 
 from fastkernels.harness.answers import Part
 from fastkernels.harness.compare import NOISE_FACTOR, Expected, Finding, RowNoise, check_form, check_values
-from fastkernels.harness.control import HELD_ANSWERS
 from fastkernels.harness.expect import Expectation
-from fastkernels.harness.sampling import check_same_tokens, check_samples
+from fastkernels.harness.sampling import check_places, check_same_tokens, check_samples
 from fastkernels.harness.side import Call
 from fastkernels.harness.tolerance import K, Tolerance
 from fastkernels.harness.verdict import Rejection, Verdict
@@ -135,25 +135,47 @@ def _tensor_of(expected: Expected | None, part: Part) -> Tensor | None:
     return part.tensor
 
 
-def check_echo(call: Call, earlier: dict[int, tuple[Part, ...]]) -> None:
-    """An answer that was fetched before must still hold the same bytes. This one joins the `earlier` ones of its cases,
-    of which only those are kept that a worker may show again.
+def digest(parts: Sequence[Part]) -> tuple[str, ...]:
+    """Of each returned value its shape, dtype and bytes."""
+    found = []
+    for part in parts:
+        text = part.kind
+        if part.tensor is not None:
+            bits = _bits(part.tensor).numpy()
+            text = f"{tuple(part.tensor.shape)} {part.tensor.dtype} {hashlib.blake2b(bits.data).hexdigest()}"
+        found.append(text)
+    return tuple(found)
+
+
+def check_again(before: tuple[str, ...], parts: Sequence[Part]) -> None:
+    """An answer that was looked at must hold the same bytes when it is shown again; before: its digest.
 
     Errors: Rejection INCORRECT_NUMERICAL.
     """
-    sequence, parts = call.echo or (0, ())
-    for then, now in zip(earlier.get(sequence, ()), parts, strict=False):
-        if then.tensor is None or now.tensor is None:
-            continue
-        if then.tensor.shape != now.tensor.shape or not torch.equal(_bits(then.tensor), _bits(now.tensor)):
-            raise Rejection(
-                Verdict.INCORRECT_NUMERICAL,
-                "An earlier answer changed after it was given: it shares memory with an argument or a later answer.",
-            )
-    assert call.parts is not None
-    earlier[call.sequence] = call.parts
-    for old in [sequence for sequence in earlier if sequence <= call.sequence - HELD_ANSWERS]:
-        del earlier[old]
+    if digest(parts) != before:
+        raise Rejection(
+            Verdict.INCORRECT_NUMERICAL,
+            "An earlier answer changed after it was given: it shares memory with an argument or a later answer.",
+        )
+
+
+class Draws:
+    """What was drawn in calls of other requests each, tested together: an op has many calls, and a call few draws."""
+
+    def __init__(self) -> None:
+        self._places: list[Tensor] = []
+
+    def add(self, expectation: Expectation, call: Call, inputs: Mapping[str, object]) -> None:
+        """Errors: Rejection INCORRECT_NUMERICAL of what one call shows."""
+        for expected, part in zip(expectation.outputs, call.parts or (), strict=False):
+            if expected is not None and expected.compare is Compare.SAMPLE:
+                assert part.tensor is not None
+                self._places.append(check_samples(expected, part.tensor, inputs))
+
+    def check(self) -> None:
+        """Errors: Rejection INCORRECT_NUMERICAL of what they show together."""
+        if self._places:
+            check_places(torch.cat(self._places))
 
 
 def check_same_draws(expectation: Expectation, before: Call, call: Call) -> None:

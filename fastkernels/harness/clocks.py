@@ -79,6 +79,11 @@ def check_clocks(timed: Timed, *, is_remote: bool) -> None:
         "the answer came {excess:.0f} us later after the call had claimed to be done than the baseline's",
         Pair(settled.baseline, settled.candidate, max(share, LEAST_SETTLE_NS, min(MOST_ALLOWED_NS, prompt))),
     )
+    if not is_remote:
+        _check_excess(
+            "{excess:.0f} us more than the baseline's passed from the call's inputs being there to the clock's start",
+            _woken(timed),
+        )
     for is_cold in (True, False) if is_remote else ():
         _check_device(timed, share, is_cold=is_cold)
     cold, warm = (timed.median_us(CANDIDATE, "device", is_cold=is_cold) for is_cold in (True, False))
@@ -91,11 +96,10 @@ def check_clocks(timed: Timed, *, is_remote: bool) -> None:
 
 
 def late_ns(timed: Timed) -> float:
-    """By how much later than the baseline the candidate answered after it had claimed to be done, where that is more
-    than LEAST_SETTLE_NS; 0 otherwise."""
-    settled = _settled(timed)
-    late = settled.excess[0] if settled.is_enough() else 0.0
-    return late if late > LEAST_SETTLE_NS else 0.0
+    """By how much later than the baseline the candidate woke to its inputs, and answered after it had claimed to be
+    done: of each what is more than LEAST_SETTLE_NS, on a CPU."""
+    late = [pair.excess[0] if pair.is_enough() else 0.0 for pair in (_settled(timed), _woken(timed))]
+    return sum(one for one in late if one > LEAST_SETTLE_NS)
 
 
 def check_floor(timing: TimingRecord) -> None:
@@ -141,6 +145,10 @@ def _visits(timed: Timed, side: str, *, is_cold: bool = True) -> list[Visit]:
 def _settled(timed: Timed) -> Pair:
     baseline, candidate = ([n for s in _visits(timed, side) for n in s.settle_ns] for side in (BASELINE, CANDIDATE))
     return Pair(baseline, candidate, LEAST_SETTLE_NS)
+
+
+def _woken(timed: Timed) -> Pair:
+    return Pair(_stage(_visits(timed, BASELINE)), _stage(_visits(timed, CANDIDATE)), LEAST_SETTLE_NS)
 
 
 def _stage(visits: Sequence[Visit]) -> list[float]:

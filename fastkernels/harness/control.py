@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from enum import IntEnum
 
-ANSWER_BYTES = 65536
+ANSWER_BYTES = 8192
+"""Of an answer's description, at most: a few hundred bytes a returned tensor, or the end of a traceback."""
 HELD_ANSWERS = 3
-"""Answers that a worker keeps, of the cases that it was given last: the oldest is shown again."""
+"""Answers that a worker keeps, of the cases that it was given last; while answers are checked, all (Pool.num_held)."""
 _NAP_SECONDS = 2e-5
 _TIGHT_LOOKS = {False: 1_000, True: 200_000}
 
@@ -44,9 +45,12 @@ class Word(IntEnum):
     SAMPLE = 168  # judge: 0, or 1 + what chooses the bytes of a large answer that are wanted first
     SAMPLED = 176  # worker: they lie in the arena
     WANTED = 184  # judge: FETCH is set, now that they do
+    PAUSES = 192  # judge (CPU): between READY and WAKE the worker is stopped, and its inputs are written
+    WAKE = 200  # judge (CPU): they are
+    AWAKE = 208  # worker (CPU): it runs again
 
 
-_CLOCKED = frozenset({Word.GO, Word.DONE, Word.ENQUEUED, Word.VERDICT, Word.IDLE, Word.SAMPLED})
+_CLOCKED = frozenset({Word.GO, Word.DONE, Word.ENQUEUED, Word.VERDICT, Word.IDLE, Word.SAMPLED, Word.AWAKE})
 """Words on which a clock waits: a nap there would be measured."""
 
 

@@ -131,8 +131,8 @@ def _noise(op: Op, case: Case, device: torch.device, answer: Expectation) -> dic
 
     def alter(x: Tensor) -> Tensor:
         shape = (*x.shape[:-1], 1) if is_by_row and x.ndim else x.shape
-        sign = torch.randint(0, 2, shape, generator=generator, device=device)
-        return x * (1 + roundoff * (2 * sign - 1).double())
+        factor = torch.randint(0, 2, shape, generator=generator, device=device, dtype=torch.float64)
+        return factor.mul_(2 * roundoff).add_(1 - roundoff).mul(x)  # exact: a roundoff is a power of two
 
     judged = [e for e in answer.compared if e.compare is Compare.VALUES and e.value.is_floating_point()]
     noise: dict[str, RowNoise] = {}

@@ -14,7 +14,8 @@ from fastkernels.context import ForwardContext, Phase
 
 @dataclass(frozen=True)
 class Geometry:
-    """query_lens, seq_lens: per sequence, new and cached + new tokens; pages: physical pages of each.
+    """query_lens, seq_lens: per sequence, new and cached + new tokens; pages: physical pages of each. A sequence of
+    length 0 is a row that pads a batch of decodes: it has one new token of slot -1, and no page.
 
     are_ends_free: the first and the last page are nobody's, which an entry behind a sequence's end (-1) becomes when it
     is clamped or taken from behind.
@@ -61,12 +62,15 @@ class Geometry:
 
     def positions(self) -> Tensor:
         ranges = [torch.arange(n - q, n) for q, n in zip(self.query_lens, self.seq_lens, strict=True)]
-        return torch.cat(ranges)
+        return torch.cat(ranges).clamp_min(0)
 
     def slot_mapping(self) -> Tensor:
         slots = []
         for query, length, pages in zip(self.query_lens, self.seq_lens, self.pages, strict=True):
             position = torch.arange(length - query, length)
+            if not length:
+                slots.append(torch.full((query,), -1))
+                continue
             page = torch.tensor(pages)[position // self.page_size]
             slots.append(page * self.page_size + position % self.page_size)
         return torch.cat(slots)
@@ -112,11 +116,15 @@ def draw_geometry(
     *,
     is_fixed: bool = False,
     is_ragged: bool = False,
+    num_front: int | None = None,
+    is_padded: bool = False,
 ) -> Geometry:
     """Lengths in [1, max_len], pages scattered with gaps.
 
     is_fixed: every sequence has `max_len`. is_ragged: one of two or more has `max_len`, another a single token, and the
-    first and the last page are nobody's.
+    first and the last page are nobody's. num_front: sequences at the front of a mixed batch that have one new token; of
+    those behind the next one, which has more, a quarter has one too. Left out: every other one has. is_padded: behind
+    them is one of length 0.
     """
 
     def integer(low: int, high: int) -> int:
@@ -129,15 +137,21 @@ def draw_geometry(
     query_lens, seq_lens = [], []
     for index in range(num_seqs):
         length = given.get(index) or integer(1, max_len)
-        is_decode = phase is Phase.DECODE or (phase is Phase.MIXED and index % 2 == 0)
+        is_decode = phase is Phase.DECODE
+        if phase is Phase.MIXED:
+            is_behind = num_front is not None and index > num_front and integer(0, 3) == 0
+            is_decode = index % 2 == 0 if num_front is None else index < num_front or is_behind
         if phase is Phase.PREFILL:
             query = length
         elif is_decode:
             query = 1
         else:
-            query = length if is_fixed else integer(1, length)
+            query = length if is_fixed else integer(min(2, length) if index == num_front else 1, length)
         query_lens.append(query)
         seq_lens.append(length)
+    if is_padded:
+        query_lens.append(1)
+        seq_lens.append(0)
     counts = [-(-length // page_size) for length in seq_lens]
     num_pages = sum(counts) + 3
     pages = _place(counts, num_pages, is_ragged, generator)

@@ -14,7 +14,8 @@ from fastkernels.capture.replay import default_dtype
 from fastkernels.capture.tensors import filled
 from fastkernels.context import set_forward_context
 from fastkernels.harness.expect import baseline_class, build_reference, expectation
-from fastkernels.harness.inputs import FAMILIES, draw_case, draw_params, hidden_shapes
+from fastkernels.harness.hidden_shapes import hidden_shapes
+from fastkernels.harness.inputs import draw_case, draw_params
 from fastkernels.op import Op
 from fastkernels.registry import OpEntry
 from fastkernels.spec import Cost
@@ -56,18 +57,33 @@ def make_groups(
             params = {name: value.detach().clone() for name, value in case.params.items()}
             groups[key] = _group(entry, case.init, case.dtype, params, oracle_device)
         groups[key].pools.append([case])
-    spec = baseline_class(entry).spec
-    for dtype in dtypes:
-        if str(dtype).removeprefix("torch.") not in spec.dtypes:
-            continue
-        for number, init in enumerate(spec.examples):
+    for dtype in drawn_dtypes(entry, dtypes):
+        for number, init in enumerate(baseline_class(entry).spec.examples):
             params = draw_params(_shell(entry, init, dtype), generator)
             groups[f"example {number} {dtype}"] = _group(entry, init, dtype, params, oracle_device)
     for group in groups.values():
         for shape in hidden_shapes(group.op, generator, num_shapes):
-            drawn = [draw_case(group.op, group.init, group.dtype, shape, f, group.params, generator) for f in FAMILIES]
-            group.pools.append(drawn)
+            drawn = (group.op, group.init, group.dtype, shape)
+            group.pools.append([draw_case(*drawn, family, group.params, generator) for family in shape.families])
     return list(groups.values())
+
+
+def drawn_dtypes(entry: OpEntry, dtypes: Sequence[torch.dtype], *, takes_others: bool = False) -> list[torch.dtype]:
+    """Those of `dtypes` that the op takes; takes_others: where it takes none, the first that it does take."""
+    accepted = baseline_class(entry).spec.dtypes
+    found = [dtype for dtype in dtypes if _name(dtype) in accepted]
+    return found or ([getattr(torch, accepted[0])] if takes_others else [])
+
+
+def none_to_draw(entry: OpEntry, dtypes: Sequence[torch.dtype]) -> str:
+    """Why no inputs of these dtypes are drawn, and what to ask for."""
+    accepted = baseline_class(entry).spec.dtypes
+    takes = " and ".join(accepted) + (" alone" if len(accepted) == 1 else "")
+    return f"it takes {takes}, not {' or '.join(map(_name, dtypes))}: give --dtype {accepted[0]}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def choose_cases(cases: Sequence[Case], limit: int) -> list[Case]:

@@ -6,8 +6,8 @@ bound; batches by one geometry. The judge alone runs this.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,33 +15,18 @@ from torch import Tensor, nn
 
 from fastkernels.cache import CacheKind, cached_layers
 from fastkernels.capture.case import Case
-from fastkernels.context import Phase
-from fastkernels.harness.geometry import Geometry, draw_geometry, redraw_pages
+from fastkernels.harness.geometry import Geometry, redraw_pages
+from fastkernels.harness.hidden_shapes import FAMILIES, Shape
 from fastkernels.op import Op
 from fastkernels.spec import Compare, Role, TensorSpec, axis_size
-
-FAMILIES = ("normal", "heavy_tailed", "integers", "cancellation", "one_hot", "wide_range")
-"""Beside "captured". integers: sums are exact; cancellation: large terms that nearly cancel;
-wide_range: rows over six decades, which a lower precision or an absolute tolerance does not survive."""
-
-_NUM_DRAWS = 1021
-"""Rows of one call by which a sampler's distribution is told from another's."""
 
 _EDGE_SHARE = 1 / 8
 """Of the rows of a sampler: greedy, without top-k, without a nucleus. Of tokens: not stored."""
 
+_LOW_SHARE = 1 / 4
+"""Of the rows of a sampler: a temperature and a top-p below 0.5."""
+
 _FAMILY_ROLES = frozenset({Role.ACTIVATION, Role.LOGITS, Role.CACHE, Role.STATE})
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of the variable axes of one call. lead: what "..." stands for."""
-
-    lead: tuple[int, ...]
-    axes: Mapping[str, int]
-    geometry: Geometry | None
-    is_strided: bool
-    has_optional: bool
 
 
 def draw_floats(
@@ -62,14 +47,16 @@ def draw_floats(
         half = x[..., : shape[-1] // 2] * 16
         x[..., : shape[-1] // 2] = half
         x[..., shape[-1] - shape[-1] // 2 :] = -half + 0.05 * torch.randn(half.shape, generator=generator)
-        return x
+        has_mean = _some((*shape[:-1], 1), _EDGE_SHARE, generator)  # that a variance must lose
+        return torch.where(has_mean, 14 + torch.randn(shape, generator=generator), x)
     if family == "one_hot":
         hot = torch.randint(0, shape[-1], (*shape[:-1], 1), generator=generator)
         return torch.zeros(shape).scatter_(-1, hot, 1.0)
     if family == "wide_range":
         num_decades = 4 if dtype is torch.float16 else 5
         decade = torch.rand((*shape[:-1], 1), generator=generator) * num_decades - 3
-        return x * 10**decade
+        is_zero = _some((*shape[:-1], 1), _EDGE_SHARE, generator)
+        return (x * 10**decade).masked_fill_(is_zero, 0.0)
     raise ValueError(f"{family!r} is not one of {FAMILIES}.")
 
 
@@ -101,72 +88,6 @@ def draw_params(op: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
             key = f"{path}.{name}".lstrip(".")
             state[key] = value.to(state[key].dtype)
     return state
-
-
-def phases_of(op: Op) -> tuple[Phase, ...]:
-    """The kinds of batch that an op's arguments can describe."""
-    roles = {tensor.role for tensor in op.spec.inputs.values()}
-    if op.spec.reads_context:
-        return (Phase.PREFILL, Phase.DECODE, Phase.MIXED)
-    if Role.STATE_SLOT in roles:
-        return (Phase.PREFILL, Phase.MIXED) if Role.QUERY_START in roles else (Phase.DECODE,)
-    if Role.SEQ_LEN in roles and Role.QUERY_START not in roles:
-        return (Phase.DECODE,)
-    if Role.QUERY_START in roles and Role.PAGE_TABLE not in roles:
-        return (Phase.PREFILL,)
-    return (Phase.MIXED,)
-
-
-def hidden_shapes(op: Op, generator: torch.Generator, count: int) -> list[Shape]:
-    """Shapes inside the declared axes: one row, primes, tails of a tile, strided rows, scattered pages, one request, a
-    long one beside a single token; no row at all, as one more, where the op says that an axis may be empty.
-
-    Each size that an axis is declared with comes before any comes again: two shapes are never both of the least.
-    """
-    primes, tails = (2, 3, 5, 7, 11, 13, 17, 29, 37), (31, 33, 63, 65)
-
-    def pick(options: tuple[int, ...]) -> int:
-        return options[int(torch.randint(0, len(options), (1,), generator=generator))]
-
-    def shuffled(options: tuple[int, ...]) -> list[int]:
-        return [options[i] for i in torch.randperm(len(options), generator=generator).tolist()]
-
-    shapes = []
-    sizes = {name: shuffled(op.spec.example_axes.get(name, primes)) for name in sorted(free_axes(op))}
-    phases = phases_of(op)
-    sampled = {output.axes[0] for output in op.spec.outputs.values() if output.compare is Compare.SAMPLE}
-    for index in range(count):
-        rows = (1, pick(primes), pick(tails))[index % 3]
-        free = {name: options[index % len(options)] for name, options in sizes.items()}
-        free |= {name: _NUM_DRAWS for name in sampled if index % 3 == 1}
-        geometry = None
-        if op.spec.uses_pages:
-            phase, is_ragged = phases[index % len(phases)], index == 2
-            geometry = draw_geometry(
-                generator,
-                phase,
-                num_seqs=1 if index == 1 else pick((2, 3, 5) if is_ragged else (1, 2, 3, 5)),  # 1: one request alone
-                max_len=70 if index == 0 else pick((40, 70) if is_ragged else (1, 9, 17, 40, 70)),
-                page_size=pick((1, 8, 16)),
-                is_fixed=index == 0,  # at least one shape is long: a kernel may look at the last tokens alone
-                is_ragged=is_ragged,
-            )
-        lead = (rows,) if index % 2 == 0 else (pick((1, 2, 3)), rows)
-        shapes.append(Shape(lead, free, geometry, is_strided=index % 2 == 1, has_optional=index % 2 == 0))
-    if shapes and op.spec.may_be_empty:
-        free = {**shapes[0].axes, **dict.fromkeys(op.spec.may_be_empty, 0)}
-        shapes.append(Shape((0,), free, None, is_strided=False, has_optional=True))
-    return shapes
-
-
-def free_axes(op: Op) -> set[str]:
-    names = set(op.spec.example_axes)
-    for tensor in op.spec.inputs.values():
-        for axis in tensor.axes:
-            name = axis.split("*")[-1]
-            if name != "..." and not name.isdigit() and not isinstance(getattr(op, name, None), int):
-                names.add(name)
-    return names - {"num_tokens", "num_seqs", "num_pages", "page_size", "max_pages", "num_seqs_plus_1", "num_slots"}
 
 
 def draw_case(
@@ -259,21 +180,37 @@ def _draw_input(
     if geometry is not None:
         fixed = _from_geometry(tensor.role, geometry)
         if tensor.role is Role.SLOT:  # tokens that are not stored, as a padded batch has
-            return fixed.masked_fill(torch.rand(fixed.shape, generator=generator) < _EDGE_SHARE, -1)
+            return fixed.masked_fill(_some(tuple(fixed.shape), _EDGE_SHARE, generator), -1)
         if fixed is not None:
             return fixed
     dims = tuple(d for axis in tensor.axes for d in (shape.lead if axis == "..." else (axis_size(axis, sizes),)))
     if tensor.role in _FAMILY_ROLES:
         target = dtype if tensor.dtype == "op" else getattr(torch, tensor.dtype)
         if tensor.role is Role.CACHE and geometry is not None:
-            return _draw_cache(dims, 0, geometry, family, target, generator)
-        if tensor.role is Role.STATE and geometry is not None:
-            return _draw_state(dims, geometry, family, target, generator)
-        values = draw_floats(family, dims, generator, target)
-        if tensor.role is Role.LOGITS:
-            values = values * 3
-        return _strided(values.to(target)) if tensor.may_be_strided and shape.is_strided else values.to(target)
+            values = _draw_cache(dims, 0, geometry, family, target, generator)
+        elif tensor.role is Role.STATE and geometry is not None:
+            values = _draw_state(dims, geometry, family, target, generator)
+        elif tensor.role is Role.LOGITS:
+            values = _draw_logits(tensor, dims, family, target, generator)
+        else:
+            values = draw_floats(family, dims, generator, target).to(target)
+        return _strided(values, generator) if tensor.may_be_strided and shape.is_strided else values
     return _draw_special(tensor, sizes, dims, generator)
+
+
+def _draw_logits(
+    tensor: TensorSpec, dims: tuple[int, ...], family: str, dtype: torch.dtype, generator: torch.Generator
+) -> Tensor:
+    """In an eighth of the rows over a vocabulary, half of the tokens are ruled out, as by a grammar: minus infinity."""
+    logits = 3 * draw_floats(family, dims, generator, dtype)
+    if tensor.axes[-1] == "vocab_size":
+        is_out = _some((*dims[:-1], 1), _EDGE_SHARE, generator) & _some(dims, 1 / 2, generator)
+        logits.masked_fill_(is_out & (logits < logits.amax(-1, keepdim=True)), -math.inf)
+    return logits.to(dtype)
+
+
+def _some(shape: tuple[int, ...], share: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator) < share
 
 
 def _draw_special(
@@ -281,11 +218,13 @@ def _draw_special(
 ) -> Tensor:
     bound = axis_size(tensor.bound, sizes) if tensor.bound else 1 << 30
     share = torch.rand(dims, generator=generator)
-    is_edge = torch.rand(dims, generator=generator) < _EDGE_SHARE
+    is_edge = _some(dims, _EDGE_SHARE, generator)
     if tensor.role is Role.TEMPERATURE:
-        return (0.5 * 16**share).masked_fill(is_edge, 0.0)
+        is_low = _some(dims, _LOW_SHARE, generator)
+        return torch.where(is_low, 0.02 * 25**share, 0.5 * 16**share).masked_fill(is_edge, 0.0)
     if tensor.role is Role.TOP_P:
-        return (share * 0.5 + 0.5).masked_fill(is_edge, 1.0)
+        is_low = _some(dims, _LOW_SHARE, generator)
+        return torch.where(is_low, 0.5 * 0.02**share, share * 0.5 + 0.5).masked_fill(is_edge, 1.0)
     if tensor.role is Role.TOP_K:  # as many of few tokens as of many: there the last one is likely
         return (bound**share).masked_fill(is_edge, 0.0).to(getattr(torch, tensor.dtype))
     if tensor.role is Role.MIN_P:
@@ -295,7 +234,7 @@ def _draw_special(
     if tensor.role is Role.REPETITION_PENALTY:
         return (0.5 * 4**share).masked_fill(is_edge, 1.0)
     if tensor.role is Role.TOKEN_COUNT:  # of a few tokens: in the prompt, made once, both, or often
-        return (64**share).masked_fill(~is_edge, 0.0).to(getattr(torch, tensor.dtype))
+        return (300**share).masked_fill(~is_edge, 0.0).to(getattr(torch, tensor.dtype))
     if tensor.role is Role.BITMASK:
         return torch.randint(-(1 << 31), 1 << 31, dims, generator=generator).to(getattr(torch, tensor.dtype))
     if tensor.role is Role.MASK:
@@ -375,12 +314,14 @@ def _draw_caches(
     return tuple(caches)
 
 
-def _strided(x: Tensor) -> Tensor:
-    """The same values with dense last axis and padded rows, as a slice of a wider row has."""
+def _strided(x: Tensor, generator: torch.Generator) -> Tensor:
+    """The same values, the last axis dense: rows padded, as a slice of a wider row has them, or only those of an axis
+    further out, as heads have that are a slice of a fused projection."""
     if x.ndim < 2:
         return x
-    last = x.shape[-1]
-    wide = torch.zeros((*x.shape[:-1], last + 8), dtype=x.dtype)
-    view = wide[..., :last]
+    axis = int(torch.randint(1, x.ndim, (1,), generator=generator))
+    row = x[(0,) * axis].numel()
+    wide = torch.zeros((*x.shape[:axis], row + 16), dtype=x.dtype)
+    view = wide[..., 8 : 8 + row].unflatten(-1, x.shape[axis:])
     view.copy_(x)
     return view

@@ -10,27 +10,25 @@ import errno
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from fastkernels.capture.case import Case
 from fastkernels.errors import FastKernelsError
-from fastkernels.harness.answers import Part
 from fastkernels.harness.ceilings import Ceilings
-from fastkernels.harness.checks import beside_baseline, check_call, check_echo, check_same_draws, worst_of
+from fastkernels.harness.checks import check_call
 from fastkernels.harness.clocks import check_clocks, check_floor, late_ns
-from fastkernels.harness.compare import Finding
-from fastkernels.harness.expect import Expectation, baseline_class, expectation
-from fastkernels.harness.groups import Group, answer_bytes, make_groups
-from fastkernels.harness.inputs import draw_params
+from fastkernels.harness.correctness import BASELINE_FACTOR, Correctness, pool_of, pools_of
+from fastkernels.harness.expect import baseline_class, expectation
+from fastkernels.harness.groups import Group, drawn_dtypes, make_groups, none_to_draw
 from fastkernels.harness.null_matrix import null_matrix
-from fastkernels.harness.plans import near_duplicates, timed_pools
+from fastkernels.harness.plans import timed_pools
 from fastkernels.harness.pool import PlannedCall, Pool, params_bytes
-from fastkernels.harness.records import CaseRecord, OpRecord, TimingRecord
+from fastkernels.harness.records import OpRecord, TimingRecord
 from fastkernels.harness.sandbox import wake_promptly
 from fastkernels.harness.side import Call, Side
 from fastkernels.harness.timing import (
@@ -42,18 +40,19 @@ from fastkernels.harness.timing import (
     run_restart,
 )
 from fastkernels.harness.timing_record import timing_record
-from fastkernels.harness.tolerance import Tolerance, tolerances_for
-from fastkernels.harness.verdict import Rejection, Verdict
+from fastkernels.harness.tolerance import tolerances_for
+from fastkernels.harness.verdict import BaselineFailed, Rejection, Verdict
 from fastkernels.harness.workers import Nursery
 from fastkernels.registry import OpEntry
-from fastkernels.sets import ImplementationSet, source_digest
+from fastkernels.sets import ImplementationSet, linked_files, links_out_of, source_digest, source_text
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, float], None]
+"""Told what comes next of an op, and which share of its judging is done."""
 
 MACHINE_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 
-BASELINE_FACTOR = 4.0
-"""Of the tolerance: a baseline beyond it is wrong here, and nothing can be judged beside it."""
+_MAY_BE_STARVED = (Verdict.TIMEOUT, Verdict.RUNTIME_ERROR)
+"""What a process can come to by what runs beside it: time and memory are the machine's."""
 
 _TIMED_FACTOR = 2.0
 """Of the tolerance for captured values: timed calls have other values, and no baseline's answer beside each."""
@@ -62,18 +61,17 @@ NUM_TRIALS = 3
 """What clocks alone say is said of a candidate only when so many measurements agree, each in fresh processes: noise on
 a busy machine seldom comes twice, unpaid work always does. The times that count are those of the trial that passed."""
 
-_TELLING = ("captured", "normal", "heavy_tailed")
-"""Families whose answers change with every element."""
-
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """device: "cpu" or "cuda". dtypes: activation dtypes that are judged beside those of captured cases.
+    """device: "cpu" or "cuda". dtypes: activation dtypes that are judged beside those of captured cases; takes_others:
+    an op that takes none of them is judged in the first that it takes.
     num_shapes: hidden shapes per way of building the op. num_captured, num_timed: captured cases that are
     checked and that are timed."""
 
     device: str = "cpu"
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    takes_others: bool = False
     num_shapes: int = 4
     num_captured: int = 24
     num_timed: int = 3
@@ -88,8 +86,9 @@ class JudgeConfig:
 class Judge:
     """Judges implementations with workers of one nursery."""
 
-    def __init__(self, config: JudgeConfig, nursery: Nursery, progress: Progress = lambda text: None) -> None:
-        self.config, self.nursery, self.progress = config, nursery, progress
+    def __init__(self, config: JudgeConfig, nursery: Nursery, progress: Progress = lambda text, share: None) -> None:
+        self.config, self.nursery, self._progress = config, nursery, progress
+        self._num_done, self._num_stages = 0, 1
         self.oracle_device = torch.device(config.device)
         wake_promptly()
         self.ceilings = Ceilings.measured(config.device)
@@ -119,6 +118,8 @@ class Judge:
             record.message = rejection.message
             if rejection.verdict is Verdict.CHEATING:
                 record.witness = rejection.message
+            if rejection.verdict is Verdict.IMPORT_ERROR:
+                record.message += _links_note(implementations)
         except Exception as error:
             if isinstance(error, FastKernelsError) or getattr(error, "errno", None) in MACHINE_TROUBLE:
                 raise  # the user's or the machine's, and the next op's too
@@ -141,31 +142,42 @@ class Judge:
         num_ranks = baseline_class(entry).spec.num_ranks
         if num_ranks > 1:
             raise Rejection(Verdict.UNTESTABLE, f"{entry.name} needs {num_ranks} ranks; one process was given.")
+        dtypes = drawn_dtypes(entry, config.dtypes, takes_others=config.takes_others)
         groups = make_groups(
-            entry, cases, config.dtypes, config.num_shapes, self.oracle_device, generator, config.num_captured
+            entry, cases, dtypes, config.num_shapes, self.oracle_device, generator, config.num_captured
         )
         if not groups:
+            why = none_to_draw(entry, config.dtypes) if not dtypes else f"num_shapes is {config.num_shapes}"
             raise Rejection(
                 Verdict.UNTESTABLE,
-                f"There is nothing to judge {entry.name} on: no call of it is among the cases, and num_shapes is "
-                f"{config.num_shapes}.",
+                f"There is nothing to judge {entry.name} on: no call of it is among the cases, and {why}.",
             )
-        self.progress("wrong answers")
+        timed = timed_pools(groups, config.num_timed) if config.is_timed else []
+        self._num_stages = len(groups) + len(timed) * config.protocol.num_restarts
+        self._tell("wrong answers", 0.0)
         record.nulls = null_matrix(entry, groups, generator)
         passed = [f"{n.null} ({n.dtype})" for n in record.nulls if n.outcome == "passed"]
         if passed:
             raise Rejection(Verdict.UNTESTABLE, f"Wrong answers pass for {entry.name}: {', '.join(passed)}.")
         largest, cases_of_largest = timed_pools(groups, 1)[0]
         for number, group in enumerate(groups):
-            self.progress(f"correctness {number + 1}/{len(groups)}")
+
+            def tell(shapes: str, share: float, number: int = number) -> None:
+                self._tell(f"correctness {number + 1}/{len(groups)}, {shapes}", number + share)
+
+            tell(f"{len(group.pools)} shapes", 0.0)
             with self._sides(entry, implementations, group, [BASELINE, CANDIDATE], record) as sides:
-                self._correctness(entry, group, sides, record, generator)
+                Correctness(group, sides, record, generator, self.oracle_device, tell).check()
                 if group is largest:
-                    largest_pool = self._pool(group, cases_of_largest[:1])
+                    largest_pool = pool_of(group, cases_of_largest[:1], self.oracle_device)
                     record.launched = sides[CANDIDATE].launched(largest_pool, is_remote=config.is_remote)
-        if self.config.is_timed:
-            for pool in timed_pools(groups, self.config.num_timed):
-                self._time(entry, implementations, *pool, record)
+        self._num_done = len(groups)
+        for pool in timed:
+            self._time(entry, implementations, *pool, record)
+
+    def _tell(self, text: str, num_done: float) -> None:
+        """num_done: of the op's stages."""
+        self._progress(text, min(1.0, num_done / self._num_stages))
 
     @contextmanager
     def _sides(
@@ -179,13 +191,57 @@ class Judge:
     ) -> Iterator[dict[str, Side]]:
         """Fresh workers with the group's op loaded; all are ended on the way out.
 
-        They come up beside each other: on a GPU each needs seconds for that.
+        Errors: of the body, but JUDGE_ERROR of a baseline that took too long or died beside the candidate and answers
+        when it is alone: whose failure that was cannot be told, and it is no reason to call the op untestable.
         """
-        needed = max([params_bytes(group.params), *(p.arena_bytes for p in pools or self._pools(group))])
+        used = pools or pools_of(group, self.oracle_device)
+        try:
+            with self._opened(entry, implementations, group, names, record, used) as sides:
+                yield sides
+        except BaselineFailed as failure:
+            if failure.cause in _MAY_BE_STARVED and self._answers_alone(entry, implementations, group, record, used):
+                raise Rejection(
+                    Verdict.JUDGE_ERROR,
+                    f"{failure.message.rstrip()} Alone it answers: something beside it is at fault.",
+                ) from failure
+            raise
+
+    def _answers_alone(
+        self,
+        entry: OpEntry,
+        implementations: ImplementationSet,
+        group: Group,
+        record: OpRecord,
+        pools: Sequence[Pool],
+    ) -> bool:
+        """Whether the baseline answers one call of each case, with nothing of the candidate's running."""
+        try:
+            with self._opened(entry, implementations, group, [BASELINE], record, pools) as sides:
+                for pool in pools:
+                    side = sides[BASELINE]
+                    side.lay_out(pool, self.config.is_remote, flush_bytes=0, num_held=pool.num_held)
+                    for index in range(len(pool.cases)):
+                        side.calls([PlannedCall(index, None, True)])
+        except Rejection:
+            return False
+        return True
+
+    @contextmanager
+    def _opened(
+        self,
+        entry: OpEntry,
+        implementations: ImplementationSet,
+        group: Group,
+        names: Sequence[str],
+        record: OpRecord,
+        used: Sequence[Pool],
+    ) -> Iterator[dict[str, Side]]:
+        """They come up beside each other: on a GPU each needs seconds for that."""
+        needed = max([params_bytes(group.params), *(pool.arena_bytes for pool in used)])
         with ExitStack() as stack:
             sides, workers = {}, {}
             for name in names:
-                readable = (implementations.path,) if name == CANDIDATE else ()
+                readable = (implementations.path, *linked_files(implementations, [entry])) if name == CANDIDATE else ()
                 workers[name] = self.nursery.start(name.replace(" ", "-"), needed, readable)
                 stack.callback(workers[name].end)
             for name, worker in workers.items():
@@ -200,102 +256,6 @@ class Judge:
             yield sides
             if CANDIDATE in sides:
                 record.peak_memory_bytes = max(record.peak_memory_bytes, sides[CANDIDATE].worker.peak_memory_bytes)
-
-    def _pools(self, group: Group) -> list[Pool]:
-        return [self._pool(group, cases) for cases in group.pools]
-
-    def _pool(self, group: Group, cases: list[Case]) -> Pool:
-        return Pool(group.op, cases, answer_bytes(group, cases[0]), self.oracle_device)
-
-    def _correctness(
-        self, entry: OpEntry, group: Group, sides: dict[str, Side], record: OpRecord, generator: torch.Generator
-    ) -> None:
-        """Every case of every pool, in a random order; halfway through, the weights change in place."""
-        half = (len(group.pools) + 1) // 2
-        for number, pool in enumerate(self._pools(group)):
-            if number == half and group.params:
-                self._swap_weights(entry, group, sides, generator)
-            expectations = [expectation(group.exact, case, self.oracle_device) for case in pool.cases]
-            drawn: dict[int, Call] = {}
-            earlier: dict[int, tuple[Part, ...]] = {}
-            for side in sides.values():
-                with side.blame():
-                    side.lay_out(pool, self.config.is_remote, flush_bytes=0)
-            order = torch.randperm(len(pool.cases), generator=generator).tolist()
-            for index in [*order, order[0]]:
-                is_echoed = pool.is_small or index == order[0]
-                plan = PlannedCall(index, None, True, is_sealed=bool(secrets.randbelow(2)), is_echoed=is_echoed)
-                call = self._check_one(entry, group, sides, plan, expectations[index], earlier, record)
-                check_same_draws(expectations[index], drawn.setdefault(index, call), call)
-            # Zeros and single ones come out much the same however they are varied: others tell more.
-            telling = [index for index in order if pool.cases[index].family in _TELLING]
-            for plan in near_duplicates(pool, (telling or order)[-1], generator):
-                expected = expectation(group.exact, pool.case(plan.index, plan.variation), self.oracle_device)
-                self._check_one(entry, group, sides, plan, expected, earlier, record)
-
-    def _swap_weights(self, entry: OpEntry, group: Group, sides: dict[str, Side], generator: torch.Generator) -> None:
-        group.use_params(draw_params(group.op, generator))
-        for side in sides.values():
-            with side.blame():
-                side.put_params(group.params)
-
-    def _check_one(
-        self,
-        entry: OpEntry,
-        group: Group,
-        sides: dict[str, Side],
-        planned: PlannedCall,
-        expected: Expectation,
-        earlier: dict[int, tuple[Part, ...]],
-        record: OpRecord,
-    ) -> Call:
-        """The candidate's call, looked at. Errors: Rejection of what is wrong."""
-        pool = sides[CANDIDATE].pool
-        assert pool is not None
-        case, plan = pool.case(planned.index, planned.variation), [planned]
-        row = CaseRecord(
-            case=case.family if case.family != "captured" else f"captured {case.shapes()}",
-            family=case.family,
-            phase=case.phase.value if case.phase else "",
-            dtype=str(case.dtype).removeprefix("torch."),
-            shapes=case.shapes(),
-            verdict=Verdict.PASSED.value,
-        )
-        record.cases.append(row)
-        tolerances = tolerances_for(entry.name, case.dtype, case.family, expected)
-        try:
-            found = self._baseline_findings(group, sides[BASELINE], plan, expected, tolerances, case)
-            row.baseline_error = asdict(worst_of(found).error)
-            is_widened = case.family != "wide_range" or entry.level > 1
-            expected, tolerances = beside_baseline(expected, tolerances, found, is_widened=is_widened)
-            row.tolerance = {name: t.to_json() for name, t in tolerances.items()}
-            call = sides[CANDIDATE].calls(plan)[0]
-            record.num_calls += 1
-            finding = worst_of(check_call(group.op, expected, call, tolerances, case.inputs))
-            row.error, row.share = asdict(finding.error), asdict(finding.share)
-            check_echo(call, earlier)
-            return call
-        except Rejection as rejection:
-            row.verdict, row.message = rejection.verdict.value, rejection.message
-            where = f"[{row.family}{' ' + row.phase if row.phase else ''} {row.dtype} {row.shapes}]"
-            raise Rejection(rejection.verdict, f"{rejection.message.rstrip()} {where}") from None
-
-    def _baseline_findings(
-        self,
-        group: Group,
-        side: Side,
-        plan: list[PlannedCall],
-        expected: Expectation,
-        tolerances: Mapping[str, Tolerance],
-        case: Case,
-    ) -> dict[str, Finding]:
-        """The production path's own error here; the judge refuses to go on when it is plainly wrong.
-
-        Errors: Rejection UNTESTABLE.
-        """
-        with side.blame():
-            call = side.calls(plan)[0]
-            return check_call(group.op, expected, call, tolerances, case.inputs, BASELINE_FACTOR)
 
     def _time(
         self, entry: OpEntry, implementations: ImplementationSet, group: Group, cases: list[Case], record: OpRecord
@@ -321,12 +281,12 @@ class Judge:
         """All restarts of one case, in fresh processes."""
         config, timed = self.config, Timed()
         copies = [cases[0]] * (1 if config.is_remote else 3)
-        pool = self._pool(group, copies)
+        pool = pool_of(group, copies, self.oracle_device)
         names = [BASELINE, BASELINE_AGAIN, CANDIDATE]
         graph: dict[str, float] = {}
         setup_seconds = 0.0
         for restart in range(config.protocol.num_restarts):
-            self.progress(f"speed {cases[0].shapes()} {restart + 1}/{config.protocol.num_restarts}")
+            self._tell(f"speed {cases[0].shapes()} {restart + 1}/{config.protocol.num_restarts}", self._num_done)
             with self._sides(entry, implementations, group, names, record, [pool]) as sides:
                 for side in sides.values():
                     with side.blame():
@@ -334,6 +294,7 @@ class Judge:
                 run_restart(
                     restart, sides, config.protocol, self._timed_check(entry, group), timed, is_remote=config.is_remote
                 )
+                self._num_done += 1
                 setup_seconds = sides[CANDIDATE].setup_seconds
                 if config.is_remote and restart == 0:
                     for name in (BASELINE, CANDIDATE):
@@ -368,4 +329,16 @@ def _shown(path: Path | None) -> str:
 
 def _source(entry: OpEntry, implementations: ImplementationSet) -> str:
     path = implementations.file_of(entry)
-    return path.read_text(errors="replace") if path else ""
+    return source_text(path) if path else ""
+
+
+def _links_note(implementations: ImplementationSet) -> str:
+    """What may have kept a file from being imported, and what to do."""
+    found = links_out_of(implementations.path)
+    if not found:
+        return ""
+    links = ", ".join(f"{path.relative_to(implementations.path)} -> {path.resolve()}" for path in found[:4])
+    return (
+        f"\nA worker reads the set's folder and the op's own file, not what else is linked from there ({links}): "
+        "copy it into the set."
+    )

@@ -13,7 +13,8 @@ from fastkernels.harness.compare import Expected
 from fastkernels.harness.expect import Expectation, expectation, lowered
 from fastkernels.harness.geometry import draw_geometry
 from fastkernels.harness.groups import Group
-from fastkernels.harness.inputs import Shape, draw_case, free_axes, phases_of
+from fastkernels.harness.hidden_shapes import Shape, free_axes, phases_of
+from fastkernels.harness.inputs import draw_case
 from fastkernels.harness.nulls import LOWER_PRECISION, NULLS, NullInput
 from fastkernels.harness.pool import flatten
 from fastkernels.harness.records import NullRecord
@@ -50,10 +51,10 @@ def _rows(entry: OpEntry, group: Group, generator: torch.Generator) -> list[Null
     lower = None
     if group.dtype in LOWER_PRECISION:
         low_case = lowered(case, LOWER_PRECISION[group.dtype])
-        group_params = group.params
+        params, exact = group.params, group.exact
         group.use_params(dict(low_case.params))
         lower = expectation(group.exact, low_case, group.oracle_device)
-        group.use_params(group_params)
+        group.params, group.exact = params, exact
     dtype = str(group.dtype).removeprefix("torch.")
     return [NullRecord(dtype, name, *_outcome(entry, group, name, case, right, previous, lower)) for name in NULLS]
 

@@ -62,7 +62,7 @@ def _serve(sock: socket.socket, worker: Any) -> None:
 
 def _become_worker(message: dict[str, Any], fds: list[int], worker: Any) -> None:
     """Session leader, namespaces, then (as the first process of its own process ids) the worker itself."""
-    from fastkernels.harness import sandbox, wire
+    from fastkernels.harness import sandbox, seccomp, wire
 
     status = 1
     try:
@@ -71,9 +71,9 @@ def _become_worker(message: dict[str, Any], fds: list[int], worker: Any) -> None
         sandbox.die_with_parent()
         sock_fd, arena_fd, log_fd = fds
         sandbox.speak_into(log_fd)
-        has_network_namespace, has_process_namespace = sandbox.enter_namespaces()
+        held = sandbox.enter_namespaces()
         sandbox.die_with_parent()  # entering a user namespace forgets it
-        if has_process_namespace:
+        if held[1]:
             sandbox.become_first_process(sock_fd)
         private = Path(message["private_dir"])
         for name, path in message["environment"].items():
@@ -82,14 +82,24 @@ def _become_worker(message: dict[str, Any], fds: list[int], worker: Any) -> None
         package = Path(worker.__file__).resolve().parents[1]
         readable = [*sandbox.system_paths(), *sandbox.package_paths(package), private]
         readable += [Path(p) for p in message["readable"]]
-        listable = [package, package.parent, Path("/dev"), *(Path(p).parent for p in message["readable"])]
+        listable = [
+            package,
+            package.parent,
+            Path("/dev"),
+            *(Path(p).parent for p in message["readable"] if Path(p).is_dir()),
+        ]
         writable = [private, *sandbox.device_paths()]
         if message["device"].startswith("cuda"):
-            writable.append(Path("/proc"))  # CUDA opens files of its own process there for writing
+            writable.append(sandbox.own_process_files())  # CUDA opens some of them for writing
         has_landlock = sandbox.restrict_files(readable, listable, writable)
         has_no_capabilities = sandbox.drop_capabilities()
+        is_gpu = message["device"].startswith("cuda")
         confinement = sandbox.Confinement(
-            has_network_namespace, has_process_namespace, has_landlock, has_no_capabilities, os.getuid()
+            *held,
+            has_landlock,
+            has_no_capabilities,
+            os.getuid(),
+            no_outer_sockets=None if is_gpu else seccomp.refuse_outer_processes(),
         )
         sandbox.hide_from_debuggers()
         sock = socket.socket(fileno=sock_fd)

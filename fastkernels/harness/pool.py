@@ -11,11 +11,14 @@ from torch import Tensor
 from fastkernels.capture.case import Case
 from fastkernels.capture.tensors import copy_to
 from fastkernels.harness.arena import ALIGNMENT, Layout
-from fastkernels.harness.control import ANSWER_BYTES
+from fastkernels.harness.changes import Changes
+from fastkernels.harness.control import ANSWER_BYTES, HELD_ANSWERS
+from fastkernels.harness.expect import expectation
 from fastkernels.harness.vary import PERIOD, Variation, rules_of, vary
 from fastkernels.op import Op
 
 _SMALL_BYTES = 4 << 20
+MOST_HELD, MOST_HELD_BYTES = 64, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,14 @@ def params_bytes(params: Mapping[str, Tensor]) -> int:
 class Pool:
     """Cases of one shape that a side takes its inputs from, and how they may be varied."""
 
-    def __init__(self, op: Op, cases: Sequence[Case], answer_bytes: int, device: torch.device) -> None:
-        """device: where the judge varies and compares; the GPU's arithmetic is the worker's then."""
+    def __init__(
+        self, op: Op, cases: Sequence[Case], answer_bytes: int, device: torch.device, exact: Op | None = None
+    ) -> None:
+        """device: where the judge varies and compares; the GPU's arithmetic is the worker's then. exact: the
+        definition, where it is wanted what it writes to."""
         self.cases = list(cases)
-        self.device = device
+        self.device, self._exact = device, exact
+        self._image: Tensor | None = None
         self.flat = [{name: _to(tensor, device) for name, tensor in flatten(case).items()} for case in cases]
         self.layout = Layout.of(self.flat[0])
         self.mutable = {f"in:{n}" for n in op.spec.mutates if n != "kv_cache"}
@@ -63,7 +70,8 @@ class Pool:
         given = {name.removeprefix("in:"): x for name, x in self.flat[0].items() if name.startswith("in:")}
         self.rules = {f"in:{name}": rule for name, rule in rules_of(op, given).items()}
         self._bounds = {name: rule.bound(device) for name, rule in self.rules.items()}
-        self.answer_bytes = 2 * answer_bytes + self.layout.num_bytes + (1 << 16)
+        self.expected_bytes = answer_bytes
+        self.answer_bytes = answer_bytes + self.layout.num_bytes + (1 << 16)
         self.poison_bytes = min(answer_bytes, 64 << 20)
 
     @property
@@ -75,6 +83,11 @@ class Pool:
     def is_all_published(self) -> bool:
         """Whether every answer is copied out, wanted or not, so that nobody can tell which are looked at."""
         return self.answer_bytes < _SMALL_BYTES
+
+    @property
+    def num_held(self) -> int:
+        """Answers that a worker keeps while they are checked: those of all calls, but for very large ones."""
+        return max(HELD_ANSWERS, min(MOST_HELD, MOST_HELD_BYTES // max(1, self.expected_bytes)))
 
     @property
     def num_cases(self) -> int:
@@ -102,6 +115,14 @@ class Pool:
         row = int(torch.randint(0, len(rows), (1,), generator=generator))
         return (row * rows.shape[-1] + int(rows[row].argmax())) % PERIOD
 
+    def changes(self, index: int, variation: Variation | None) -> Changes | None:
+        """Where one call writes to its arguments; None of an op that writes to none."""
+        if not self.mutable or self._exact is None:
+            return None
+        case = self.case(index, variation)
+        mutated = expectation(self._exact, case, self.device).mutated
+        return Changes.of(self.layout, flatten(case), {name: expected.value for name, expected in mutated.items()})
+
     @property
     def arena_bytes(self) -> int:
         return len(self.cases) * self.layout.num_bytes + ANSWER_BYTES + self.answer_bytes + 16 * ALIGNMENT
@@ -112,6 +133,13 @@ class Pool:
         if variation is not None:
             flat |= {n: vary(flat[n], rule, variation, self._bounds[n]) for n, rule in self.rules.items()}
         return flat
+
+    def image(self, index: int, variation: Variation | None) -> Tensor:
+        """The bytes (uint8) of one call's region, guard bands included; the next call's take their place."""
+        if self._image is None:
+            self._image = torch.empty(self.layout.num_bytes, dtype=torch.uint8)
+        self.layout.write(self._image, self.values(index, variation))
+        return self._image
 
     def case(self, index: int, variation: Variation | None) -> Case:
         """The case of one call, for the definition."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import psutil
 
@@ -33,6 +33,24 @@ def end_tree(pid: int, seconds: float) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         _are_gone(processes, seconds)
+
+
+def memory_files_bytes(pids: Iterable[int], arena_fd: int) -> int:
+    """Of files that lie in memory alone (memfd_create) and that a process of `pids` holds open, each once; the resident
+    set has only what is mapped of them. The file of `arena_fd` is left out.
+
+    Nothing of a process that an ordinary user may not look into: a worker is not dumpable, so that only root sees its.
+    """
+    arena = os.fstat(arena_fd)
+    sizes: dict[int, int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    file = os.stat(f"/proc/{pid}/fd/{name}")
+                    if file.st_dev == arena.st_dev and file.st_ino != arena.st_ino:
+                        sizes[file.st_ino] = file.st_blocks * 512
+    return sum(sizes.values())
 
 
 def runs(process: psutil.Process) -> bool:

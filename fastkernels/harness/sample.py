@@ -43,4 +43,8 @@ class Sample:
 
     def of(self, raw: Tensor) -> Tensor:
         """The pieces of one part's bytes (uint8), one after the other."""
-        return raw.as_strided((self.count, self.width), (self.step, 1), raw.storage_offset() + self.start).flatten()
+        return self.pieces(raw).flatten()
+
+    def pieces(self, raw: Tensor) -> Tensor:
+        """The same, [count, width], where they lie."""
+        return raw.as_strided((self.count, self.width), (self.step, 1), raw.storage_offset() + self.start)

@@ -1,4 +1,4 @@
-"""Whether drawn tokens follow the distribution that they should: nucleus membership and a chi-square test."""
+"""Whether drawn tokens follow the distribution that they should: nucleus membership, and how often each was drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastkernels.harness import draws
 from fastkernels.harness.compare import Expected
+from fastkernels.harness.draws import chi_square_tail
 from fastkernels.harness.verdict import Rejection, Verdict
 
 P_VALUE = 1e-7
@@ -35,10 +37,11 @@ def target_distribution(logits: Tensor, temperature: Tensor, top_k: Tensor, top_
     return torch.zeros_like(kept).scatter_(-1, ids, kept)
 
 
-def check_samples(expected: Expected, answer: Tensor, inputs: Mapping[str, Any]) -> None:
+def check_samples(expected: Expected, answer: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """Rows of equal parameters are draws of one distribution; every row must lie inside its nucleus. A row whose every
     token is masked out has none.
 
+    Returns: the places of its draws (draws.py), to be tested with those of other calls.
     Errors: Rejection INCORRECT_NUMERICAL.
     """
     is_first = _check_repeated(answer, inputs)
@@ -56,7 +59,7 @@ def check_samples(expected: Expected, answer: Tensor, inputs: Mapping[str, Any])
         )
     is_drawn = is_first & ~target.isnan().any(-1)  # a request that comes again is no draw of its own
     if not bool(is_drawn.any()):
-        return
+        return torch.empty(0, dtype=torch.float64)
     target, answer = target[is_drawn], answer[is_drawn]
     for rows in _groups(target):
         _chi_square(target[rows[0]] * len(rows), torch.bincount(answer[rows], minlength=size))
@@ -71,6 +74,19 @@ def check_samples(expected: Expected, answer: Tensor, inputs: Mapping[str, Any])
     num_least = (ranks == num_kept - 1)[is_cut].sum()
     num_cut = is_cut.sum()
     _chi_square(torch.stack((least, num_cut - least)), torch.stack((num_least, num_cut - num_least)))
+    places = draws.places_of(target, answer)
+    check_places(places)
+    return places
+
+
+def check_places(places: Tensor) -> None:
+    """Errors: Rejection INCORRECT_NUMERICAL when right draws would hardly lie so unevenly."""
+    p, seen = draws.uniform_p(places)
+    if p < draws.P_VALUE:
+        raise Rejection(
+            Verdict.INCORRECT_NUMERICAL,
+            f"{len(places)} draws do not follow their distribution: {seen}; p = {p:.1e}, limit {draws.P_VALUE:.0e}.",
+        )
 
 
 def _check_repeated(answer: Tensor, inputs: Mapping[str, Any]) -> Tensor:
@@ -139,8 +155,3 @@ def chi_square_p(expected: Tensor, counts: Tensor) -> float | None:
     if len(cells) < 2:
         return None
     return chi_square_tail(sum((o - e) ** 2 / e for o, e in cells), len(cells) - 1)
-
-
-def chi_square_tail(statistic: float, degrees: int) -> float:
-    """P(X >= statistic): the regularised upper incomplete gamma function."""
-    return float(torch.special.gammaincc(torch.tensor(degrees / 2.0).double(), torch.tensor(statistic / 2.0).double()))

@@ -1,6 +1,6 @@
 """Confinement of a worker process: what the kernel of this machine allows, and what was in force.
 
-Linux namespaces (network, process ids), Landlock for the file system, no capabilities, no new
+Linux namespaces (network, process ids, shared memory and queues), Landlock for the file system, no capabilities, no new
 privileges. Each step is tried; `Confinement` records which held, and the run's record shows it.
 """
 
@@ -19,7 +19,9 @@ from pathlib import Path
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x20000, 0x10000000, 0x20000000, 0x40000000
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
+_CLONE_NEWIPC = 0x8000000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 0x20, 0x1000
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_TIMERSLACK, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 29, 38
 _SIGKILL = 9
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -46,13 +48,17 @@ PRIVATE_FOLDERS = {
 
 @dataclass(frozen=True)
 class Confinement:
-    """Which protections hold for a worker."""
+    """Which protections hold for a worker. ipc_namespace: System V shared memory and message queues of its own, gone
+    with it; no_outer_sockets: seccomp.py; None on a GPU, where none is asked for: CUDA's services may be spoken to over
+    UNIX sockets."""
 
     network_namespace: bool
     process_namespace: bool
+    ipc_namespace: bool
     landlock: bool
     no_capabilities: bool
     user_id: int
+    no_outer_sockets: bool | None = None
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
@@ -79,8 +85,8 @@ def hide_from_debuggers() -> None:
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def enter_namespaces() -> tuple[bool, bool]:
-    """Leave the network and (for children) the process ids; returns which of the two held.
+def enter_namespaces() -> tuple[bool, bool, bool]:
+    """Leave the network, (for children) the process ids, and shared memory; returns which of the three held.
 
     An ordinary user first enters a user namespace of his own, mapped to himself.
     """
@@ -91,7 +97,8 @@ def enter_namespaces() -> tuple[bool, bool]:
             Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
             Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
     has_network = _libc.unshare(_CLONE_NEWNET) == 0
-    return has_network, _libc.unshare(_CLONE_NEWPID | _CLONE_NEWNS) == 0
+    has_processes = _libc.unshare(_CLONE_NEWPID | _CLONE_NEWNS) == 0
+    return has_network, has_processes, _libc.unshare(_CLONE_NEWIPC) == 0
 
 
 def speak_into(log: int) -> None:
@@ -116,9 +123,30 @@ def become_first_process(inherited: int) -> None:
 
 
 def mount_own_processes() -> None:
-    """A /proc of this process namespace: CUDA looks itself up there, and no other process is seen."""
+    """A /proc of this process namespace: CUDA looks itself up there, and no other process is seen.
+
+    What belongs to the machine in it can only be read, as in a container: root needs no capability to write
+    /proc/sys/kernel/core_pattern, which names a program that the machine's own root runs.
+    """
+    bare = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
-    _libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None)
+    _libc.mount(b"proc", b"/proc", b"proc", bare, None)
+    for name in _OF_THE_MACHINE:
+        _libc.mount(name, name, None, _MS_BIND | _MS_REC, None)
+        _libc.mount(None, name, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | bare, None)
+
+
+_OF_THE_MACHINE = (b"/proc/sys", b"/proc/sysrq-trigger", b"/proc/irq", b"/proc/bus", b"/proc/fs")
+
+
+def own_process_files() -> Path:
+    """This process's own directory in /proc, threads included, for `restrict_files`.
+
+    A rule is of the directory's inode, which /proc makes anew when it forgot it: an open descriptor keeps it.
+    """
+    path = Path("/proc/self").resolve()
+    os.open(path, os.O_PATH | os.O_CLOEXEC)
+    return path
 
 
 def limit_resources(max_file_bytes: int) -> None:

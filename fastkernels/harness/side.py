@@ -7,7 +7,7 @@ whether it wants to see it, so no call can be told from another by the one who a
 from __future__ import annotations
 
 import contextlib
-import json
+import ctypes
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +19,28 @@ import torch
 from torch import Tensor
 
 from fastkernels.capture.case import encode_value
-from fastkernels.harness.answers import Part, Sampled, check_sample, read_part
-from fastkernels.harness.arena import ALIGNMENT, POISON_VALUE, Layout, dtype_name
-from fastkernels.harness.control import ANSWER_BYTES, Word
+from fastkernels.harness.answers import (
+    MALFORMED,
+    Part,
+    Sampled,
+    check_sample,
+    malformed,
+    read_parts,
+    record_of,
+    starts,
+)
+from fastkernels.harness.arena import ALIGNMENT, POISON_VALUE, Layout, aligned, dtype_name
+from fastkernels.harness.changes import Changes
+from fastkernels.harness.control import ANSWER_BYTES, HELD_ANSWERS, Word
 from fastkernels.harness.launched import read_names
+from fastkernels.harness.look import Look
 from fastkernels.harness.mutation import check_inputs
+from fastkernels.harness.pause import DIRECT_BYTES, stopped
 from fastkernels.harness.pool import PlannedCall, Pool
 from fastkernels.harness.sample import SAMPLE_BYTES
-from fastkernels.harness.verdict import Rejection, Verdict
+from fastkernels.harness.verdict import BaselineFailed, Rejection, Verdict
 from fastkernels.harness.watcher import Watcher
-from fastkernels.harness.workers import Worker
+from fastkernels.harness.workers import Worker, number
 from fastkernels.registry import OpEntry
 from fastkernels.sets import ALTERNATIVES_DIR, ImplementationSet
 
@@ -41,7 +53,8 @@ _PLACES = 6  # a multiple of how many addresses a worker may have (cuda_device.p
 class Call:
     """What one call gave. claim_ns: GO (on a GPU: RELEASE) to DONE by the judge's clock. settle_ns: DONE to the
     answer lying in shared memory, where it was asked for. device_ns: the worker's own events (GPU), believed only when
-    the judge's clock agrees."""
+    the judge's clock agrees. stage_ns: from RELEASE to the first of them; on a CPU from letting a stopped worker go to
+    AWAKE."""
 
     claim_ns: int
     settle_ns: int
@@ -55,7 +68,6 @@ class Call:
     is_sealed: bool = False
     is_published: bool = True
     after: Mapping[str, Tensor] = field(default_factory=dict)
-    echo: tuple[int, tuple[Part, ...]] | None = None
 
 
 class Side:
@@ -69,6 +81,7 @@ class Side:
         self._is_first = True
         self._starts: list[int] = []
         self._answer_start = 0
+        self._changes: Changes | None = None
 
     @property
     def is_baseline(self) -> bool:
@@ -83,7 +96,7 @@ class Side:
             if not self.is_baseline or rejection.verdict is Verdict.UNTESTABLE:
                 raise
             message = f"The baseline of {self.entry.name} itself fails here: {rejection.message}"
-            raise Rejection(Verdict.UNTESTABLE, message) from None
+            raise BaselineFailed(rejection.verdict, message) from None
 
     def load(self, init: Mapping[str, Any], dtype: torch.dtype) -> None:
         """Errors: Rejection IMPORT_ERROR or RUNTIME_ERROR."""
@@ -108,14 +121,16 @@ class Side:
             {"cmd": "params", "slots": [s.to_json() for s in layout.slots], "num_bytes": layout.num_bytes, "start": 0}
         )
         self._is_first = True
-        self.setup_seconds = float(reply.get("setup_seconds", 0.0))
+        self.setup_seconds = number(reply.get("setup_seconds"))
 
-    def lay_out(self, pool: Pool, is_remote: bool, flush_bytes: int) -> None:
-        """Tell the worker where the inputs of `pool` lie; upload them now when it runs on a GPU."""
+    def lay_out(self, pool: Pool, is_remote: bool, flush_bytes: int, num_held: int = HELD_ANSWERS) -> None:
+        """Tell the worker where the inputs of `pool` lie; upload them now when it runs on a GPU. num_held: answers that
+        it keeps."""
         self.pool, self.is_remote, self._is_first = pool, is_remote, True
+        self._changes = None
         size, case = pool.layout.num_bytes, pool.cases[0]
         self._starts = [index * size for index in range(len(pool.cases))]
-        self._answer_start = _aligned(len(pool.cases) * size) + ANSWER_BYTES
+        self._answer_start = aligned(len(pool.cases) * size) + ANSWER_BYTES
         for start, flat in zip(self._starts, pool.flat, strict=True):
             pool.layout.write(self.worker.arena.region(start, size), flat)
         context = None
@@ -142,6 +157,8 @@ class Side:
                 "answer_bytes": pool.answer_bytes,
                 "flush_bytes": flush_bytes,
                 "poison_bytes": pool.poison_bytes,
+                "is_mutating": bool(pool.mutable),
+                "num_held": num_held,
             }
         )
 
@@ -157,6 +174,27 @@ class Side:
         worker.check_memory(seconds=0.5)
         return results
 
+    def again(self, sequence: int) -> tuple[Part, ...]:
+        """What was answered to call number `sequence`, as it is now.
+
+        Errors: Rejection RUNTIME_ERROR when it is not shown.
+        """
+        pool, worker = self.pool, self.worker
+        assert pool is not None
+        shared = worker.arena.region(self._answer_start - ANSWER_BYTES, ANSWER_BYTES + pool.expected_bytes)
+        shared.fill_(POISON_VALUE)  # what is there is of the last call
+        worker.request({"cmd": "again", "sequence": sequence}, worker.limits.call_seconds)
+        look = Look(worker.arena, self._answer_start, pool.expected_bytes)
+        look.take()
+        raw = look.whole(pool.answer_bytes)
+        record = record_of(look.description(worker.bell.read(Word.ANSWER_LENGTH)))
+        try:
+            return read_parts(raw, record["answers"])
+        except torch.OutOfMemoryError:
+            raise
+        except MALFORMED as error:
+            raise malformed(error) from None
+
     def graph_us(self, count: int) -> float:
         """Median time of one call inside a CUDA graph, warm, by device events; 0 when it cannot be captured."""
         worker = self.worker
@@ -168,7 +206,10 @@ class Side:
             if rejection.verdict is Verdict.RUNTIME_ERROR and worker.is_alive():
                 return 0.0
             raise
-        return float(median(float(n) for n in reply["nanoseconds"])) / 1e3
+        measured = reply.get("nanoseconds")
+        if not isinstance(measured, list) or not measured:
+            raise Rejection(Verdict.RUNTIME_ERROR, "The worker sent no times of its graph.")
+        return median(number(value) for value in measured) / 1e3
 
     def launched(self, pool: Pool, *, is_remote: bool) -> list[str]:
         """Kernels of one more call, on the first case of a pool, as the worker says; none when it fails in any way.
@@ -191,27 +232,38 @@ class Side:
         worker.sequence += 1
         sequence = worker.sequence
         region = worker.arena.region(self._starts[planned.index], pool.layout.num_bytes)
-        values = None if self.is_remote else pool.values(planned.index, planned.variation)
+        image = None if self.is_remote else pool.image(planned.index, planned.variation)
+        if not self.is_remote and (planned.is_fetched or self._changes is None):
+            self._changes = pool.changes(planned.index, planned.variation)
         self._tell(planned, is_cold)
         worker.arena.region(self._answer_start, pool.poison_bytes).fill_(POISON_VALUE)
+        look = Look(worker.arena, self._answer_start, pool.expected_bytes)
         bell.write(Word.PREPARE, sequence)
         bell.wait(Word.READY, sequence, watch)
-        started, is_held = self._start(sequence, planned, region, values)
+        woken_ns = 0
+        if image is not None:
+            woken_ns = self._write(sequence, region, image, watch)
+        started, is_held = self._start(sequence, planned)
         bell.wait(Word.DONE, sequence, watch)
         claimed = time.perf_counter_ns()
-        settled, is_published, sampled = self._settle(sequence, planned, watch)
-        device = (bell.read(Word.DEVICE_NS), bell.read(Word.STAGE_NS), bell.read(Word.ENQUEUE_NS))
+        # In every call, wanted or not: how long it takes would tell them apart.
+        seen = self._changes.seen(region) if self._changes else []
+        settled, is_published, sampled = self._settle(sequence, planned, look, watch)
+        stage_ns = bell.read(Word.STAGE_NS) if self.is_remote else woken_ns
+        device = (bell.read(Word.DEVICE_NS), stage_ns, bell.read(Word.ENQUEUE_NS))
         timing = (claimed - started, settled - claimed, *device, is_held)
         call = Call(*timing, parts=None, is_published=is_published)
         if planned.is_fetched or bell.read(Word.FAILED):
-            call = self._read_answer(self._answer_record(), timing, region, planned, sampled)
+            call = self._read_answer(timing, region, planned, seen, look, sampled)
         if not self.is_remote:
             region.fill_(POISON_VALUE)  # an answer that shares memory with an argument changes now
         return call
 
-    def _settle(self, sequence: int, planned: PlannedCall, watch: Watcher) -> tuple[int, bool, Sampled | None]:
-        """Ask for what was claimed: when it lay in the arena, whether anything was asked for, and the bytes of a
-        large answer that were, before it is known whether all of it will be."""
+    def _settle(
+        self, sequence: int, planned: PlannedCall, look: Look, watch: Watcher
+    ) -> tuple[int, bool, Sampled | None]:
+        """Ask for what was claimed: when it was seen in the arena, whether anything was asked for, and the bytes of a
+        large answer that were wanted before it is known whether all of it will be."""
         pool, bell = self.pool, self.worker.bell
         assert pool is not None
         has_failed = bool(bell.read(Word.FAILED))
@@ -221,16 +273,18 @@ class Side:
             bell.write(Word.FETCH, int(is_fetched or pool.is_all_published))
             bell.write(Word.VERDICT, sequence)
             bell.wait(Word.IDLE, sequence, watch)
+            look.take()
             return time.perf_counter_ns(), is_fetched or pool.is_all_published, None
         lot = secrets.randbits(48)
         bell.write(Word.SAMPLE, 1 + lot)
         bell.write(Word.VERDICT, sequence)
         bell.wait(Word.SAMPLED, sequence, watch)
-        settled = time.perf_counter_ns()
         found = self.worker.arena.region(self._answer_start - ANSWER_BYTES, SAMPLE_BYTES).clone()
+        settled = time.perf_counter_ns()
         bell.write(Word.FETCH, int(is_fetched))
         bell.write(Word.WANTED, sequence)
         bell.wait(Word.IDLE, sequence, watch)
+        look.take()
         return settled, True, (lot, found)
 
     def _seconds(self) -> float:
@@ -246,21 +300,37 @@ class Side:
         bell.write(Word.VARIES, int(variation is not None and self.is_remote))
         bell.write(Word.ROLL, variation.roll if variation else 0)
         bell.write(Word.FLUSH, int(is_cold))
+        bell.write(Word.PAUSES, int(self._pauses))
         bell.write(Word.SEAL, int(planned.is_sealed))
         bell.write(Word.ECHO, int(planned.is_echoed))
 
-    def _start(
-        self, sequence: int, planned: PlannedCall, region: Tensor, values: dict[str, Tensor] | None
-    ) -> tuple[int, bool]:
-        """Give the values and GO; the clock when the call could begin, and whether all of it was enqueued by then.
+    @property
+    def _pauses(self) -> bool:
+        assert self.pool is not None
+        return not self.is_remote and self.pool.layout.num_bytes > DIRECT_BYTES
+
+    def _write(self, sequence: int, region: Tensor, image: Tensor, watch: Watcher) -> int:
+        """Give the values, in one copy: not before, so that nothing can be computed ahead of the clock. Nanoseconds
+        from letting a stopped worker go until it said that it runs."""
+        bell = self.worker.bell
+        if not self._pauses:
+            ctypes.memmove(region.data_ptr(), image.data_ptr(), len(image))
+            return 0
+        with stopped(self.worker.pid, watch):
+            ctypes.memmove(region.data_ptr(), image.data_ptr(), len(image))
+            bell.write(Word.WAKE, sequence)
+            released = time.perf_counter_ns()
+        bell.wait(Word.AWAKE, sequence, watch)
+        return time.perf_counter_ns() - released
+
+    def _start(self, sequence: int, planned: PlannedCall) -> tuple[int, bool]:
+        """GO; the clock when the call could begin, and whether all of it was enqueued by then.
 
         On a GPU the call is enqueued first, behind a word that is written last; a call that waits for the device
         itself, as one that reads a value does, is let go after LONGEST_HOLD_NS.
         """
-        assert self.pool is not None
         bell, arena = self.worker.bell, self.worker.arena
-        if values is not None:
-            self.pool.layout.write(region, values)  # not before: nothing can be computed ahead of the clock
+        if not self.is_remote:
             started = time.perf_counter_ns()  # before GO: losing the core in between can only add
             bell.write(Word.GO, sequence)
             return started, False
@@ -273,46 +343,39 @@ class Side:
         bell.write(Word.RELEASE, sequence)
         return started, is_held
 
-    def _answer_record(self) -> dict[str, Any]:
-        length = min(self.worker.bell.read(Word.ANSWER_LENGTH), ANSWER_BYTES)
-        raw = bytes(self.worker.arena.region(self._answer_start - ANSWER_BYTES, length).tolist())
-        try:
-            record = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            raise Rejection(Verdict.RUNTIME_ERROR, f"The answer's description is malformed: {error}.") from None
-        if not isinstance(record, dict):
-            raise Rejection(Verdict.RUNTIME_ERROR, "The answer's description is malformed.")
-        if record.get("problem"):
-            raise Rejection(Verdict.CHEATING, f"Between two calls {str(record['problem'])[:500]}.")
-        if "error" in record:
-            raise Rejection(Verdict.RUNTIME_ERROR, str(record["error"])[-6000:])
-        return record
-
     def _read_answer(
         self,
-        record: dict[str, Any],
         timing: tuple[int, int, int, int, int, bool],
         region: Tensor,
         planned: PlannedCall,
+        seen: list[Tensor],
+        look: Look,
         sampled: Sampled | None,
     ) -> Call:
         pool = self.pool
         assert pool is not None
+        raw = look.whole(pool.answer_bytes)
+        inputs = None if self.is_remote else region.clone()
+        record = record_of(
+            look.description(self.worker.bell.read(Word.ANSWER_LENGTH))
+        )  # not before: by now nothing can be changed
         try:
+            answers = record["answers"]
             if sampled is not None:
-                check_sample(self.worker.arena, sampled, record["answers"])
-            parts = tuple(read_part(self.worker.arena, part) for part in record["answers"])
-            inputs = region
+                check_sample(raw, sampled, answers)
+            parts, end = read_parts(raw, answers), aligned(starts(answers)[-1])
             after: dict[str, Tensor] = {}
-            if self.is_remote and planned.is_echoed:
-                inputs = self.worker.arena.region(int(record["inputs_start"]), pool.layout.num_bytes)
-            if not self.is_remote or planned.is_echoed:
-                given = pool.values(planned.index, planned.variation)
+            is_copied = planned.is_echoed if self.is_remote else bool(planned.is_sealed and pool.mutable)
+            given = pool.values(planned.index, planned.variation) if is_copied or inputs is not None else {}
+            if inputs is not None:
+                after = check_inputs(pool, inputs, given)
+                if self._changes is not None:
+                    self._changes.check(inputs, seen)
+            if is_copied:
+                if "inputs_start" not in record or end + len(region) > len(raw):
+                    raise ValueError("the inputs as they are after the call are not with it")
+                inputs = raw[end : end + len(region)]
                 after = check_inputs(pool, inputs.to(pool.device), given)
-            echo = None
-            if "echo" in record:
-                parts_then = tuple(read_part(self.worker.arena, part) for part in record["echo"]["answers"])
-                echo = (int(record["echo"]["sequence"]), parts_then)
             return Call(
                 *timing,
                 parts=parts,
@@ -320,13 +383,8 @@ class Side:
                 sequence=self.worker.sequence,
                 is_sealed=planned.is_sealed,
                 after=after,
-                echo=echo,
             )
         except torch.OutOfMemoryError:  # a RuntimeError too, but of the judge's own comparison
             raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise Rejection(Verdict.RUNTIME_ERROR, f"The answer's description is malformed: {error}.") from None
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT
+        except MALFORMED as error:
+            raise malformed(error) from None

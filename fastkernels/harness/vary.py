@@ -24,7 +24,7 @@ PERIOD = 4093  # prime, so that it lines up with no axis
 _LARGEST, _LEAST_TOUCHED = 1.25, 1.5
 """Of a multiplier's magnitude, and of one that was touched."""
 _FLOATS = frozenset({Role.ACTIVATION, Role.LOGITS})
-_PLACES = frozenset({Role.INDEX, Role.POSITION})
+_PLACES = frozenset({Role.INDEX, Role.OPTIONAL_INDEX, Role.POSITION})
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ _SENTENCES = {
     Verdict.NEVER_CALLED: "The implementation was installed and no call reached it.",
     Verdict.CHEATING: "The answers or times were not what they claimed to be; the witness says how.",
     Verdict.UNTESTABLE: "A wrong answer would pass here, or this machine cannot run the op: nothing was decided.",
-    Verdict.JUDGE_ERROR: "The judge itself failed, which says nothing of the candidate; the message is its traceback.",
+    Verdict.JUDGE_ERROR: "The judge itself failed or could not tell whose failure it saw: nothing was decided.",
 }
 
 
@@ -53,3 +53,11 @@ class Rejection(Exception):
         super().__init__(message)
         self.verdict = verdict
         self.message = message
+
+
+class BaselineFailed(Rejection):
+    """UNTESTABLE, since the baseline itself failed. cause: what would be said of a candidate."""
+
+    def __init__(self, cause: Verdict, message: str) -> None:
+        super().__init__(Verdict.UNTESTABLE, message)
+        self.cause = cause

@@ -13,7 +13,8 @@ BASELINE, BASELINE_AGAIN, CANDIDATE = "baseline", "baseline again", "candidate"
 
 @dataclass
 class Visit(Samples):
-    """On a GPU, stage_ns: between release and first event; is_held: whether the whole call was enqueued by then."""
+    """stage_ns: on a GPU between release and first event, on a CPU while a stopped worker woke. On a GPU,
+    is_held: whether the whole call was enqueued by then."""
 
     stage_ns: list[int] = field(default_factory=list)
     is_held: list[bool] = field(default_factory=list)

@@ -25,7 +25,7 @@ from fastkernels.capture.case import decode_value
 from fastkernels.harness import sandbox, wire
 from fastkernels.harness.arena import Arena, Layout, Slot, dtype_of
 from fastkernels.harness.call import Answer, CallPlan, Given, Publisher
-from fastkernels.harness.control import HELD_ANSWERS, Bell, Word
+from fastkernels.harness.control import Bell, Word
 from fastkernels.harness.cuda_device import CudaDevice
 from fastkernels.harness.device import CpuDevice
 from fastkernels.harness.launched import names_of_call
@@ -52,6 +52,7 @@ class Worker:
             "params": self.params,
             "case": self.case,
             "calls": self.calls,
+            "again": self.again,
             "graph": self.graph,
             "launched": self.launched,
         }
@@ -125,13 +126,17 @@ class Worker:
         problem = self.device.before_ready(plan.poison_bytes)
         with given.in_context():
             bell.write(Word.READY, sequence)
+            if bell.read(Word.PAUSES):
+                bell.wait(Word.WAKE, sequence)
+                bell.write(Word.AWAKE, sequence)
             bell.wait(Word.GO, sequence)
             answer = self.answer(sequence, given)
         answer.problem = problem
-        oldest = self.held[0] if len(self.held) == HELD_ANSWERS else None
         is_sealed = bool(bell.read(Word.SEAL))
         if is_sealed:
-            publisher.publish(answer, oldest)
+            if plan.is_mutating and not plan.places:  # on a GPU `keep` has copied it
+                answer.region = given.region
+            publisher.publish(answer)
         bell.write(Word.FAILED, int(bool(answer.error or problem)))
         bell.write(Word.DONE, sequence)
         bell.wait(Word.VERDICT, sequence)
@@ -140,10 +145,17 @@ class Worker:
             bell.write(Word.SAMPLED, sequence)
             bell.wait(Word.WANTED, sequence)
         if bell.read(Word.FETCH) and not is_sealed:
-            publisher.publish(answer, oldest)
+            publisher.publish(answer)
+        answer.region = None
         self.held.append((sequence, answer))
-        del self.held[:-HELD_ANSWERS]
+        del self.held[: -plan.num_held]
         bell.write(Word.IDLE, sequence)
+
+    def again(self, message: dict[str, Any]) -> dict[str, Any]:
+        """An answer that was given before, as it is now."""
+        assert self.publisher is not None
+        self.publisher.publish(Answer(dict(self.held)[message["sequence"]].value))
+        return {"ok": True}
 
     def answer(self, sequence: int, given: Given) -> Answer:
         """What forward returns. On a GPU all of it waits in the stream until the judge writes RELEASE."""

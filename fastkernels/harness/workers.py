@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -26,13 +26,17 @@ from fastkernels.errors import EnvironmentProblem
 from fastkernels.harness import wire
 from fastkernels.harness.arena import Arena
 from fastkernels.harness.control import Bell
-from fastkernels.harness.process_tree import end_tree, process_tree, runs
+from fastkernels.harness.process_tree import end_tree, memory_files_bytes, process_tree, runs
 from fastkernels.harness.sandbox import PRIVATE_FOLDERS
 from fastkernels.harness.verdict import Rejection, Verdict
 from fastkernels.harness.watcher import Watcher
 
 _MESSAGE_SECONDS = 2.0
 """A message whose first byte is there comes whole within this."""
+_LAST_WORDS_BYTES = 6 << 10
+_LOG_BYTES = 16 << 20
+"""Of what a worker has printed, between two looks; past it only its last words stay on the disk."""
+_LARGEST_NUMBER = 1e18  # nanoseconds: 30 years
 _KEPT_VARIABLES = (
     *("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_HOME"),
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),  # together they say which GPU is meant
@@ -108,7 +112,7 @@ class Nursery:
             "arena_bytes": arena_bytes,
             "max_file_bytes": self.limits.file_bytes,
         }
-        with log_path.open("wb") as log:
+        with log_path.open("ab") as log:  # appending, it goes on from the end that a shortening left
             try:
                 if not self._is_ready:
                     wire.receive(self._sock)
@@ -171,6 +175,8 @@ class Worker:
             wire.send(self._sock, dict(message))
         except wire.WireClosed as error:
             raise self.death() from error
+        except TimeoutError:
+            raise Rejection(Verdict.TIMEOUT, "The worker did not take a message; it was ended.") from None
 
     def reply(self, seconds: float | None = None) -> dict[str, Any]:
         """Errors: Rejection TIMEOUT or RUNTIME_ERROR; IMPORT_ERROR for a reply that says so."""
@@ -215,16 +221,26 @@ class Worker:
     def death(self) -> Rejection:
         """What to say of a worker that is gone: its last words."""
         time.sleep(0.05)
-        tail = self.log()[-1500:].strip()
+        tail = self.last_words()[-1500:].strip()
         return Rejection(
             Verdict.RUNTIME_ERROR,
             f"The worker process ended during the call.{' Its output ended: ' + tail if tail else ''}",
         )
 
-    def log(self) -> str:
-        with contextlib.suppress(OSError):
-            return self._log_path.read_text(errors="replace")
+    def last_words(self) -> str:
+        """The end of what it has printed."""
+        with contextlib.suppress(OSError), self._log_path.open("rb") as log:
+            return _last_bytes(log).decode(errors="replace")
         return ""
+
+    def _shorten_log(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._log_path.stat().st_size > _LOG_BYTES:
+                with self._log_path.open("r+b") as log:
+                    kept = _last_bytes(log)
+                    log.truncate(0)
+                    log.seek(0)
+                    log.write(kept)
 
     def pin(self, core: int) -> None:
         """Keep it to one core, threads included."""
@@ -243,16 +259,21 @@ class Worker:
         return total
 
     def memory_bytes(self) -> int:
-        total = 0
-        for process in process_tree(self.pid):
+        """Of all its processes, with files in memory that they hold, the arena not among these."""
+        processes, total = process_tree(self.pid), 0
+        for process in processes:
             with contextlib.suppress(psutil.Error):
                 total += process.memory_info().rss
-        return total
+        return total + memory_files_bytes((process.pid for process in processes), self.arena.fd)
 
     def check_memory(self, seconds: float = 0.0) -> None:
-        """Errors: Rejection RUNTIME_ERROR over the limit. seconds: how old the last look may be."""
+        """Its memory, and the room that its log takes. seconds: how old the last look may be.
+
+        Errors: Rejection RUNTIME_ERROR over the limit.
+        """
         if time.monotonic() - self._memory_looked_at < seconds:
             return
+        self._shorten_log()
         used, self._memory_looked_at = self.memory_bytes(), time.monotonic()
         self.peak_memory_bytes = max(self.peak_memory_bytes, used)
         limit = self.limits.memory_bytes
@@ -268,6 +289,23 @@ class Worker:
         self._sock.close()
         self.arena.close()
         shutil.rmtree(self._private, ignore_errors=True)
+        self._log_path.unlink(missing_ok=True)
+
+
+def _last_bytes(file: BinaryIO) -> bytes:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _LAST_WORDS_BYTES))
+    return file.read(_LAST_WORDS_BYTES)
+
+
+def number(value: object) -> float:
+    """What a worker says that it measured; no less than 0.
+
+    Errors: Rejection RUNTIME_ERROR for what is no such number.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LARGEST_NUMBER:
+        return float(value)
+    raise Rejection(Verdict.RUNTIME_ERROR, f"The worker sent {str(value)[:100]!r} where a measurement was expected.")
 
 
 def _checked(reply: dict[str, Any]) -> dict[str, Any]:

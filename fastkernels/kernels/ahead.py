@@ -12,11 +12,15 @@ import pkgutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
+
+import torch
+from torch.overrides import TorchFunctionMode
 
 from fastkernels.env import triton_interpreted
 from fastkernels.errors import EnvironmentProblem
@@ -80,6 +84,9 @@ def compiling_for(gpu: Gpu = H200) -> Iterator[list[Compiled]]:
 def naming_for(gpu: Gpu = H200) -> Iterator[set[str]]:
     """As compiling_for, but nothing is compiled: yields the name, types and constants of what would be.
 
+    Of pointers and numbers that are no constants it also says which are multiples of 16, for each such set is compiled
+    by itself. Tensors on "meta" have the pointer 0, slices of them too, unless a torch function mode says otherwise.
+
     Errors: EnvironmentProblem without Triton or under TRITON_INTERPRET=1.
     """
     names: set[str] = set()
@@ -89,11 +96,72 @@ def naming_for(gpu: Gpu = H200) -> Iterator[set[str]]:
             absent.functions.append(fn.jit_function)
             warps, stages = compile["num_warps"], compile["num_stages"]
             arguments = _arguments(compile["signature"], compile["constants"])
-            names.add(f"{_name(fn.jit_function)}({arguments}, num_warps={warps}, num_stages={stages})")
+            aligned = _aligned(compile["signature"], compile["configs"][0])
+            options = f"aligned={aligned}, num_warps={warps}, num_stages={stages}"
+            names.add(f"{_name(fn.jit_function)}({arguments}, {options})")
             return True  # taken as compiled elsewhere
 
         knobs.runtime.jit_cache_hook = note
         yield names
+
+
+Compile = Callable[[], object]
+"""Compiles one kernel into Triton's cache, for as long as its tensors' types and the sources stay as they are."""
+
+
+@contextmanager
+def handing_over_for(gpu: Gpu, take: Callable[[str, Compile], None]) -> Iterator[None]:
+    """As compiling_for, but each kernel's compilation is handed to `take` with the kernel's name, once.
+
+    Calling it, now or later, here or in a fork of this process, leaves in Triton's cache on disk what a process with
+    that GPU then finds there.
+    Errors: EnvironmentProblem without Triton or under TRITON_INTERPRET=1.
+    """
+    with _absent_driver(gpu) as absent, _knobs() as knobs:
+        from triton import AsyncCompileMode
+
+        def note(*, fn: Any, **_: Any) -> bool:
+            absent.functions.append(fn.jit_function)
+            return False  # to be compiled
+
+        knobs.runtime.jit_cache_hook = note
+        with AsyncCompileMode(_HandingOver(lambda work: take(_name(absent.functions[-1]), work))):
+            yield
+
+
+class _HandingOver(Executor):
+    """What Triton believes to compile for it: it gets a kernel at once that does nothing, and asks for no other."""
+
+    def __init__(self, take: Callable[[Compile], None]) -> None:
+        self._take = take
+
+    def submit(self, fn: Compile, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self._take(fn)
+        done: Future[Any] = Future()
+        done.set_result(_NoKernel())
+        return done
+
+
+class _NoKernel:
+    """The part of triton.compiler.CompiledKernel that a launch uses."""
+
+    function = packed_metadata = None
+
+    def launch_metadata(self, *arguments: Any) -> None:
+        return None
+
+    def run(self, *arguments: Any) -> None:
+        return None
+
+
+_reads_is_cuda = cast(Any, torch.Tensor.is_cuda).__get__
+
+
+class TensorsOnGpu(TorchFunctionMode):
+    """Inside, tensors say that they are on a GPU, those without data among them, and ops launch their kernels."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return True if func == _reads_is_cuda else func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -224,6 +292,13 @@ def _arguments(signature: Mapping[str, Any], values: Mapping[tuple[int, ...], An
     names = list(signature)
     constants = [f"{names[place[0]]}={value}" for place, value in values.items() if len(place) == 1]
     return ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in runs) + "; " + ", ".join(constants)
+
+
+def _aligned(signature: Mapping[str, Any], attributes: Mapping[tuple[int, ...], Any]) -> str:
+    """Pointers and numbers that the compiler may take as multiples of 16, by name."""
+    names = list(signature)
+    found = (names[place[0]] for place, said in attributes.items() if ["tt.divisibility", 16] in said)
+    return "+".join(found) or "none"
 
 
 def _usage(cubin: Path) -> tuple[int, int]:

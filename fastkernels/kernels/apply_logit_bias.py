@@ -4,12 +4,12 @@
 
 from torch import Tensor
 
-from fastkernels.kernels.backend import check_dtypes, tl, triton
+from fastkernels.kernels.backend import ROW_POINTERS, check_dtypes, tl, triton
 
 BLOCK = 64
 
 
-@triton.jit(do_not_specialize=["num_biases"])
+@triton.jit(do_not_specialize=["num_biases"], do_not_specialize_on_alignment=ROW_POINTERS)
 def _apply_logit_bias_kernel(
     logits_ptr, id_ptr, bias_ptr, logits_stride, id_stride, bias_stride, num_biases, BLOCK: tl.constexpr
 ):

@@ -4,12 +4,12 @@
 
 from torch import Tensor
 
-from fastkernels.kernels.backend import check_dtypes, tl, triton
+from fastkernels.kernels.backend import ROW_POINTERS, check_dtypes, tl, triton
 
 BLOCK = 4096
 
 
-@triton.jit(do_not_specialize=["num_blocks"])
+@triton.jit(do_not_specialize=["num_blocks"], do_not_specialize_on_alignment=ROW_POINTERS)
 def _apply_penalties_kernel(
     logits_ptr, row_ptr, count_ptr, repetition_ptr, frequency_ptr, presence_ptr,
     logits_stride, count_stride, vocab_size, num_blocks, BLOCK: tl.constexpr,

@@ -92,6 +92,7 @@ __all__ = [
     "HAS_GLUON",
     "HAS_TRITON",
     "PLAN_POINTERS",
+    "ROW_POINTERS",
     "Gpu",
     "assume_gpu",
     "check_dtypes",
@@ -113,8 +114,15 @@ __all__ = [
     "wait_for_dependencies",
 ]
 
-PLAN_POINTERS = ("query_start_ptr", "seq_lens_ptr", "table_ptr", "arrivals_ptr")
-"""A step's lengths, page table and counters, read a number at a time: no slice of them is to compile a kernel anew."""
+PLAN_POINTERS = ("query_start_ptr", "seq_lens_ptr", "table_ptr", "arrivals_ptr", "sinks_ptr")
+"""A step's lengths, page table and counters, and what stands in for missing sinks, read a number at a time: no slice of
+them is to compile a kernel anew."""
+
+ROW_POINTERS = (
+    "temperature_ptr", "top_k_ptr", "top_p_ptr", "min_p_ptr", "repetition_ptr", "frequency_ptr", "presence_ptr",
+    "row_ptr", "position_ptr", "seed_ptr", "mask_index_ptr", "id_ptr", "bias_ptr",
+)  # fmt: skip
+"""What sampling reads of a row, a number at a time: rows of one gathered table, whose places depend on its width."""
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -5,13 +5,13 @@
 import torch
 from torch import Tensor
 
-from fastkernels.kernels.backend import tl, triton
+from fastkernels.kernels.backend import ROW_POINTERS, tl, triton
 from fastkernels.kernels.top_k_top_p_sample import _mix
 
 BLOCK = 256
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=ROW_POINTERS)
 def _draw_seeds_kernel(seed_ptr, row_ptr, position_ptr, out_ptr, num_rows, BLOCK: tl.constexpr):
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = places < num_rows

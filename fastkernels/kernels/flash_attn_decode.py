@@ -37,13 +37,15 @@ LOG2_E = 1.4426950408889634
 
 
 class DecodeTile(NamedTuple):
-    """Keys a step, splits of a sequence, how the split kernel is compiled, and keys that it holds in registers."""
+    """Keys a step, splits of a sequence, how the split kernel is compiled, keys that it holds in registers, and steps
+    that a split has at least, however short the sequence is."""
 
     block_n: int
     num_splits: int
     num_warps: int
     num_stages: int
     held: int
+    least_steps: int = 1
 
 
 def decode_tile(query: Tensor, block_d: int, num_programs: int, max_seq_len: int) -> DecodeTile:
@@ -187,13 +189,14 @@ def launch_decode(
         query, key_cache, value_cache, out, partial, lse, seq_lens if arrivals is None else arrivals,
         starts, seq_lens, block_table, sinks, scale * LOG2_E,
         query.stride(0), query.stride(1), *key_cache.stride()[:3], *value_cache.stride()[:3], block_table.stride(0),
-        num_kv_heads, tile.num_splits, PAGE_SIZE=key_cache.shape[1], IS_SPLIT=is_split,
+        num_kv_heads, tile.num_splits, tile.least_steps, PAGE_SIZE=key_cache.shape[1], IS_SPLIT=is_split,
         MERGES=arrivals is not None, HELD=tile.held, STAGES=tile.num_stages, num_warps=tile.num_warps, **fixed,
     )  # fmt: skip
     if is_split and arrivals is None:
         num_tokens = min(block_m // group, max_query_len)
         merge_kernel[(num_seqs * num_kv_heads * num_tokens,)](
-            out, partial, lse, starts, seq_lens, sinks, num_kv_heads, tile.num_splits, num_tokens, num_warps=4, **fixed
+            out, partial, lse, starts, seq_lens, sinks, num_kv_heads, tile.num_splits, tile.least_steps, num_tokens,
+            num_warps=4, **fixed,
         )  # fmt: skip
 
 

@@ -3,6 +3,9 @@
 Written in Gluon, which exposes the bulk copies, barriers and asynchronous matrix products that
 Triton's own pipelining leaves idle here. Each multiprocessor takes tiles in turn, those with the
 most keys first, and copies the next tile's keys while it finishes the last.
+
+Triton's interpreter runs no Gluon: without a GPU this kernel is compiled (tests/tasks/test_kernels_compile.py),
+and only on one its answers are held against the definition (tests/gpu/test_op_errors.py).
 """
 # mypy: allow-untyped-defs
 # ruff: noqa: N803

@@ -74,7 +74,7 @@ def _mamba_chunk_scan_kernel(
     at = tl.load(slots_ptr + seq).to(tl.int64) * slot_stride + head * head_dim * state_size
     place = states_ptr + at + p[None, :] * state_size + n[:, None]
     is_state = is_p[None, :] & is_n[:, None]
-    state = tl.load(place, mask=is_state & holds, other=0.0)  # [state_size, head_dim]
+    state = tl.load(place, mask=is_state & holds, other=0.0).to(tl.float32)  # [state_size, head_dim]
     rate = -tl.exp(tl.load(a_log_ptr + head).to(tl.float32))
     bias, skip = tl.load(dt_bias_ptr + head).to(tl.float32), tl.load(d_ptr + head).to(tl.float32)
     for first in range(start, end, CHUNK):

@@ -43,7 +43,7 @@ def _selective_state_update_kernel(
     holds = tl.load(holds_ptr + seq) != 0
     at = tl.load(slots_ptr + seq).to(tl.int64) * slot_stride + head * head_dim * state_size
     place = states_ptr + at + p[:, None] * state_size + n[None, :]
-    state = tl.load(place, mask=is_both & holds, other=0.0)
+    state = tl.load(place, mask=is_both & holds, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + seq * x_stride + head * x_head_stride + p, mask=is_p, other=0.0).to(tl.float32)
     b = tl.load(b_ptr + seq * b_stride + group * b_group_stride + n, mask=is_n, other=0.0).to(tl.float32)
     c = tl.load(c_ptr + seq * c_stride + group * c_group_stride + n, mask=is_n, other=0.0).to(tl.float32)

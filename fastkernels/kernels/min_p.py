@@ -5,12 +5,12 @@
 import torch
 from torch import Tensor
 
-from fastkernels.kernels.backend import check_dtypes, tl, triton
+from fastkernels.kernels.backend import ROW_POINTERS, check_dtypes, tl, triton
 
 BLOCK = 4096
 
 
-@triton.jit(do_not_specialize=["num_blocks"])
+@triton.jit(do_not_specialize=["num_blocks"], do_not_specialize_on_alignment=ROW_POINTERS)
 def _block_max_kernel(logits_ptr, min_p_ptr, max_ptr, logits_stride, vocab_size, num_blocks, BLOCK: tl.constexpr):
     pid = tl.program_id(0)
     row = (pid // num_blocks).to(tl.int64)
@@ -21,7 +21,7 @@ def _block_max_kernel(logits_ptr, min_p_ptr, max_ptr, logits_stride, vocab_size,
     tl.store(max_ptr + pid, tl.max(x, axis=0))
 
 
-@triton.jit(do_not_specialize=["num_blocks"])
+@triton.jit(do_not_specialize=["num_blocks"], do_not_specialize_on_alignment=ROW_POINTERS)
 def _cut_kernel(
     logits_ptr, temperature_ptr, min_p_ptr, max_ptr, logits_stride, vocab_size, num_blocks,
     BLOCK: tl.constexpr, BLOCK_BLOCKS: tl.constexpr,

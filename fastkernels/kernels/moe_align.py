@@ -1,5 +1,7 @@
 """Slots sorted by expert: one program an expert counts its own, then places them behind all lower experts'.
 
+A negative id is no expert's: the program behind the last expert's places such slots, and fills what is left.
+
 Nothing is read back by the host and every shape follows from the arguments', so both launches can be captured.
 """
 # mypy: allow-untyped-defs
@@ -35,7 +37,7 @@ def _place_kernel(
     ids_ptr, counts_ptr, sorted_ptr, expert_ids_ptr, padded_ptr, num_slots, num_experts, num_blocks, block_size,
     BLOCK: tl.constexpr, BLOCK_E: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The program behind the last expert's fills what no expert needs."""
+    """The program behind the last expert's places what is left out, and fills what no expert needs."""
     let_dependents_start(PDL)
     wait_for_dependencies(PDL)
     expert = tl.program_id(0)
@@ -47,6 +49,7 @@ def _place_kernel(
     own_count = tl.sum(tl.where(experts == expert, counts, 0), axis=0)
     if expert == num_experts:
         own_blocks = num_blocks - first_block
+        own_count = num_slots - tl.sum(counts, axis=0)
         tl.store(padded_ptr, first_block * block_size)
     for start in range(0, own_blocks, BLOCK):
         places = start + tl.arange(0, BLOCK)
@@ -61,7 +64,8 @@ def _place_kernel(
         for start in range(0, num_slots, BLOCK):
             slots = start + tl.arange(0, BLOCK)
             ids = tl.load(ids_ptr + slots, mask=slots < num_slots, other=-1)
-            is_own = (ids == expert).to(tl.int32)
+            owners = tl.where(ids < 0, num_experts, ids)
+            is_own = ((owners == expert) & (slots < num_slots)).to(tl.int32)
             tl.store(sorted_ptr + done + tl.cumsum(is_own, axis=0) - 1, slots, mask=is_own > 0)
             done += tl.sum(is_own, axis=0)
 
@@ -69,7 +73,7 @@ def _place_kernel(
 def moe_align(topk_ids: Tensor, num_experts: int, block_size: int, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
     """(sorted_token_ids [capacity], expert_ids [capacity / block_size], num_tokens_post_padded [1]), all int32.
 
-    topk_ids: int32 in [0, num_experts); capacity: a multiple of block_size that is enough for any ids.
+    topk_ids: int32 in [-1, num_experts), -1: left out; capacity: a multiple of block_size that is enough for any ids.
     """
     ids = topk_ids.contiguous()
     num_slots, num_blocks = ids.numel(), capacity // block_size

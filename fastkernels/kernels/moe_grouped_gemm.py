@@ -1,8 +1,8 @@
 """Products of slots with their experts' matrices, a tile of slots of one expert at a time.
 
-Slots come sorted and filled up to whole tiles (moe_align); a tile behind the last one in use ends at once, so the
-grid is the same whatever the routing, and a launch can be captured. Where an expert gets many rows, torch's grouped
-product over gathered rows takes over.
+Slots come sorted and filled up to whole tiles (moe_align); a tile behind the last one in use only writes zeros for
+slots that are left out, so the grid is the same whatever the routing, and a launch can be captured. Where an expert
+gets many rows, torch's grouped product over gathered rows takes over.
 """
 # mypy: allow-untyped-defs
 # ruff: noqa: N803
@@ -24,6 +24,7 @@ from fastkernels.kernels.backend import (
 )
 
 MAX_BLOCK_SIZE = 128
+_CLEARED_COLS = 64
 GROUPED_MM_ROWS = 512
 """Rows an expert gets on average from which torch._grouped_mm is asked; to be measured."""
 
@@ -46,6 +47,29 @@ def swizzled(pid, num_row_tiles, num_col_tiles, GROUP: tl.constexpr):
     return first + pid % per_group % height, pid % per_group // height
 
 
+@triton.jit
+def store_zeros(y_ptr, slots, cols, num_slots, num_outputs):
+    """The rows of y of a tile's slots; what is filled up has none."""
+    offsets = slots.to(tl.int64)[:, None] * num_outputs + cols[None, :]
+    is_there = (slots < num_slots)[:, None] & (cols < num_outputs)[None, :]
+    tl.store(y_ptr + offsets, tl.zeros(offsets.shape, dtype=y_ptr.dtype.element_ty), mask=is_there)
+
+
+@triton.jit(do_not_specialize=["num_slots"])
+def _clear_kernel(
+    y_ptr, sorted_ptr, padded_ptr, num_slots, num_outputs, num_col_tiles, block_size,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    let_dependents_start(PDL)
+    wait_for_dependencies(PDL)
+    first = tl.program_id(0) // num_col_tiles * block_size
+    if first >= tl.load(padded_ptr):
+        rows = tl.arange(0, BLOCK_M)
+        slots = tl.load(sorted_ptr + first + rows, mask=rows < block_size, other=num_slots)
+        cols = tl.program_id(0) % num_col_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+        store_zeros(y_ptr, slots, cols, num_slots, num_outputs)
+
+
 @triton.jit(do_not_specialize=["num_slots", "num_row_tiles"])
 def _grouped_gemm_kernel(
     x_ptr, w_ptr, bias_ptr, y_ptr, sorted_ptr, expert_ids_ptr, padded_ptr,
@@ -56,14 +80,16 @@ def _grouped_gemm_kernel(
     let_dependents_start(PDL)
     wait_for_dependencies(PDL)
     row_tile, col_tile = swizzled(tl.program_id(0), num_row_tiles, num_col_tiles, 8)
-    if row_tile * block_size >= tl.load(padded_ptr):
-        return
     rows = tl.arange(0, BLOCK_M)
+    num_padded = tl.load(padded_ptr)
     slots = tl.load(sorted_ptr + row_tile * block_size + rows, mask=rows < block_size, other=num_slots)
-    is_slot = slots < num_slots
-    expert = tl.load(expert_ids_ptr + row_tile).to(tl.int64)
     cols = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    if row_tile * block_size >= num_padded:
+        store_zeros(y_ptr, slots, cols, num_slots, num_outputs)
+        return
+    is_slot = slots < num_slots
     is_col = cols < num_outputs
+    expert = tl.load(expert_ids_ptr + row_tile).to(tl.int64)
     x_rows = x_ptr + (slots // TOP_K).to(tl.int64)[:, None] * x_stride
     w_rows = w_ptr + (expert * num_outputs + tl.minimum(cols, num_outputs - 1))[None, :] * num_inputs
     acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
@@ -103,8 +129,12 @@ def moe_grouped_gemm(
     expert_ids: Tensor,
     num_tokens_post_padded: Tensor,
     top_k: int,
+    ep_size: int = 1,
 ) -> Tensor:
-    """y[slot] = weight[expert of slot] @ x[slot // top_k] (+ bias[expert of slot]), summed in fp32.
+    """y[slot] = weight[expert of slot] @ x[slot // top_k] (+ bias[expert of slot]), summed in fp32; zero where the
+    slot is left out.
+
+    ep_size: about one slot in so many is not left out.
 
     Shapes:  x: [num_rows, num_inputs], rows may be strided; weight: [num_experts, num_outputs, num_inputs]; bias:
              [num_experts, num_outputs]; y: [num_rows * top_k, num_outputs]; the rest as moe_align returns it, of a
@@ -119,8 +149,8 @@ def moe_grouped_gemm(
         return x.new_empty(0, num_outputs)
     if x.stride(1) != 1:
         x = x.contiguous()
-    if num_slots >= GROUPED_MM_ROWS * num_experts and supports_grouped_mm(x, weight):
-        return by_grouped_mm(x, weight, bias, sorted_token_ids, expert_ids, top_k)
+    if num_slots >= GROUPED_MM_ROWS * num_experts * ep_size and supports_grouped_mm(x, weight):
+        return by_grouped_mm(x, weight, bias, sorted_token_ids, expert_ids, num_tokens_post_padded, top_k)
     y = torch.empty((num_slots, num_outputs), dtype=x.dtype, device=x.device)
     block_size = sorted_token_ids.numel() // num_row_tiles
     block_m = tile_rows(block_size)
@@ -150,9 +180,16 @@ def supports_grouped_mm(x: Tensor, weight: Tensor) -> bool:
 
 
 def by_grouped_mm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, sorted_token_ids: Tensor, expert_ids: Tensor, top_k: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    sorted_token_ids: Tensor,
+    expert_ids: Tensor,
+    num_tokens_post_padded: Tensor,
+    top_k: int,
 ) -> Tensor:
-    """As moe_grouped_gemm, over rows copied into their experts' order; what is filled up lands behind the result."""
+    """As moe_grouped_gemm, over rows copied into their experts' order; what is filled up lands behind the result, and
+    products behind the last expert's, which are of nothing, give way to zeros."""
     num_experts, num_outputs, _ = weight.shape
     num_slots, block_size = len(x) * top_k, sorted_token_ids.numel() // expert_ids.numel()
     slots = sorted_token_ids.long()
@@ -164,4 +201,16 @@ def by_grouped_mm(
         block_bias = bias[expert_ids.long().clamp(max=num_experts - 1)]
         products = (products.unflatten(0, (-1, block_size)) + block_bias[:, None]).flatten(0, 1)
     y = torch.empty((num_slots + 1, num_outputs), dtype=x.dtype, device=x.device)
-    return y.index_copy_(0, slots, products)[:num_slots]
+    y = y.index_copy_(0, slots, products)[:num_slots]
+    clear_left_out(y, sorted_token_ids, num_tokens_post_padded, block_size)
+    return y
+
+
+def clear_left_out(y: Tensor, sorted_token_ids: Tensor, num_tokens_post_padded: Tensor, block_size: int) -> None:
+    """Zeros into the rows of slots behind num_tokens_post_padded. y: [num_slots, num_outputs], contiguous."""
+    num_slots, num_outputs = y.shape
+    num_col_tiles = triton.cdiv(num_outputs, _CLEARED_COLS)
+    _clear_kernel[(sorted_token_ids.numel() // block_size * num_col_tiles,)](
+        y, sorted_token_ids, num_tokens_post_padded, num_slots, num_outputs, num_col_tiles, block_size,
+        BLOCK_M=triton.next_power_of_2(block_size), BLOCK_N=_CLEARED_COLS, **dependent_launch(y.device),
+    )  # fmt: skip

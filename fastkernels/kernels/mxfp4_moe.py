@@ -21,7 +21,14 @@ from fastkernels.kernels.backend import (
     triton,
     wait_for_dependencies,
 )
-from fastkernels.kernels.moe_grouped_gemm import ExpertTile, by_grouped_mm, supports_grouped_mm, swizzled, tile_rows
+from fastkernels.kernels.moe_grouped_gemm import (
+    ExpertTile,
+    by_grouped_mm,
+    store_zeros,
+    supports_grouped_mm,
+    swizzled,
+    tile_rows,
+)
 
 GROUPED_MM_ROWS = 512
 """Rows an expert gets on average from which weights are unpacked for torch._grouped_mm. Measured at 128 rows: 4.2 ms
@@ -61,14 +68,16 @@ def _mxfp4_moe_fp32_kernel(
     let_dependents_start(PDL)
     wait_for_dependencies(PDL)
     row_tile, col_tile = swizzled(tl.program_id(0), num_row_tiles, num_col_tiles, 8)
-    if row_tile * block_size >= tl.load(padded_ptr):
-        return
     rows = tl.arange(0, BLOCK_M)
+    num_padded = tl.load(padded_ptr)
     slots = tl.load(sorted_ptr + row_tile * block_size + rows, mask=rows < block_size, other=num_slots)
-    is_slot = slots < num_slots
-    expert = tl.load(expert_ids_ptr + row_tile).to(tl.int64)
     cols = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    if row_tile * block_size >= num_padded:
+        store_zeros(y_ptr, slots, cols, num_slots, num_outputs)
+        return
+    is_slot = slots < num_slots
     is_col = cols < num_outputs
+    expert = tl.load(expert_ids_ptr + row_tile).to(tl.int64)
     x_rows = x_ptr + (slots // TOP_K).to(tl.int64)[:, None] * x_stride
     outputs = expert * num_outputs + tl.minimum(cols, num_outputs - 1)
     block_rows = blocks_ptr + outputs[None, :] * (num_inputs // 2)
@@ -130,11 +139,12 @@ def _mxfp4_moe_kernel(
     num_padded = tl.load(padded_ptr)
     slots = tl.load(sorted_ptr + row_tile * block_size + rows, mask=rows < block_size, other=num_slots)
     expert = tl.load(expert_ids_ptr + row_tile).to(tl.int64)
+    cols = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     if row_tile * block_size >= num_padded:
+        store_zeros(y_ptr, slots, cols, num_slots, num_outputs)
         return
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     is_slot = slots < num_slots
-    cols = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     is_col = cols < num_outputs
     x_rows = x_ptr + (slots // TOP_K).to(tl.int64)[:, None] * x_stride
     outputs = expert * num_outputs + tl.minimum(cols, num_outputs - 1)
@@ -224,9 +234,13 @@ def mxfp4_moe(
     expert_ids: Tensor,
     num_tokens_post_padded: Tensor,
     top_k: int,
+    ep_size: int = 1,
     tile: PackedTile | ExpertTile | None = None,
 ) -> Tensor:
-    """y[slot] = weight[expert of slot] @ x[slot // top_k] (+ bias[expert of slot]), summed in fp32.
+    """y[slot] = weight[expert of slot] @ x[slot // top_k] (+ bias[expert of slot]), summed in fp32; zero where the
+    slot is left out.
+
+    ep_size: about one slot in so many is not left out.
 
     A weight is exact in bf16; in fp16 where its size lies in [2^-24, 65504].
 
@@ -244,8 +258,10 @@ def mxfp4_moe(
         return x.new_empty(0, num_outputs)
     if x.stride(1) != 1:
         x = x.contiguous()
-    if tile is None and num_slots >= GROUPED_MM_ROWS * num_experts and supports_grouped_mm(x, blocks.flatten(2)):
-        return by_grouped_mm(x, unpack_mxfp4(blocks, scales, x.dtype), bias, sorted_token_ids, expert_ids, top_k)
+    has_many_rows = num_slots >= GROUPED_MM_ROWS * num_experts * ep_size
+    if tile is None and has_many_rows and supports_grouped_mm(x, blocks.flatten(2)):
+        weight = unpack_mxfp4(blocks, scales, x.dtype)
+        return by_grouped_mm(x, weight, bias, sorted_token_ids, expert_ids, num_tokens_post_padded, top_k)
     y = torch.empty((num_slots, num_outputs), dtype=x.dtype, device=x.device)
     block_size = sorted_token_ids.numel() // num_row_tiles
     block_m = tile_rows(block_size)

@@ -114,21 +114,13 @@ def library() -> ctypes.CDLL:
 
 def _built() -> Path:
     """Errors: EnvironmentProblem; OSError."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    try:
-        compiler = get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise EnvironmentProblem("No C++ compiler is here; install g++.") from error
     root = Path(torch.__file__).parent
+    compiler = _compiler()
     command = [compiler, *_FLAGS, f"-I{root / 'include'}", f"-L{root / 'lib'}"]
-    key = hashlib.sha256(repr((command, torch.__version__, _cpu())).encode() + _SOURCE.read_bytes()).hexdigest()[:16]
-    path = Path(cache_dir()) / "fastkernels" / f"paged_cpu_{key}.so"
+    key = hashlib.sha256(repr((command, built_for())).encode() + _SOURCE.read_bytes()).hexdigest()[:16]
+    path = kept_folder() / f"paged_cpu_{key}.so"
     if path.is_file():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         done = subprocess.run([*command, "-o", str(made), str(_SOURCE), "-ltorch_cpu"], capture_output=True, text=True)
@@ -136,6 +128,30 @@ def _built() -> Path:
             raise EnvironmentProblem(f"{compiler} cannot build {_SOURCE.name}: {done.stderr.strip()[-500:]}")
         os.replace(made, path)
     return path
+
+
+def kept_folder() -> Path:
+    """Where libraries are kept, within torch's own cache. Errors: OSError."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    folder = Path(cache_dir()) / "fastkernels"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def built_for() -> tuple[str, ...]:
+    """The compiler, torch and processor that a library is of use with. Errors: EnvironmentProblem."""
+    return _compiler(), torch.__version__, _cpu()
+
+
+def _compiler() -> str:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return str(get_cpp_compiler())
+    except InvalidCxxCompiler as error:
+        raise EnvironmentProblem("No C++ compiler is here; install g++.") from error
 
 
 def _cpu() -> str:

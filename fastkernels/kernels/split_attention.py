@@ -89,12 +89,13 @@ def _merge(
 
 
 @triton.jit(
-    do_not_specialize=["table_stride", "num_kv_heads", "num_splits"], do_not_specialize_on_alignment=PLAN_POINTERS
+    do_not_specialize=["table_stride", "num_kv_heads", "num_splits", "least_tiles"],
+    do_not_specialize_on_alignment=PLAN_POINTERS,
 )
 def split_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, lse_ptr, arrivals_ptr, query_start_ptr, seq_lens_ptr, table_ptr,
     sinks_ptr, scale_log2, q_stride_token, q_stride_head, k_stride_page, k_stride_slot, k_stride_head,
-    v_stride_page, v_stride_slot, v_stride_head, table_stride, num_kv_heads, num_splits,
+    v_stride_page, v_stride_slot, v_stride_head, table_stride, num_kv_heads, num_splits, least_tiles,
     GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, PAGE_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr,
     IS_SPLIT: tl.constexpr, MERGES: tl.constexpr, HELD: tl.constexpr, IS_AHEAD: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -104,6 +105,8 @@ def split_kernel(
     """IS_AHEAD: lengths, and of the keys held their pages and those before the newest, are read before the wait.
 
     HELD: of the first keys of a program so many stay in registers and are attended to last.
+
+    least_tiles: that a split has, 1 or more: of a short sequence fewer than num_splits are used, and the others end.
 
     MERGES: the program that arrives last merges the splits of its sequence and key head.
 
@@ -131,7 +134,7 @@ def split_kernel(
         num_keys = seq_len - first_key
     else:
         num_keys = seq_len
-    tiles_each = tl.cdiv(tl.cdiv(num_keys, BLOCK_N), num_splits)
+    tiles_each = tl.maximum(tl.cdiv(tl.cdiv(num_keys, BLOCK_N), num_splits), least_tiles)
     begin = split * tiles_each * BLOCK_N
     if WINDOW > 0:
         begin += first_key
@@ -223,10 +226,12 @@ def split_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["num_kv_heads", "num_splits", "num_tokens"], do_not_specialize_on_alignment=PLAN_POINTERS
+    do_not_specialize=["num_kv_heads", "num_splits", "least_tiles", "num_tokens"],
+    do_not_specialize_on_alignment=PLAN_POINTERS,
 )
 def merge_kernel(
-    out_ptr, partial_ptr, lse_ptr, query_start_ptr, seq_lens_ptr, sinks_ptr, num_kv_heads, num_splits, num_tokens,
+    out_ptr, partial_ptr, lse_ptr, query_start_ptr, seq_lens_ptr, sinks_ptr, num_kv_heads, num_splits,
+    least_tiles, num_tokens,
     GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, HAS_QUERY_START: tl.constexpr, IS_AHEAD: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr, WINDOW: tl.constexpr, HAS_SINKS: tl.constexpr, PDL: tl.constexpr,
@@ -250,7 +255,7 @@ def merge_kernel(
     if WINDOW > 0:
         num_keys = tl.minimum(num_keys, query_len + WINDOW - 1)
     num_tiles = tl.cdiv(num_keys, BLOCK_N)
-    num_used = tl.cdiv(num_tiles, tl.maximum(tl.cdiv(num_tiles, num_splits), 1))
+    num_used = tl.cdiv(num_tiles, tl.maximum(tl.cdiv(num_tiles, num_splits), least_tiles))
     first_part = (seq * num_kv_heads + kv_head) * num_splits * BLOCK_M + token * GROUP
     out_row = out_ptr + ((first_token + token) * num_kv_heads + kv_head) * GROUP * HEAD_SIZE
     if IS_AHEAD:

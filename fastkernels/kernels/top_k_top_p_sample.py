@@ -12,7 +12,7 @@ The draw is the Gumbel-max of fastkernels.noise's bits by token id.
 import torch
 from torch import Tensor
 
-from fastkernels.kernels.backend import check_dtypes, num_sms, tl, triton
+from fastkernels.kernels.backend import ROW_POINTERS, check_dtypes, num_sms, tl, triton
 
 BLOCK = 4096
 STRIP = 256
@@ -59,7 +59,7 @@ def _is_filtered(temperature, top_k, top_p, vocab_size):
     return (temperature > 0.0) & (((top_k > 0) & (top_k < vocab_size)) | (top_p < 1.0))
 
 
-@triton.jit(do_not_specialize=["num_blocks"])
+@triton.jit(do_not_specialize=["num_blocks"], do_not_specialize_on_alignment=ROW_POINTERS)
 def _reduce_blocks_kernel(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, best_ptr, best_id_ptr, strip_max_ptr, strip_mass_ptr,
     logits_stride, vocab_size, num_blocks, BLOCK: tl.constexpr, STRIP: tl.constexpr,
@@ -280,7 +280,7 @@ def _list_candidates(
     return count
 
 
-@triton.jit(do_not_specialize=["num_blocks", "num_strips"])
+@triton.jit(do_not_specialize=["num_blocks", "num_strips"], do_not_specialize_on_alignment=ROW_POINTERS)
 def _sample_rows_kernel(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, best_ptr, best_id_ptr, strip_max_ptr, strip_mass_ptr,
     list_ptr, strip_list_ptr, out_ptr, logits_stride, vocab_size, num_blocks, num_strips,

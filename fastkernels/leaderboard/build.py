@@ -16,12 +16,16 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 import fastkernels
+from fastkernels.errors import FastKernelsError, InputFileError
+from fastkernels.leaderboard.conditions import in_words
 from fastkernels.leaderboard.figures import SITE_PALETTE, fast_p_curves, op_errors, op_forest
 from fastkernels.leaderboard.metrics import EVAL_METRICS, KERNELS_METRICS
 from fastkernels.leaderboard.pages import agent_views, curve_name, curves, heat_map, op_sources, op_views
 from fastkernels.leaderboard.ranking import manifests, published_rows, rank_tables
 from fastkernels.leaderboard.site_folder import earlier_files, replace_files
-from fastkernels.leaderboard.store import slug
+from fastkernels.leaderboard.store import Board, slug
+from fastkernels.report.accounting import PolicyRow, entry_tolerances, policy_rows
+from fastkernels.report.damage import blaming
 from fastkernels.report.figures import PALETTE
 from fastkernels.report.html import environment, template_text
 from fastkernels.report.sources import highlighted
@@ -55,6 +59,22 @@ def build_site(entries: Sequence[Json], out: Path) -> Built:
     return Built(out.resolve(), num_pages, sum(len(text.encode()) for text in files.values()))
 
 
+def build_board(board: Board, out: Path) -> Built:
+    """The site of all entries of a board. Errors: as Board.files and build_site; InputFileError names the entry that no
+    page can be made of."""
+    files = board.files()
+    with blaming(board.path, InputFileError):
+        try:
+            return build_site(board.entries(), out)
+        except FastKernelsError:
+            raise
+        except Exception:
+            for path, entry in files.items():
+                with blaming(path, InputFileError):
+                    site_files([entry])
+            raise
+
+
 def site_files(entries: Sequence[Json]) -> dict[str, str]:
     """Texts by their places, all but plotly.js."""
     links = _Links(entries)
@@ -67,7 +87,8 @@ def site_files(entries: Sequence[Json]) -> dict[str, str]:
         plots = {"forest": op_forest(named), "errors": op_errors(named)}
         files[links.op(view.name)] = _page("op.html", "../", plots, links, view=view, sources=op_sources(view))
     for agent in agent_views(entries):
-        files[links.agent(agent.name)] = _page("agent.html", "../", {}, links, agent=agent, command=_command)
+        values = {"agent": agent, "command": _command, "policies": _policies, "tolerances": entry_tolerances}
+        files[links.agent(agent.name)] = _page("agent.html", "../", {}, links, **values)
     return files
 
 
@@ -161,6 +182,7 @@ def _page(template: str, root: str, plots: dict[str, Json | None], links: _Links
             version=fastkernels.__version__,
             links=links,
             highlighted=highlighted,
+            in_words=in_words,
             **values,
         )
     )
@@ -187,6 +209,10 @@ def _text(name: str) -> str:
 
 def _manifest() -> Manifest | None:
     return load_manifest() if MANIFEST_PATH.is_file() else None
+
+
+def _policies(entry: Json) -> list[PolicyRow]:
+    return policy_rows(entry["agent"], entry["targets"], entry["ops"])
 
 
 def _command(entry: Json) -> str:

@@ -7,10 +7,14 @@ run                         what was asked for and when, SHA-256 of its results.
 environment, hardware       as the run has it, and in one line
 marks                       what was let through by force: "other hardware", "quick"
 implementation              the set: name, SHA-256
-scenarios_sha256            over all that the scenario set says; of an eval run, absent in entries of before
+scenarios_sha256            over all that the scenario set says; of an eval run
+scenarios_note              of an entry whose scenarios_sha256 was not written by `add`: what says that it is right
 manifest                    version and SHA-256 of scoring/manifest.json; of an eval run
 targets                     how many ops are registered, by level; of a kernels run
+judged_by                   conditions.judged_by; of a kernels run
 scores                      op_scores by scope, or scoring.scores
+subset_scores               scoring.scores of the largest part of the set that can be deployed, where the set broke a
+                            model, or null; of an eval run, absent in older entries
 ops, items                  figures of each; of an op also "launched", the kernels of a call by the candidate's own
                             word, and "kernels", those that its source names
 sources                     the texts that ops name, by SHA-256; of a kernels run
@@ -27,9 +31,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastkernels.errors import RunFolderError
+from fastkernels.leaderboard.conditions import judged_by
 from fastkernels.leaderboard.eval_entry import eval_part
 from fastkernels.leaderboard.kernel_names import defined_kernels
+from fastkernels.leaderboard.kernels_checks import check_judgement
 from fastkernels.leaderboard.op_scores import op_scores, op_speed
 from fastkernels.leaderboard.submission import Submission
 from fastkernels.registry import ops as registered_ops
@@ -54,7 +59,7 @@ _TIMING = (
 
 
 def entry_of(given: Submission, marks: Sequence[str] = ()) -> Json:
-    """Errors: RunFolderError when a figure of the run is no number."""
+    """Errors: RunFolderError as of kernels_part and eval_part."""
     results = given.results
     entry: Json = {
         "leaderboard_schema_version": ENTRY_SCHEMA_VERSION,
@@ -75,9 +80,12 @@ def entry_of(given: Submission, marks: Sequence[str] = ()) -> Json:
 
 
 def kernels_part(given: Submission) -> Json:
+    """Errors: RunFolderError when a judgement is not what its cases and samples say (kernels_checks)."""
     records = [r for r in given.results["ops"] if r["implementation"] == given.implementation]
+    for record in records:
+        check_judgement(given.run, record, is_timed=not given.results["request"].get("check_only"))
     sources: dict[str, str] = {}
-    ops = [_op(given.run, record, sources) for record in records]
+    ops = [_op(record, sources) for record in records]
     num_lines = {name: len(text.splitlines()) for name, text in sources.items()}
     targets = {
         str(level): count for level, count in sorted(Counter(e.level for e in registered_ops().values()).items())
@@ -87,6 +95,7 @@ def kernels_part(given: Submission) -> Json:
         "implementation": {"name": given.implementation, "sha256": digest},
         "manifest": None,
         "targets": targets,
+        "judged_by": judged_by(given.results),
         "scores": op_scores(targets, ops),
         "ops": ops,
         "sources": {name: "".join(t.splitlines(keepends=True)[:MOST_SOURCE_LINES]) for name, t in sources.items()},
@@ -94,10 +103,8 @@ def kernels_part(given: Submission) -> Json:
     }
 
 
-def _op(run: Path, record: Json, sources: dict[str, str]) -> Json:
+def _op(record: Json, sources: dict[str, str]) -> Json:
     timings = [{name: t[name] for name in _TIMING} for t in record["timings"]] if record["verdict"] == "PASSED" else []
-    for timing in timings:
-        _check_interval(run, record["op"], timing)
     speedup = mean_speedup(timings)
     path = Path(record["source_path"])
     is_shared = path.name == SHARED_FILE
@@ -114,12 +121,6 @@ def _op(run: Path, record: Json, sources: dict[str, str]) -> Json:
         **(speedup.to_json() if speedup else {"speedup": None, "low": None, "high": None}),
         "errors": _errors(error_groups(record)),
     }
-
-
-def _check_interval(run: Path, op: str, timing: Json) -> None:
-    figures = [timing[name] for name in ("low", "ratio", "high")]
-    if not all(math.isfinite(v) and v > 0 for v in figures) or sorted(figures) != figures:
-        raise RunFolderError(f"{run}: a speedup of {op} is {figures[1]} in [{figures[0]}, {figures[2]}]: damaged.")
 
 
 def _kept(sources: dict[str, str], text: str) -> str:

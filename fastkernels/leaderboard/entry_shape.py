@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Literal, NotRequired, TypedDict
 
 from fastkernels.harness.verdict import Speed
 from fastkernels.report.load import Environment, environment_fault
-from fastkernels.report.shapes import Finite, Measured, fault
+from fastkernels.report.shapes import Finite, Measured, NotNegative, fault
 
 Json = dict[str, Any]
+
+_WITH_BOUNDS = ("scores", "subset_scores", "ops", "items")
+_MOST_TARGETS = 10_000
+"""Of one level: every one is drawn again and again by the bootstrap."""
 
 
 class _Mean(TypedDict):
@@ -73,15 +78,15 @@ class _Timing(_Interval):
     init: NotRequired[str]
     speed: Speed
     num_pairs: int
-    noise_floor: Finite
-    baseline_us: Finite | None
-    candidate_us: Finite | None
-    warm_baseline_us: Finite | None
-    warm_candidate_us: Finite | None
-    graph_baseline_us: Finite | None
-    graph_candidate_us: Finite | None
-    baseline_roofline_share: Finite
-    candidate_roofline_share: Finite
+    noise_floor: NotNegative
+    baseline_us: NotNegative | None
+    candidate_us: NotNegative | None
+    warm_baseline_us: NotNegative | None
+    warm_candidate_us: NotNegative | None
+    graph_baseline_us: NotNegative | None
+    graph_candidate_us: NotNegative | None
+    baseline_roofline_share: NotNegative
+    candidate_roofline_share: NotNegative
     is_launch_bound: bool
 
 
@@ -90,9 +95,9 @@ class _Error(TypedDict):
     dtype: str
     verdict: str
     num_calls: int
-    row_share: Finite | None
-    bias_share: Finite | None
-    max_abs: Finite | None
+    row_share: NotNegative | None
+    bias_share: NotNegative | None
+    max_abs: NotNegative | None
 
 
 class _Op(TypedDict):
@@ -128,12 +133,25 @@ class _OpScore(TypedDict):
     fast_1_5: _Fast
 
 
+class _JudgedBy(TypedDict):
+    cases_sha256: str | None
+    tolerances_sha256: str | None
+    dtype: list[str] | None
+    device: str
+    quick: bool | None
+    check_only: bool | None
+    timeout: Finite | None
+    memory_gb: Finite | None
+
+
 class _KernelsEntry(_Entry):
     manifest: _Manifest | None
+    judged_by: NotRequired[_JudgedBy]
     targets: dict[str, int]
     scores: dict[str, _OpScore]
     ops: list[_Op]
     sources: dict[str, str]
+    cut_sources: NotRequired[dict[str, int]]
 
 
 class _Deployable(_Mean):
@@ -172,10 +190,13 @@ class _Intervals(TypedDict):
     macro: _Macro
 
 
-class _EvalScores(TypedDict):
+class _PartScores(TypedDict):
     deployable: _Deployable
     macroeval: _Blends
     intervals: _Intervals
+
+
+class _EvalScores(_PartScores):
     fast_1: _Fast
 
 
@@ -210,7 +231,9 @@ class _Item(_Part):
 class _EvalEntry(_Entry):
     manifest: _Manifest
     scenarios_sha256: NotRequired[str]
+    scenarios_note: NotRequired[str]
     scores: _EvalScores
+    subset_scores: NotRequired[_PartScores | None]
     items: list[_Item]
 
 
@@ -220,12 +243,38 @@ def entry_fault(entry: Json) -> str:
         fault(entry, _Entry, "")
         or environment_fault(entry["environment"])
         or (_kernels_fault(entry) if entry["kind"] == "kernels" else _eval_fault(entry))
+        or _bounds_fault(entry)
     )
+
+
+def _bounds_fault(entry: Json) -> str:
+    """Bounds rise, about the ratio where one was measured; a mean may lie outside of its bootstrap's percentiles."""
+    waiting: list[tuple[str, Any]] = [(name, entry[name]) for name in _WITH_BOUNDS if name in entry]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, list):
+            waiting += [(f"{where}[{number}]", item) for number, item in enumerate(value)]
+        if not isinstance(value, dict):
+            continue
+        waiting += [(f"{where}.{name}", item) for name, item in value.items()]
+        rising = [value.get(name) for name in ("low", "ratio", "high")]
+        found = [number for number in rising if isinstance(number, int | float)]
+        if len(found) > 1 and found != sorted(found):
+            return f"{where} is {' to '.join(map(str, found))}, which does not rise"
+    return ""
 
 
 def _kernels_fault(entry: Json) -> str:
     if found := fault(entry, _KernelsEntry, ""):
         return found
+    if large := [level for level, count in entry["targets"].items() if not 0 <= count <= _MOST_TARGETS]:
+        return f"targets[{large[0]!r}] is {entry['targets'][large[0]]}, not from 0 to {_MOST_TARGETS}"
+    names, levels = (Counter(op[key] for op in entry["ops"]) for key in ("op", "level"))
+    if several := [name for name, count in names.items() if count > 1]:
+        return f"ops holds {several[0]} more than once"
+    for level, count in levels.items():
+        if count > entry["targets"].get(str(level), 0):
+            return f"ops holds {count} of level {level}, more than targets says there are"
     for number, op in enumerate(entry["ops"]):
         for name in (op["source"], op["baseline_source"]):
             if name and name not in entry["sources"]:

@@ -11,7 +11,7 @@ from fastkernels.leaderboard.submission import Submission
 from fastkernels.report.eval_view import ItemView, item_views
 from fastkernels.report.view import headline
 from fastkernels.scoring.fast_p import fast_p
-from fastkernels.scoring.scores import scores
+from fastkernels.scoring.scores import scores, subset_scores
 from fastkernels.scoring.statistics import Interval
 
 Json = dict[str, Any]
@@ -21,29 +21,27 @@ _NAMES = ("item", "model", "architecture", "family", "dtype", "num_ranks", "outc
 
 
 def eval_part(given: Submission) -> Json:
-    """Errors: RunFolderError when the run does not say by which manifest, of which scenarios or of which files the
-    set is, or a scenario of the run has no item with the set."""
+    """Errors: RunFolderError when the run does not say of which files the set is, was judged by another manifest than
+    this program's, or is of other scenarios than their name says, or does not hold what they ask for (eval_checks)."""
+    from fastkernels.leaderboard import eval_checks as checks  # with torch, which no build needs
+
     results = given.results
-    manifest = results.get("manifest")
-    if not isinstance(manifest, dict) or not {"version", "sha256"} <= manifest.keys():
-        raise RunFolderError(f"{given.run} does not say by which manifest it was judged; evaluate again.")
-    known = next((s for s in results["sets"] if s["name"] == given.implementation), None)
+    manifest, scenarios = checks.manifest_of(given.run, results), checks.scenarios_of(given.run, results)
+    checks.check_shipped(given.run, scenarios, results["request"].get("model"))
+    known = next((s for s in results.get("sets", []) if s["name"] == given.implementation), None)
     if known is None:
         raise RunFolderError(f"{given.run}: {given.implementation} is not among the run's sets; it is damaged.")
-    views = item_views(results)
-    chosen = [view for view in views if view.record["implementation"] == given.implementation]
-    missing = {v.record["item"] for v in views} - {v.record["item"] for v in chosen}
-    missing |= {v.record["item"] for v in chosen if not v.record["is_complete"]}
-    if missing:
-        raise RunFolderError(
-            f"{given.run} lacks {len(missing)} whole items of {given.implementation} "
-            f"({', '.join(sorted(missing)[:3])}); go on with the same command and --resume."
-        )
+    records = [record for record in results["items"] if record["implementation"] == given.implementation]
+    checks.check_items(given.run, scenarios, given.implementation, records)
+    checks.check_judged(given.run, scenarios, manifest, records)
+    checks.check_samples(given.run, scenarios, records)
+    chosen = item_views({**results, "items": records})
     return {
         "implementation": {"name": known["name"], "sha256": known["sha256"], "ops": known["ops"]},
-        "manifest": {name: manifest[name] for name in ("version", "sha256")},
+        "manifest": {"version": manifest.version, "sha256": manifest.sha256},
         "scenarios_sha256": given.scenarios_sha256,
         "scores": {**scores([view.item for view in chosen]), **_fast(chosen)},
+        "subset_scores": subset_scores({**results, "items": records}).get(given.implementation),
         "items": [_item(view) for view in chosen],
     }
 

@@ -34,4 +34,6 @@ def _cuda_functions(source: str) -> list[str]:
 
 def _is_triton_jit(decorator: ast.expr) -> bool:
     node = decorator.func if isinstance(decorator, ast.Call) else decorator
-    return ast.unparse(node) in ("triton.jit", "jit")
+    if isinstance(node, ast.Attribute):  # no ast.unparse: a candidate's text may be nested beyond measure
+        return node.attr == "jit" and isinstance(node.value, ast.Name) and node.value.id == "triton"
+    return isinstance(node, ast.Name) and node.id == "jit"

@@ -12,15 +12,13 @@ import numpy as np
 
 from fastkernels.harness.verdict import Speed, Verdict
 from fastkernels.report.mean_speedup import LogInterval, mean_interval, mean_speedup, timing_interval
+from fastkernels.report.scopes import level_scopes
 from fastkernels.scoring.fast_p import fast_p
 from fastkernels.scoring.intervals import hierarchical_bounds
 
 Json = dict[str, Any]
 
 SEED = 42
-MAIN_LEVELS = (1, 2)
-"""Of the scope that agents are ranked by: what has been published of agents is of these."""
-
 _NUM_DRAWS = 1000
 
 
@@ -33,13 +31,11 @@ def op_deployable(verdict: str, timings: Sequence[Json]) -> LogInterval:
 
 def scopes(targets: Mapping[str, int], ops: Sequence[Json]) -> dict[str, tuple[int, ...]]:
     """Levels by the name of a scope: L1 and L2 together, then each level that has a judgement."""
-    judged = sorted({op["level"] for op in ops if str(op["level"]) in targets})
-    together = {"L1+L2": MAIN_LEVELS} if set(judged) & set(MAIN_LEVELS) else {}
-    return {**together, **{f"L{level}": (level,) for level in judged}}
+    return level_scopes(op["level"] for op in ops if str(op["level"]) in targets)
 
 
 def op_scores(targets: Mapping[str, int], ops: Sequence[Json]) -> dict[str, Json]:
-    """By scope: figures of the ops of an entry. targets: how many ops are registered, by level."""
+    """By scope: figures of the ops of an entry. targets: how many ops are registered, by level; no fewer than ops."""
     found = {}
     for name, levels in scopes(targets, ops).items():
         chosen = [op for op in ops if op["level"] in levels]
@@ -47,8 +43,7 @@ def op_scores(targets: Mapping[str, int], ops: Sequence[Json]) -> dict[str, Json
     return found
 
 
-def _scope(num_registered: int, ops: Sequence[Json]) -> Json:
-    num_targets = max(num_registered, len(ops))
+def _scope(num_targets: int, ops: Sequence[Json]) -> Json:
     lows = lower_bounds(ops, num_targets)
     passed = [op for op in ops if op["verdict"] == Verdict.PASSED]
     num_judged = sum(op["verdict"] != Verdict.UNTESTABLE for op in ops)  # which says nothing of the candidate
@@ -87,11 +82,12 @@ def op_speed(timings: Sequence[Json]) -> str:
 
 def mean_with_interval(parts: Sequence[LogInterval]) -> Json:
     """Geometric mean with the 95 % interval of the hierarchical bootstrap: targets are drawn anew, and each within its
-    own interval; of two targets it is the range between them, of one its own."""
+    own interval; of two targets it is the wider of their range and their own intervals', of one its own."""
     if not parts:
         return LogInterval().to_json()
     noise = np.random.default_rng(SEED).standard_normal(_NUM_DRAWS)
-    bounds = hierarchical_bounds([p.centre + np.array([[0.0, *p.spread * noise]]) for p in parts])
+    pools = [p.centre + np.array([[0.0, *p.spread * noise]]) for p in parts]
+    bounds = hierarchical_bounds(pools, [p.ends for p in parts])
     if bounds is None:
         return parts[0].to_json()
     return {"speedup": math.exp(fmean(p.centre for p in parts)), "low": bounds.low, "high": bounds.high}

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastkernels.leaderboard.conditions import conditions, differing_words
 from fastkernels.leaderboard.entry import SHARED_FILE
 from fastkernels.leaderboard.eval_entry import item_lower_bounds
 from fastkernels.leaderboard.figures import Curve
-from fastkernels.leaderboard.op_scores import MAIN_LEVELS, lower_bounds
+from fastkernels.leaderboard.op_scores import lower_bounds
+from fastkernels.report.scopes import MAIN_LEVELS
 
 Json = dict[str, Any]
 
@@ -72,16 +74,15 @@ def curves(entries: Sequence[Json], kind: str) -> list[Curve]:
 
 def _op_lows(entry: Json) -> list[float | None]:
     ops = [op for op in entry["ops"] if op["level"] in MAIN_LEVELS]
-    registered = sum(entry["targets"].get(str(level), 0) for level in MAIN_LEVELS)
-    return lower_bounds(ops, max(registered, len(ops))) if ops else []
+    return lower_bounds(ops, sum(entry["targets"].get(str(level), 0) for level in MAIN_LEVELS)) if ops else []
 
 
 def curve_name(entry: Json, entries: Sequence[Json]) -> str:
-    """The agent, with scenario set and hardware where its name alone does not tell entries of the kind apart."""
+    """The agent, with scenario set, hardware and what else it was judged on where entries of the kind differ in it."""
     alike = [e for e in entries if e["kind"] == entry["kind"]]
-    if len({(e["scenario_set"], e["hardware"]) for e in alike}) == 1:
-        return str(entry["agent"])
-    return " \u00b7 ".join(filter(None, (entry["agent"], entry["scenario_set"], entry["hardware"])))
+    differing = {(e["scenario_set"], e["hardware"]) for e in alike}
+    parts = [entry["agent"], *((entry["scenario_set"], entry["hardware"]) if len(differing) > 1 else ())]
+    return " \u00b7 ".join(filter(None, (*parts, differing_words(entry, alike))))
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,12 @@ class OpView:
 
     @property
     def best(self) -> list[tuple[Json, Json]]:
-        """The fastest that passed on each hardware, on the commonest first; one that was let through by force only
-        where there is no other."""
+        """The fastest that passed of those that compare: on each hardware, judged by the same; the commonest first. One
+        that was let through by force only where there is no other."""
         timed = [(entry, op) for entry, op in self.found if op["verdict"] == "PASSED" and op["speedup"] is not None]
-        groups: dict[str, list[tuple[Json, Json]]] = {}
+        groups: dict[tuple[str, str], list[tuple[Json, Json]]] = {}
         for entry, op in timed:
-            groups.setdefault(entry["hardware"], []).append((entry, op))
+            groups.setdefault((entry["hardware"], conditions(entry)), []).append((entry, op))
         alike = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
         return [max(pairs, key=lambda pair: (not pair[0]["marks"], pair[1]["speedup"])) for _, pairs in alike]
 
@@ -127,6 +128,11 @@ class OpView:
     @property
     def hardware(self) -> list[str]:
         return sorted({entry["hardware"] for entry, _ in self.found})
+
+    @property
+    def num_conditions(self) -> int:
+        """Ways in which the op was judged that do not compare, hardware apart."""
+        return len({conditions(entry) for entry, _ in self.found})
 
 
 def op_views(entries: Sequence[Json]) -> list[OpView]:

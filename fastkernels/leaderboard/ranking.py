@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fastkernels.leaderboard.conditions import conditions, in_words
 from fastkernels.leaderboard.metrics import EVAL_METRICS, KERNELS_METRICS, Cell, Metric, eval_cells, kernels_cells
 from fastkernels.leaderboard.places import Place, places
 from fastkernels.scoring.published import COMBINED, PublishedLevel, published_agents
@@ -27,14 +28,17 @@ class RankRow:
 
 @dataclass(frozen=True)
 class RankTable:
-    """Entries that compare: of one kind, scenario set, hardware and manifest. manifest: in words, "" where the site has
-    one alone."""
+    """Entries that compare: of one kind, scenario set, hardware and manifest, judged by the same (conditions).
+
+    manifest: in words, "" where the site has one alone. judged: on what, in words.
+    """
 
     name: str
     kind: str
     title: str
     hardware: str
     manifest: str
+    judged: str
     metrics: Sequence[Metric]
     rows: list[RankRow] = field(default_factory=list)
 
@@ -47,16 +51,16 @@ def rank_tables(entries: Sequence[Json]) -> list[RankTable]:
     """Whole models first, then kernels; rows by level and rank."""
     groups: dict[tuple[str, ...], list[Json]] = {}
     for entry in entries:
-        wanted = (entry["kind"], entry["scenario_set"], entry["hardware"], *manifest_of(entry))
+        wanted = (entry["kind"], entry["scenario_set"], entry["hardware"], *manifest_of(entry), conditions(entry))
         groups.setdefault(wanted, []).append(entry)
     has_several = len(manifests(entries)) > 1
     tables = []
     for number, (key, found) in enumerate(sorted(groups.items())):
-        kind, scenario_set, hardware, version, sha256 = key
+        kind, scenario_set, hardware, version, sha256, _ = key
         title = f"Whole models: {scenario_set}" if kind == "eval" else "Kernels"
         manifest = f"manifest {version}, SHA-256 {sha256[:12]}" if version and has_several else ""
         metrics = EVAL_METRICS if kind == "eval" else KERNELS_METRICS
-        table = RankTable(f"ranking-{number}", kind, title, hardware, manifest, metrics)
+        table = RankTable(f"ranking-{number}", kind, title, hardware, manifest, in_words(found[0]), metrics)
         table.rows.extend(_ranked([row for entry in found for row in _rows(entry)], metrics))
         tables.append(table)
     return tables

@@ -14,16 +14,19 @@ from typing import Any
 
 import fastkernels
 from fastkernels import env
-from fastkernels.errors import InputFileError, UsageError
+from fastkernels.errors import InputFileError, RunFolderError, UsageError
 from fastkernels.leaderboard.entry import ENTRY_SCHEMA_VERSION, entry_of
 from fastkernels.leaderboard.entry_shape import entry_fault
 from fastkernels.leaderboard.submission import Submission
 from fastkernels.report.compare import hardware
+from fastkernels.report.damage import blaming
 from fastkernels.report.publish import write_page
 
 Json = dict[str, Any]
 
 _SHIPPED = Path(fastkernels.__file__).parents[1] / "benchmarks" / "results" / "leaderboard"
+_LONGEST_SLUG = 60
+"""Bytes: an entry's file is named by four, and a name has 255 at most."""
 OTHER_HARDWARE, QUICK = "other hardware", "quick"
 
 
@@ -50,7 +53,8 @@ class Board:
         """Write the run's entry; returns its file.
 
         Errors: UsageError when the agent has such an entry, the run is of other hardware than the board's or a first
-        look with --quick (each unless forced); InputFileError when its manifest or its scenarios are not the board's.
+        look with --quick (each unless forced); InputFileError when its manifest or its scenarios are not the board's;
+        RunFolderError when it is damaged: what no later command could read is not written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with _alone(self.path):
@@ -71,9 +75,14 @@ class Board:
         if not is_forced:
             _refuse(self.path, given, alike, marks, known)
         _check_scenarios(self.path, given, alike)
-        entry = entry_of(given, marks)
+        with blaming(given.run):
+            entry = json.loads(json.dumps(entry_of(given, marks)))  # as it will be read
+        if found := entry_fault(entry):
+            raise RunFolderError(f"{given.run}: {found}; no entry can be made of it, and the results are damaged.")
+        with blaming(given.run):
+            text = json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n"
         path = known or free_name(self.path, [slug(part) for part in (given.kind, given.agent, *wanted[2:]) if part])
-        write_page(path, json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n")
+        write_page(path, text)
         return path
 
 
@@ -146,7 +155,12 @@ def _check_scenarios(board: Path, given: Submission, alike: list[Json]) -> None:
                 f"in {len(other)} scenarios ({', '.join(sorted(other)[:3])}): they do not compare. Use another --board."
             )
         theirs, mine = entry.get("scenarios_sha256"), given.scenarios_sha256
-        if theirs and theirs != mine:
+        if not theirs:
+            raise InputFileError(
+                f"{entry['agent']}'s entry of {board} does not say what its scenarios {given.scenario_set!r} were: "
+                f"whether {given.run} compares cannot be told. Add that entry's run again, or use another --board."
+            )
+        if theirs != mine:
             raise InputFileError(
                 f"{given.run} and {entry['agent']}'s entry of {board} are both of {given.scenario_set!r}, with other "
                 f"workloads or restarts (SHA-256 {mine[:12]} and {theirs[:12]}): they do not compare. Evaluate the "
@@ -163,14 +177,16 @@ def free_name(folder: Path, parts: list[str]) -> Path:
 
 
 def slug(text: str) -> str:
-    """Lower case letters, digits, dots and single dashes: fit for a file and a link."""
-    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-.") or "entry"
+    """Lower case letters, digits, dots and single dashes, not too many: fit for a file and a link."""
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower())[:_LONGEST_SLUG].strip("-.") or "entry"
 
 
 def read_entry(path: Path) -> Json:
     """Errors: InputFileError."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputFileError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (ValueError, RecursionError) as error:
         raise InputFileError(f"{path} is cut off or altered: {error}.") from None
     if not isinstance(entry, dict):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastkernels.errors import RunFolderError, UnknownNameError, UsageError
 from fastkernels.harness.verdict import Verdict
+from fastkernels.registry import ops as registered_ops
 from fastkernels.report.load import load_results
 
 Json = dict[str, Any]
@@ -54,7 +56,12 @@ class Submission:
         found = self.results.get("scenarios")
         if not isinstance(found, dict):
             raise RunFolderError(f"{self.run} does not say what its scenarios were; evaluate again.")
-        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+        return scenarios_digest(found)
+
+
+def scenarios_digest(scenarios: Json) -> str:
+    """SHA-256 over a scenario set as a run has it (ScenarioSet.to_json)."""
+    return hashlib.sha256(json.dumps(scenarios, sort_keys=True).encode()).hexdigest()
 
 
 def submission(run: Path, agent: str, implementation: str | None = None) -> Submission:
@@ -76,10 +83,26 @@ def submission(run: Path, agent: str, implementation: str | None = None) -> Subm
     if chosen not in names:
         raise UnknownNameError(f"set in {run}", chosen, names)
     if results["kind"] == "kernels":
-        _check_judgements(run, [r for r in results["ops"] if r["implementation"] == chosen])
+        records = [r for r in results["ops"] if r["implementation"] == chosen]
+        _check_ops(run, records)
+        _check_judgements(run, records)
+    _check_states(run, results, chosen)
     if not agent.strip() or len(agent) > _LONGEST_NAME or not agent.isprintable():
         raise UsageError(f"--agent {agent!r} is no name; it has 1 to {_LONGEST_NAME} printable characters.")
     return Submission(run, results, agent.strip(), chosen)
+
+
+def _check_ops(run: Path, records: list[Json]) -> None:
+    """Each is an op of the registry, at its level, once. Errors: RunFolderError."""
+    known, counts = registered_ops(), Counter(record["op"] for record in records)
+    for record in records:
+        name, level = record["op"], record["level"]
+        if name not in known:
+            raise RunFolderError(f"{run} holds a judgement of {name!r}; this program has no op of that name.")
+        if level != known[name].level:
+            raise RunFolderError(f"{run} has {name} at level {level}; it is an op of level {known[name].level}.")
+        if counts[name] > 1:
+            raise RunFolderError(f"{run} holds {counts[name]} judgements of {name} by one set; it is damaged.")
 
 
 def _check_judgements(run: Path, records: list[Json]) -> None:
@@ -90,7 +113,15 @@ def _check_judgements(run: Path, records: list[Json]) -> None:
             f"{run} holds no judgement of {', '.join(failed)}: the judge itself failed (JUDGE_ERROR), which says "
             "nothing of the candidate. The same command with --resume tries them again."
         )
-    states = {r["set_sha256"] for r in records if r["set_sha256"]}
+
+
+def _check_states(run: Path, results: Json, name: str) -> None:
+    """All is of one state of the set's files, which they had in the end too. Errors: RunFolderError."""
+    records = results["ops" if results["kind"] == "kernels" else "items"]
+    states = {record["set_sha256"] for record in records if record["implementation"] == name}
+    states |= {known["sha256"] for known in results.get("sets", []) if known["name"] == name}
+    if results["kind"] == "kernels":
+        states.discard("")  # of a judgement of before
     if len(states) > 1:
         raise RunFolderError(
             f"{run} holds judgements of {len(states)} states of the set, whose files changed on the way. The command "

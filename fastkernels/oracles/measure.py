@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import math
 import signal
@@ -26,6 +25,7 @@ from fastkernels.dtypes import default_dtype, find_dtype
 from fastkernels.oracles.oracle import Answer, Load, Oracle, Request
 from fastkernels.oracles.our_side import OurSide, our_side
 from fastkernels.oracles.side_by_side import relative_error
+from fastkernels.oracles.turns import Turns
 from fastkernels.registry import Architecture
 from fastkernels.scoring.discrepancy import compare
 from fastkernels.scoring.statistics import ratio_interval
@@ -205,23 +205,6 @@ class Measurement:
             for name in list(calls) if number % 2 == 0 else list(calls)[::-1]:
                 samples[name].append(ms_a_call(calls[name], counts[name], self.device))
         return samples
-
-
-class Turns:
-    """Of processes that share a device: each has a part in the lock of a file until it ends, but while it is alone."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a")
-        fcntl.flock(self._file, fcntl.LOCK_SH)
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Waits until every other process waits for its turn, too, or has ended."""
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_SH)
 
 
 def gpu_costs(call: Callable[[], Any], most: int = 12) -> dict[str, Any]:

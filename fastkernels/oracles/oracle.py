@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastkernels.engine.model import find_model
+from fastkernels.engine.model_source import find_model
 from fastkernels.errors import EnvironmentProblem, UnsupportedError
 from fastkernels.registry import Architecture
 

@@ -134,7 +134,7 @@ class _Tokens:
         given = [{name: request[name] for name in names if name in request} for request in requests]
 
         def run() -> Answer:
-            outputs = self.llm.generate(given, params)
+            outputs = self.llm.generate(given, params, use_tqdm=False)
             tokens = torch.tensor([output.outputs[0].token_ids for output in outputs])
             logits = {"logits": self._kept[0]} if requests[0]["max_tokens"] == 1 else {}
             return {**logits, "token_ids": tokens}

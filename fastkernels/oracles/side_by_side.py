@@ -83,7 +83,7 @@ class SideBySide:
         if isinstance(runner, Pipeline):
             return [result.tensors for result in runner.run(requests)]
         params = [SamplingParams(temperature=0, max_tokens=r["max_tokens"], ignore_eos=True) for r in requests]
-        outputs = runner.generate([_prompt(request) for request in requests], params)
+        outputs = runner.generate([_prompt(request) for request in requests], params, use_tqdm=False)
         return [{"token_ids": torch.tensor(output.outputs[0].token_ids)} for output in outputs]
 
     def logits(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastkernels.engine.model import ModelSource, find_tokenizer
+from fastkernels.engine.model_source import ModelSource, find_tokenizer
 from fastkernels.engine.outputs import EMBEDDING
 from fastkernels.errors import UsageError
 from fastkernels.pipelines.inputs import as_integers
@@ -26,7 +26,11 @@ class Embedding(Result):
     """tensors: dense_vecs [hidden_size], lexical_token_ids and lexical_weights [num_words], colbert_vecs [tokens - 1,
     hidden_size]: vectors of length one, and the weights above 0 of a text's tokens, the largest of each."""
 
-    num_tokens: int = 0
+    token_ids: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
 
     @property
     def lexical_weights(self) -> dict[int, float]:
@@ -117,7 +121,7 @@ class BGEM3Pipeline:
             "lexical_weights": largest[is_told],
             "colbert_vecs": result["colbert_vecs"][1:].float().cpu(),
         }
-        return Embedding(tensors, len(ids))
+        return Embedding(tensors, tuple(ids.tolist()))
 
     @staticmethod
     def example_requests(num: int, seed: int) -> list[dict[str, Any]]:

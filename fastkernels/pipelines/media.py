@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fastkernels.errors import UsageError
 
@@ -124,8 +124,14 @@ def load_image(source: Any) -> Image.Image:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UsageError(f"The image is too large: {error}") from error
+    except UnidentifiedImageError as error:
+        raise _unreadable("image", data, "it is of no known format") from error
     except Exception as error:  # of a broken file Pillow raises whatever it comes to: struct.error, NotImplementedError
-        raise UsageError(f"The image of {len(data)} bytes cannot be read: {error}.") from error
+        raise _unreadable("image", data, error) from error
+
+
+def _unreadable(what: str, data: bytes, reason: object) -> UsageError:
+    return UsageError(f"The {what} of {len(data)} bytes cannot be read: {str(reason).rstrip('. ')}.")
 
 
 def _check_pixels(size: tuple[int, int], what: str) -> None:
@@ -165,7 +171,7 @@ def load_audio(source: Any, sampling_rate: int) -> np.ndarray:
             _check_length(file.frames, file.channels, file.samplerate)
             samples, rate = _mixed(file), file.samplerate
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        raise UsageError(f"The audio of {len(data)} bytes cannot be read: {error}.") from error
+        raise _unreadable("audio", data, getattr(error, "error_string", error)) from error
     return resample(samples, rate, sampling_rate)
 
 
@@ -247,7 +253,7 @@ def _of_video_file(data: bytes, chosen: Callable[[int], Ints]) -> np.ndarray:
         if count != said:
             count, frames = _decoded(data, chosen(count))
     except (av.FFmpegError, IndexError, ValueError) as error:
-        raise UsageError(f"The video of {len(data)} bytes cannot be read: {error}.") from error
+        raise _unreadable("video", data, getattr(error, "strerror", None) or error) from error
     if not count:
         raise UsageError("The video has no frame.")
     return frames

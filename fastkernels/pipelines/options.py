@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastkernels.weights import read_json
+from fastkernels.checkpoint_files import read_json
 
 
 def read_options(checkpoint: Path | None, name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from PIL.Image import Resampling
 from torch import Tensor, nn
 from transformers.image_processing_backends import PilBackend
 
-from fastkernels.engine.model import ModelSource, find_tokenizer
+from fastkernels.engine.model_source import ModelSource, find_tokenizer
 from fastkernels.errors import UsageError
 from fastkernels.pipelines.inputs import as_floats, as_integers
 from fastkernels.pipelines.media import load_image

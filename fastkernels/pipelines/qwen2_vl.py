@@ -57,6 +57,7 @@ class Qwen2VLProcessor:
     """Of a checkpoint directory with preprocessor_config.json, or with the library's own numbers without one."""
 
     modalities = ("image", "video")
+    needs_media = False
 
     def __init__(self, config: Qwen2VLConfig, tokenizer: Tokenizer, checkpoint: Path | None = None) -> None:
         self.config, self.tokenizer = config, tokenizer

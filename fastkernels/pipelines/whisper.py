@@ -15,9 +15,10 @@ from tokenizers import Tokenizer
 from fastkernels.engine.multimodal import ProcessedPrompt
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import EnvironmentProblem, UnsupportedError, UsageError
-from fastkernels.pipelines.media import load_audio
+from fastkernels.pipelines.media import load_audio, resample
 from fastkernels.pipelines.options import read_options
 from fastkernels.tasks.configs.whisper import WhisperConfig
+from fastkernels.workloads import SPEECH_RATE, speech
 
 _HOP, _RATE = 160, 16000
 _TASKS = ("transcribe", "translate")
@@ -38,6 +39,7 @@ class WhisperProcessor:
     """Of a checkpoint directory with preprocessor_config.json and generation_config.json, where it has them."""
 
     modalities = ("audio",)
+    needs_media = True
 
     def __init__(self, config: WhisperConfig, tokenizer: Tokenizer, checkpoint: Path | None = None) -> None:
         self.config, self.tokenizer = config, tokenizer
@@ -160,10 +162,10 @@ class WhisperProcessor:
         if first is None:
             blank = self.tokenizer.encode(_BLANK, add_special_tokens=False).ids
             first = [*blank, *self.config.eos_token_ids] if len(blank) == 1 else self.config.eos_token_ids
-        vocab_size = self.config.vocab_size
+        vocab_size, room = self.config.vocab_size, self.config.max_target_positions - num_prompt
         return replace(
             params,
-            max_tokens=max(1, min(params.max_tokens, self.config.max_target_positions - num_prompt)),
+            max_tokens=max(1, room if params.max_tokens is None else min(params.max_tokens, room)),
             suppress_tokens=tuple(t for t in suppressed if 0 <= t < vocab_size),
             begin_suppress_tokens=tuple(t for t in first if 0 <= t < vocab_size),
         )
@@ -187,18 +189,16 @@ class WhisperProcessor:
         return [{"prompt_token_ids": tokens, "multi_modal_data": {"audio": window}} for window in windows]
 
     def example_prompts(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Mapping[str, Any]]:
-        """The prompts beside tones of unlike lengths."""
+        """The prompts beside unlike lengths of the shipped recording, from places and as loud as drawn, with noise."""
         random = np.random.default_rng(seed)
+        spoken = resample(speech(), SPEECH_RATE, self.sampling_rate)
         made: list[Mapping[str, Any]] = []
         for tokens in prompts:
             length = int(random.integers(self.window_len // 10, self.window_len + 1))
-            made.append({"prompt_token_ids": list(tokens), "multi_modal_data": {"audio": self._tone(length, random)}})
+            heard = np.resize(np.roll(spoken, int(random.integers(len(spoken)))), length) * random.uniform(0.3, 1)
+            sound = (heard + 0.01 * random.standard_normal(length)).clip(-1, 1).astype(np.float32)
+            made.append({"prompt_token_ids": list(tokens), "multi_modal_data": {"audio": sound}})
         return made
-
-    def _tone(self, length: int, random: np.random.Generator) -> NDArray[np.float32]:
-        time = np.arange(length) / self.sampling_rate
-        tone = 0.3 * np.sin(2 * np.pi * random.uniform(100, 2000) * time * (1 + time))
-        return (tone + 0.05 * random.standard_normal(length)).astype(np.float32)
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids

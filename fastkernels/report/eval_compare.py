@@ -31,7 +31,8 @@ def _manifests(before: Json, after: Json) -> list[str]:
     old, new = (run.get("manifest") or {} for run in (before, after))
     if old == new:
         return []
-    return [f"The manifest was {old.get('version')} and is {new.get('version')}: other answers count as right."]
+    was, now = (f"{m.get('version')} (SHA-256 {str(m.get('sha256'))[:12]})" for m in (old, new))
+    return [f"The manifest was {was} and is {now}: other answers count as right."]
 
 
 def _change(old: ItemView | None, new: ItemView | None, shas: list[dict[str, str]]) -> Change:

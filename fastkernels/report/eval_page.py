@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from fastkernels.report.accounting import view_tolerances
 from fastkernels.report.eval_figures import discrepancies, sensitivity, speedups
-from fastkernels.report.eval_view import SENTENCES, ItemView, item_views, set_scores
+from fastkernels.report.eval_view import SENTENCES, ItemView, item_views, part_scores, set_scores
 from fastkernels.report.html import page
 from fastkernels.report.view import command
-from fastkernels.scoring.deployable import deployable
-from fastkernels.scoring.scores import subset_items_of
+from fastkernels.scoring.policies import Headline
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class SetView:
-    """One implementation set. subset: deployable speedup with the largest part of it that works, where it broke a
-    model; None otherwise. counts: items by verdict."""
+    """One implementation set. subset: the scores of the largest part of it that works, where it broke a model; None
+    otherwise. counts: items by verdict. tolerances: what is valid, by scale of the thresholds."""
 
     name: str
     record: Json
     score: Json
     subset: Json | None
     counts: dict[str, int]
+    tolerances: dict[str, Headline]
+
+    @property
+    def scored(self) -> list[tuple[str, Json]]:
+        """What MacroEval is shown of: (what it is, if not the whole set; scores)."""
+        return [("", self.score), *([("without the ops at fault", self.subset)] if self.subset else [])]
 
     @property
     def families(self) -> dict[str, Json]:
@@ -57,13 +63,14 @@ def render_eval(results: Json) -> str:
 def set_views(results: Json, views: Sequence[ItemView], scores: dict[str, Json]) -> list[SetView]:
     """In the order of the run."""
     records = {record["name"]: record for record in results.get("sets", [])}
-    parts = subset_items_of(results) if views else {}
+    parts = part_scores(results)
     found = []
     for name, score in scores.items():
-        verdicts = [v.verdict for v in views if v.record["implementation"] == name]
-        subset = asdict(deployable(parts[name])) if name in parts else None
+        of_set = [v for v in views if v.record["implementation"] == name]
+        verdicts = [v.verdict for v in of_set]
         counts = {verdict: verdicts.count(verdict) for verdict in SENTENCES if verdict in verdicts}
-        found.append(SetView(name, records.get(name, {"path": "", "ops": [], "sha256": ""}), score, subset, counts))
+        record = records.get(name, {"path": "", "ops": [], "sha256": ""})
+        found.append(SetView(name, record, score, parts.get(name), counts, view_tolerances(of_set)))
     return found
 
 

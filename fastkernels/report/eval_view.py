@@ -13,7 +13,7 @@ from fastkernels.report.shapes import fault
 from fastkernels.scoring.deployable import item_verdict
 from fastkernels.scoring.items import Item, Outcome
 from fastkernels.scoring.macroeval import is_valid, item_correctness, item_interval
-from fastkernels.scoring.scores import items_of, scores, subset_items_of
+from fastkernels.scoring.scores import items_of, scores, subset_items_of, subset_scores
 from fastkernels.scoring.statistics import Interval
 
 Json = dict[str, Any]
@@ -101,11 +101,14 @@ def check_eval(run: Path, results: Json) -> None:
             _check(run, f"{name}[{number}]", record, kind)
     for number, record in enumerate(results.get("items", [])):
         _check(run, f"items[{number}].replacements", record["replacements"], list[_Replacement])
+        part = (record["subset"] or {}).get("item")
+        if part is not None:
+            _check(run, f"items[{number}].subset.item.replacements", part["replacements"], list[_Replacement])
     if not results.get("items"):
         return
     try:
         items_of(results), subset_items_of(results)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, ArithmeticError, LookupError, TypeError) as error:
         raise RunFolderError(f"{run}: {error} The results are damaged.") from None
 
 
@@ -164,3 +167,8 @@ def _count(value: object) -> int:
 def set_scores(results: Json) -> dict[str, Json]:
     """scoring.scores of every set that has an item, reckoned from the items; what a run says of itself is not taken."""
     return {name: scores(items) for name, items in items_of(results).items()} if results.get("items") else {}
+
+
+def part_scores(results: Json) -> dict[str, Json]:
+    """The same of each set that broke a model, in the largest part that can be deployed."""
+    return subset_scores(results) if results.get("items") else {}

@@ -14,11 +14,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from fastkernels.harness.verdict import Verdict
-from fastkernels.report import figures, view
+from fastkernels.report import accounting, figures, view
 from fastkernels.report.cases import case_name
 from fastkernels.report.clocks import clocks
 from fastkernels.report.figures import PALETTE, TIMES
 from fastkernels.report.sources import MAX_LINES, cut_lines, side_by_side
+from fastkernels.scoring.policies import PUNITIVE_SPEEDUP
 
 _TEMPLATES = "fastkernels.report.templates"
 
@@ -36,6 +37,7 @@ def render(results: dict[str, Any]) -> str:
         view=seen,
         results=results,
         sets=view.set_summaries(seen),
+        accounts=accounting.run_policies(results),
         nulls=view.null_matrix(results),
         taxonomy=view.taxonomy(seen),
         clocks=clocks(seen),
@@ -111,6 +113,8 @@ def environment() -> jinja2.Environment:
         sentence=view.sentence,
         verdict_mark=lambda verdict: _VERDICT_MARKS.get(verdict, "\u2717"),
         null_mark=lambda outcome: _NULL_MARKS[outcome],
+        policies=accounting.POLICIES,
+        imputed=PUNITIVE_SPEEDUP,
         speed_mark=lambda speed: _SPEED_MARKS[speed],
     )
     return made

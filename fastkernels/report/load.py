@@ -11,7 +11,7 @@ from fastkernels.errors import RunFolderError
 from fastkernels.harness.records import OpRecord, TimingRecord
 from fastkernels.harness.verdict import Speed, Verdict
 from fastkernels.report.eval_view import check_eval
-from fastkernels.report.shapes import Measured, fault
+from fastkernels.report.shapes import Finite, Measured, fault
 
 _LATER: dict[type, dict[str, Any]] = {
     OpRecord: {"set_sha256": ""},
@@ -40,14 +40,20 @@ class Environment(TypedDict):
     gpu: NotRequired[_Gpu]
 
 
+class _Set(TypedDict):
+    name: str
+    sha256: str
+
+
 class _Run(TypedDict):
     run_id: str
     kind: str
     created: str
     status: str
-    seconds: NotRequired[float]
+    seconds: NotRequired[Finite]
     request: dict[str, Any]
     environment: Environment
+    sets: NotRequired[list[_Set]]
     ops: list[dict[str, Any]]
 
 
@@ -85,6 +91,8 @@ def load_results(run: Path) -> dict[str, Any]:
     _check(run, "", results, _Run)
     if found := environment_fault(results["environment"]):
         raise RunFolderError(f"{run}: {found}; the results are damaged.")
+    for name in ("commit", "cpu", "num_cores"):
+        results["environment"].setdefault(name, None)
     for number, record in enumerate(results["ops"]):
         _check_op(run, f"ops[{number}]", record)
     if results["kind"] == "eval":

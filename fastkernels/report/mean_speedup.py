@@ -25,9 +25,13 @@ class LogInterval:
         """The standard deviation that a normal law of this interval has."""
         return (self.down + self.up) / (2 * _NORMAL)
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the interval, as ratios."""
+        return math.exp(self.centre - self.down), math.exp(self.centre + self.up)
+
     def to_json(self) -> Json:
-        values = (self.centre, self.centre - self.down, self.centre + self.up)
-        return dict(zip(("speedup", "low", "high"), map(math.exp, values), strict=True))
+        return dict(zip(("speedup", "low", "high"), (math.exp(self.centre), *self.ends), strict=True))
 
 
 def log_interval(ratio: float, low: float, high: float) -> LogInterval:

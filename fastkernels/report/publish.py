@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import secrets
 import sys
 from pathlib import Path
 from typing import Any
 
 from fastkernels.bench.run_folder import RunFolder
+from fastkernels.errors import UsageError
 from fastkernels.report.e2e_page import render_e2e
 from fastkernels.report.eval_page import render_eval
 from fastkernels.report.html import render
@@ -40,6 +42,20 @@ def render_run(results: dict[str, Any]) -> str:
     """The page of a run, by what kind it is."""
     renderers = {"e2e": render_e2e, "eval": render_eval}
     return renderers.get(results["kind"], render)(results)
+
+
+def check_page(path: Path) -> None:
+    """Whether write_page can put a file there, once the folders on the way are made; for before what takes its time.
+
+    Errors: UsageError names what stands in its way.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder where a file is due; name another place.")
+    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not there.is_dir():
+        raise UsageError(f"{there} is a file, so {path.name} cannot go into it; name another place.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{there} cannot be written, so {path} cannot be made; name another place.")
 
 
 def write_page(path: Path, text: str) -> None:

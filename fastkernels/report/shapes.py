@@ -11,14 +11,24 @@ from functools import cache
 from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 _NUMBERS = (int, float)
+_LARGEST_INTEGER = 1 << 63
+"""A larger one is none of ours, and no float may hold it."""
 
 
 class Finite(float):
     """The hint of a number that is neither NaN nor infinite."""
 
 
-class Measured(Finite):
+class NotNegative(Finite):
+    """The hint of a finite number that is 0 or more."""
+
+
+class Measured(NotNegative):
     """The hint of a finite number over 0, as a time or a ratio is."""
+
+
+_KINDS = {Finite: -math.inf, NotNegative: 0.0, Measured: 0.0}
+"""The least of each."""
 
 
 def fault(value: object, hint: Any, where: str) -> str:
@@ -46,12 +56,14 @@ def fault(value: object, hint: Any, where: str) -> str:
 def _is(value: object, hint: Any) -> bool:
     if hint is bool:
         return isinstance(value, bool)
-    if hint in (*_NUMBERS, Finite, Measured):
+    if hint in (*_NUMBERS, *_KINDS):
         if not isinstance(value, _NUMBERS) or isinstance(value, bool):
+            return False
+        if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
             return False
         if hint in _NUMBERS:
             return hint is float or isinstance(value, int)
-        return math.isfinite(value) and (hint is not Measured or value > 0)
+        return math.isfinite(value) and value >= _KINDS[hint] and (hint is not Measured or value > 0)
     if issubclass(hint, StrEnum):
         return value in list(hint)
     return isinstance(value, hint)
@@ -110,9 +122,10 @@ def _named(hint: Any) -> str:
         return f"one of {', '.join(hint)}"
     words = {
         str: "a text",
-        int: "a whole number",
+        int: "a whole number of less than 2**63",
         bool: "true or false",
         Finite: "a finite number",
+        NotNegative: "a finite number that is 0 or more",
         Measured: "a finite number over 0",
     }
     return words.get(hint, "a number" if hint is float else f"of {hint.__name__}")

@@ -46,19 +46,19 @@ def deployable(items: Sequence[Item], blend: float = DEFAULT_BLEND) -> Deployabl
     """Wins and losses as measured, everything else at 1.0: invalid, never called, blocked and tied items.
 
     The interval is the hierarchical bootstrap over items, restarts and pairs, with the verdicts as they are; of two
-    items it is the range between them, of one item that item's own.
+    items it is the wider of their range and their own intervals', of one item that item's own.
     Errors: ValueError when there is no item, or blend is not in [0, 1].
     """
     counted = _counted(items, blend)
-    bounds = hierarchical_bounds([_pool(item, interval, blend) for item, interval in zip(items, counted, strict=True)])
-    only = counted[0]
-    alone = (1.0, 1.0) if only is None else (only.low, only.high)
+    own = [(1.0, 1.0) if interval is None else (interval.low, interval.high) for interval in counted]
+    pools = [_pool(item, interval, blend) for item, interval in zip(items, counted, strict=True)]
+    bounds = hierarchical_bounds(pools, own)
     verdicts = [item_verdict(item, blend) for item in items]
     num_valid = sum(verdict is not None for verdict in verdicts)
     return Deployable(
         speedup=_mean(counted),
-        low=alone[0] if bounds is None else bounds.low,
-        high=alone[1] if bounds is None else bounds.high,
+        low=own[0][0] if bounds is None else bounds.low,
+        high=own[0][1] if bounds is None else bounds.high,
         num_items=len(items),
         num_valid=num_valid,
         validity=num_valid / len(items),

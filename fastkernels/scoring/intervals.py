@@ -1,6 +1,7 @@
 """95 % intervals of geometric means over items: the published bootstrap, and one that also knows of restarts and pairs.
 
-An interval takes three items at least: of two it is the range between them, as published, and of one there is none.
+Resampling takes three items at least. Of two the published interval is the range between them, which nothing within an
+item widens; the other is as wide as what the items' own intervals leave open. Of one there is none.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastkernels.scoring.items import Item
-from fastkernels.scoring.macroeval import DEFAULT_BLEND, is_valid, log_speedup, parts
+from fastkernels.scoring.macroeval import DEFAULT_BLEND, is_valid, item_interval, log_speedup, parts
 from fastkernels.scoring.statistics import CONFIDENCE
 
 NUM_REPLICATES = 10_000
 SEED = 42
 BOOTSTRAP, HIERARCHICAL, RANGE = "bootstrap", "hierarchical bootstrap", "empirical range"
+OF_TWO = "range of two, or their own intervals"
 
 _NUM_MEDIANS = 1000
 """Resamples of a restart's pairs that the hierarchical bootstrap draws from."""
@@ -27,11 +30,13 @@ _NUM_MEDIANS = 1000
 Floats = NDArray[np.float64]
 Pool = Floats
 """[restarts, resamples]: the logarithm of what each restart measured, then of what it could have measured."""
+Ends = tuple[float, float]
+"""The two ends of one item's own 95 % interval, as ratios."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """kind: BOOTSTRAP, HIERARCHICAL or RANGE."""
+    """kind: BOOTSTRAP, HIERARCHICAL, RANGE or OF_TWO."""
 
     low: float
     high: float
@@ -50,17 +55,23 @@ def target_bounds(speedups: Sequence[float], families: Sequence[str] | None = No
     if any(not speedup > 0 for speedup in speedups):
         raise ValueError(f"Speedups are over 0, got {min(speedups)}.")
     logs = np.log(np.asarray(speedups, dtype=np.float64))
-    if len(logs) < 3:
-        return _of_few(logs)
+    if len(logs) < 2:
+        return None
+    if len(logs) == 2:
+        return Bounds(float(np.exp(logs.min())), float(np.exp(logs.max())), RANGE, 2)
     drawn = _drawn_targets(len(logs))
     return _bounds(_aggregated(logs[drawn], drawn, families), BOOTSTRAP, len(logs))
 
 
-def hierarchical_bounds(pools: Sequence[Pool], families: Sequence[str] | None = None) -> Bounds | None:
+def hierarchical_bounds(
+    pools: Sequence[Pool], own: Sequence[Ends], families: Sequence[str] | None = None
+) -> Bounds | None:
     """As target_bounds, but of each item that is drawn, restarts are drawn with replacement, and of each restart one of
-    its resamples. pools: of each item (restart_pool)."""
-    if len(pools) < 3:
-        return _of_few(np.array([pool[:, 0].mean() for pool in pools]))
+    its resamples. pools: of each item (restart_pool). own: of each item; read where there are two."""
+    if len(pools) < 2:
+        return None
+    if len(pools) == 2:
+        return _of_two([float(pool[:, 0].mean()) for pool in pools], own)
     generator = np.random.Generator(np.random.MT19937(SEED))
     drawn = generator.integers(len(pools), size=(NUM_REPLICATES, len(pools)))
     values = np.empty(drawn.shape)
@@ -101,6 +112,7 @@ def macro_intervals(items: Sequence[Item], blend: float = DEFAULT_BLEND) -> tupl
     """Of S_macro, and of S_f of every family, from the items that are valid and timed."""
     timed = [(item, log) for item in items if is_valid(item) and (log := log_speedup(item, blend)) is not None]
     pools = [restart_pool(item, blend) for item, _ in timed]
+    own = [(found.low, found.high) for item, _ in timed if (found := item_interval(item, blend)) is not None]
     speedups = [math.exp(log) for _, log in timed]
     families = [str(item.family) for item, _ in timed]
     of_family = {}
@@ -108,15 +120,19 @@ def macro_intervals(items: Sequence[Item], blend: float = DEFAULT_BLEND) -> tupl
         places = [place for place, family in enumerate(families) if family == name]
         of_family[name] = Intervals(
             target_bounds([speedups[place] for place in places]),
-            hierarchical_bounds([pools[place] for place in places]),
+            hierarchical_bounds([pools[place] for place in places], [own[place] for place in places]),
         )
-    return Intervals(target_bounds(speedups, families), hierarchical_bounds(pools, families)), of_family
+    return Intervals(target_bounds(speedups, families), hierarchical_bounds(pools, own, families)), of_family
 
 
-def _of_few(logs: Floats) -> Bounds | None:
-    if len(logs) < 2:
-        return None
-    return Bounds(float(np.exp(logs.min())), float(np.exp(logs.max())), RANGE, len(logs))
+def _of_two(centres: Sequence[float], own: Sequence[Ends]) -> Bounds:
+    """The range of two items, and at least what their own intervals, independent ones, say of their geometric mean: two
+    uncertain items that happen to agree are not certain (MOVER: https://doi.org/10.1002/sim.3095)."""
+    middle = fmean(centres)
+    down = math.hypot(*(centre - math.log(low) for centre, (low, _) in zip(centres, own, strict=True))) / 2
+    up = math.hypot(*(math.log(high) - centre for centre, (_, high) in zip(centres, own, strict=True))) / 2
+    low, high = min(*centres, middle - down), max(*centres, middle + up)
+    return Bounds(math.exp(low), math.exp(high), OF_TWO, 2)
 
 
 def _drawn_targets(num: int) -> NDArray[np.int64]:

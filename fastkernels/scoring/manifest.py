@@ -18,7 +18,7 @@ from typing import Any
 from fastkernels.scoring.items import Family, Thresholds
 
 MANIFEST_VERSION = "2026.11"
-"""Scores of two versions are not comparable: whatever changes a threshold changes it."""
+"""Scores of two versions are not comparable: whatever changes a threshold changes it (calibration/versions.py)."""
 
 MANIFEST_PATH = Path(__file__).with_name("manifest.json")
 
@@ -61,8 +61,11 @@ class Manifest:
         return Thresholds(entry.good[dtype], entry.bad, self.tau)
 
 
-def load_manifest(path: Path | None = None) -> Manifest:
-    """The shipped manifest, or another. Errors: ValueError names the file, its version and what is wrong."""
+def load_manifest(path: Path | None = None, version: str = MANIFEST_VERSION) -> Manifest:
+    """The shipped manifest, or another. version: which it must be of; scores are made by this program's alone.
+
+    Errors: ValueError names the file, its version and what is wrong.
+    """
     path = path or MANIFEST_PATH
     try:
         content = path.read_bytes()
@@ -73,8 +76,8 @@ def load_manifest(path: Path | None = None) -> Manifest:
     except ValueError as error:
         raise ValueError(f"The manifest {path} is not JSON: {error}.") from error
     found = body.get("version") if isinstance(body, dict) else None
-    if found != MANIFEST_VERSION:
-        raise ValueError(f"The manifest {path} is of version {found!r}; this program reads {MANIFEST_VERSION!r}.")
+    if found != version:
+        raise ValueError(f"The manifest {path} is of version {found!r}; this program reads {version!r}.")
     try:
         return _manifest(body, hashlib.sha256(content).hexdigest())
     except ValueError as error:

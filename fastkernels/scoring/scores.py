@@ -56,6 +56,11 @@ def subset_items_of(results: Mapping[str, Any]) -> dict[str, list[Item]]:
     return _by_set([_part(r) or r for r in results.get("items", []) if r["implementation"] in sets])
 
 
+def subset_scores(results: Mapping[str, Any]) -> dict[str, Any]:
+    """`scores` of subset_items_of, by set. Errors: as items_of."""
+    return {name: scores(items) for name, items in subset_items_of(results).items()}
+
+
 def scores(items: Sequence[Item]) -> dict[str, Any]:
     """{"deployable", "macroeval": by lambda, "intervals": {"macro", "families", "items"}, "sensitivity": by scale}.
 

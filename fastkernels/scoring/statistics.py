@@ -148,4 +148,5 @@ def wilson_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
     centre = share + squared / (2 * num_trials)
     half = _NORMAL * math.sqrt(share * (1 - share) / num_trials + squared / (4 * num_trials**2))
     scale = 1 + squared / num_trials
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    low, high = (centre - half) / scale, (centre + half) / scale
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # of none and of all, rounding alone parts them

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from fastkernels import __version__
 from fastkernels.engine.task_client import AsyncTaskEngine
-from fastkernels.server import chat_completions, completions, embeddings, images, transcriptions
+from fastkernels.server import chat_completions, completions, embeddings, images, transcription_form, transcriptions
 from fastkernels.server.errors import ApiError, json_response
 from fastkernels.server.generation import request_id_of, respond
 from fastkernels.server.protocol import (
@@ -68,9 +68,9 @@ async def create_image(body: ImageBody, request: Request, service: Served) -> Re
     return await images.respond(request, engine, body)
 
 
-@router.post("/v1/audio/transcriptions", openapi_extra={"requestBody": transcriptions.SCHEMA})
+@router.post("/v1/audio/transcriptions", openapi_extra={"requestBody": transcription_form.SCHEMA})
 async def create_transcription(request: Request, service: Served) -> Response:
-    """A form with the recording as its file."""
+    """A form with the recording as its file, or its URL in a form or in JSON."""
     return await transcriptions.respond(request, service)
 
 
@@ -119,7 +119,7 @@ async def retrieve_model(model: str, service: Served) -> Response:
 
 @router.get("/v1/kernels")
 async def list_kernels(service: Served) -> Response:
-    """Which implementation serves each op of the model, and how often it was called."""
+    """Which implementation serves each op of the model, and how often each replacement was called."""
     return json_response({"object": "list", "data": await service.engine.kernels()})
 
 

@@ -43,4 +43,5 @@ async def _http(request: Request, error: Exception) -> Response:
         message = f"There is no route {request.method} {request.url.path[:200]}."
     else:
         message = f"{error.detail}."
+    request.state.record.error = message
     return ApiError(error.status_code, message).response()

@@ -6,24 +6,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastkernels.engine.detokenizer import Vocabulary
+from fastkernels.engine.messages import render_chat
 from fastkernels.engine.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from fastkernels.errors import UsageError
 from fastkernels.server.completions import prompt_logprobs
+from fastkernels.server.errors import ApiError
 from fastkernels.server.generation import Job, Prompt, usage
 from fastkernels.server.protocol import ChatBody
 from fastkernels.server.service import Service
 
+_TOLD = ("finish_reason", "logprobs", "token_ids")
+"""A choice of a chunk without text in which all of these are empty is left out."""
+
 
 async def build_job(service: Service, body: ChatBody, request_id: str) -> Job:
-    """Errors: ApiError, ChatTemplateError and SamplingParamsError name the field."""
+    """Errors: ApiError and SamplingParamsError name the field."""
     body.check()
     tools = None if body.tool_choice == "none" else body.tools
-    options = dict(body.chat_template_kwargs or {})
-    options["add_generation_prompt"] = body.add_generation_prompt is not False
-    for reserved in ("messages", "conversation", "tools", "tokenize", "chat_template"):
-        options.pop(reserved, None)
-    template = service.template
-    messages = [m.for_template(service.processor, template.takes_parts) for m in body.messages]
-    text = template.render(messages, tools, **options)
+    messages = [message.as_given() for message in body.messages]
+    begins = body.add_generation_prompt is not False
+    try:
+        text = render_chat(service.template, messages, service.processor, tools, begins, body.chat_template_kwargs)
+    except UsageError as error:
+        raise ApiError(400, str(error), "messages") from error
     prompt = await _read(service, body, text)
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     max_tokens = service.max_tokens(wanted, None, len(prompt.token_ids), "messages")
@@ -39,13 +44,14 @@ async def _read(service: Service, body: ChatBody, text: str) -> Prompt:
     from fastkernels.server.media import process
 
     processed = await process(service, body.messages, text)
-    return Prompt(processed.token_ids, text, processed.media)
+    return Prompt(processed.token_ids, text, processed.media, processed.encoder_input)
 
 
 class ChatShape:
     def __init__(self, body: ChatBody, job: Job, vocabulary: Vocabulary) -> None:
         self._job, self._vocabulary = job, vocabulary
         self._wants_logprobs = bool(body.logprobs)
+        self._wants_token_ids = bool(body.return_token_ids)
         self._begun: set[int] = set()
 
     def response(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
@@ -70,7 +76,7 @@ class ChatShape:
                 first = {"role": "assistant", "content": ""}
                 choices.append({"index": answer.index, "delta": first, "logprobs": None, "finish_reason": None})
             choice = self._choice(answer)
-            if answer.text or choice["finish_reason"] or choice["logprobs"]:
+            if answer.text or any(choice.get(name) for name in _TOLD):
                 choices.append(choice | {"delta": {"content": answer.text} if answer.text else {}})
         return [self._head("chat.completion.chunk") | {"choices": [choice]} for choice in choices]
 
@@ -85,12 +91,13 @@ class ChatShape:
         logprobs = None
         if self._wants_logprobs:
             logprobs = {"content": [self._token(one) for one in answer.logprobs or ()]}
-        return {
+        choice = {
             "index": answer.index,
             "logprobs": logprobs,
             "finish_reason": answer.finish_reason.value if answer.finish_reason is not None else None,
             "stop_reason": answer.stop_reason,
         }
+        return choice | ({"token_ids": list(answer.token_ids)} if self._wants_token_ids else {})
 
     def _token(self, said: TokenLogprobs) -> dict[str, Any]:
         told = [self._one(t, v) for t, v in zip(said.token_ids, said.logprobs, strict=True)]

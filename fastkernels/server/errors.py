@@ -43,6 +43,15 @@ class ApiError(Exception):
         return json_response(self.body(), self.status, headers)
 
 
+def check_unicode(text: str, param: str) -> None:
+    r"""Errors: ApiError 400 for half of a pair, as JSON's "\ud800" spells it: no encoder and no tokenizer takes one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = f"{param} holds a lone surrogate at {error.start}; it is no Unicode text."
+        raise ApiError(400, message, param) from error
+
+
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     # ASCII: a lone surrogate that a client sent can be told back to it
     return Response(json.dumps(value), status, dict(headers or {}), "application/json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import re
 import secrets
@@ -12,13 +11,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fastkernels.engine.outputs import EncodedResult
 from fastkernels.engine.task_client import AsyncTaskEngine
-from fastkernels.server.errors import ApiError, json_response
+from fastkernels.server.errors import ApiError, check_unicode, json_response
 from fastkernels.server.generation import request_id_of
 from fastkernels.server.protocol import ImageBody
-from fastkernels.server.record import Record
-from fastkernels.server.stream import unless_gone
+from fastkernels.server.tasks import run_all
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _MOST_IMAGES = 10
@@ -37,6 +34,8 @@ def inputs_of(body: ImageBody) -> list[dict[str, Any]]:
         raise ApiError(
             400, "response_format is 'url'; this server keeps no files: ask for 'b64_json'.", "response_format"
         )
+    for name in ("prompt", "negative_prompt"):
+        check_unicode(getattr(body, name) or "", name)
     given: dict[str, Any] = {"prompt": body.prompt}
     if body.size not in (None, "auto"):
         size = _SIZE.fullmatch(body.size)
@@ -54,28 +53,20 @@ def inputs_of(body: ImageBody) -> list[dict[str, Any]]:
 
 
 async def respond(request: Request, engine: AsyncTaskEngine, body: ImageBody) -> Response:
-    """All pictures; all are dropped when the client leaves or one fails."""
-    requests = inputs_of(body)
-    request_id = request_id_of(request, "img")
-    record: Record = request.state.record
-    record.begin(request_id, 0)
-    results: list[EncodedResult | None] = []
+    """All pictures."""
 
-    async def run() -> None:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(engine.run(one, request_id)) for one in requests]
-        results.extend(task.result() for task in tasks)
+    def refusal(message: str) -> ApiError:
+        """The model knows no `size` and calls num_inference_steps otherwise."""
+        name, _, rest = message.partition(" ")
+        if name == "steps":
+            return ApiError(400, f"num_inference_steps {rest}", "num_inference_steps")
+        if name in ("height", "width") or message.endswith("pixels."):
+            return ApiError(400, f"size is {body.size!r}: {message}", "size")
+        return ApiError(400, message, name if name in ImageBody.model_fields else None)
 
-    try:
-        await unless_gone(request.receive, run())
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    record.finish_reasons += ["stop" if result is not None else "abort" for result in results]
-    if any(result is None for result in results):
-        raise ApiError(400, "The request was aborted.", code="aborted")
+    results = await run_all(request, engine, inputs_of(body), request_id_of(request, "img"), refusal)
     data = [
         {"b64_json": base64.b64encode(result.content).decode(), "seed": result.summary.get("seed")}
         for result in results
-        if result is not None
     ]
     return json_response({"created": int(time.time()), "data": data})

@@ -14,7 +14,7 @@ import uvicorn
 
 from fastkernels.engine.client import AsyncEngine, EngineDeadError
 from fastkernels.engine.config import EngineConfig
-from fastkernels.engine.model import find_model
+from fastkernels.engine.model_source import find_model
 from fastkernels.errors import EXIT_NOT_PASSED, EnvironmentProblem, FastKernelsError, UsageError
 from fastkernels.registry import architecture_of
 from fastkernels.server.app import build_app

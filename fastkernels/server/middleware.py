@@ -15,7 +15,10 @@ from fastkernels.server.service import Service
 from fastkernels.server.stream import ClientGone
 
 _OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
-_UNRECORDED_PATHS = _OPEN_PATHS | {"/v1/models", "/v1/kernels", "/openapi.json"}
+_POLLED_PATHS = frozenset({"/health", "/ready", "/metrics"})
+"""Asked every few seconds by machines: what goes well there, and that /ready is not yet or no more so, which the log's
+events say once, is not written down; no drain waits for it."""
+
 _MOST_DISCARDED = 64 * 2**20
 
 
@@ -72,7 +75,7 @@ class Gate:
             is_read = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        is_waited_for = scope["path"] not in _UNRECORDED_PATHS
+        is_waited_for = scope["path"] not in _POLLED_PATHS
         with self.service.in_flight.one() if is_waited_for else contextlib.nullcontext():
             await self.app(scope, replay, send)
 
@@ -103,10 +106,14 @@ class Gate:
 
     def _close(self, record: Record, path: str) -> None:
         metrics = self.service.metrics
-        if path in _UNRECORDED_PATHS and record.outcome != "failed":
+        if path in _POLLED_PATHS and (record.is_gone or _goes_well(record)):
             return
         route = path if path in self.service.routes else "other"
         metrics.requests.labels(route, record.outcome, str(record.status or "")).inc()
         if record.outcome == "finished" and record.request_id is not None:
             metrics.finished(record.seconds)
         record.write()
+
+
+def _goes_well(record: Record) -> bool:
+    return record.status is not None and (record.status < 400 or record.error_code in ("loading", "draining"))

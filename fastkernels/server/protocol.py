@@ -5,37 +5,22 @@ https://platform.openai.com/docs/api-reference
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from fastkernels.engine import messages
+from fastkernels.engine.messages import check_depth
 from fastkernels.engine.multimodal import Processor
 from fastkernels.engine.sampling_params import SamplingParams, SamplingParamsError, StructuredOutputsParams
+from fastkernels.errors import UsageError
 from fastkernels.server.errors import ApiError
 
 MAX_STOPS = 64
 MAX_STOP_LEN = 1000
-MAX_DEPTH = 64
-
-
-def _check_depth(value: Any) -> Any:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return value
-    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-
-
 _FAIL_FAST = Field(fail_fast=True)  # or a long list of the wrong kind gives an error for each item
-Json = Annotated[Any, AfterValidator(_check_depth)]
-JsonObject = Annotated[dict[str, Any], AfterValidator(_check_depth)]
+Json = Annotated[Any, AfterValidator(check_depth)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(check_depth)]
 TokenIds = Annotated[list[int], _FAIL_FAST]
 Texts = Annotated[list[str], _FAIL_FAST]
 Prompt = str | TokenIds | Texts | Annotated[list[TokenIds], _FAIL_FAST]
@@ -94,8 +79,10 @@ class GenerationBody(Body):
     min_tokens: int | None = None
     prompt_logprobs: int | None = None
     allowed_token_ids: TokenIds | None = None
+    bad_words: Texts | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    return_token_ids: bool | None = None
     structured_outputs: StructuredOutputs | None = None
 
     @property
@@ -154,7 +141,7 @@ class GenerationBody(Body):
 _SAMPLING_FIELDS = (
     *("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "prompt_logprobs", "allowed_token_ids"),
-    *("skip_special_tokens", "include_stop_str_in_output"),
+    *("skip_special_tokens", "include_stop_str_in_output", "bad_words"),
 )
 
 
@@ -164,7 +151,6 @@ class CompletionBody(GenerationBody):
     suffix: str | None = None
     best_of: int | None = None
     logprobs: int | None = None
-    return_token_ids: bool | None = None
     add_special_tokens: bool | None = None
 
     def check(self) -> None:
@@ -179,92 +165,49 @@ class MediaUrl(Body):
     url: str
 
 
+class InputAudio(Body):
+    """OpenAI's; data is base64."""
+
+    data: str
+    format: Literal["wav", "mp3"]
+
+
 class ContentPart(Body):
-    """A text, or a picture or video by its URL: http, https, data or, where the server allows it, file."""
+    """A text, or a picture, video or recording by its URL: http, https, data or, where the server allows it, file."""
 
     type: str
     text: str | None = None
     image_url: MediaUrl | str | None = None
     video_url: MediaUrl | str | None = None
-
-    @property
-    def modality(self) -> str | None:
-        """Of a part that is not a text. Errors: ApiError for a part of no known type, or without its content."""
-        if self.type == "text" and self.text is not None:
-            return None
-        if self.type in _MEDIA and getattr(self, self.type) is not None:
-            return _MEDIA[self.type]
-        lacks = f" without {self.type}" if self.type in ("text", *_MEDIA) else ""
-        raise ApiError(400, f"messages hold a part of type {self.type!r}{lacks}.", "messages")
-
-    @property
-    def url(self) -> str:
-        given = getattr(self, self.type)
-        return given.url if isinstance(given, MediaUrl) else str(given)
-
-
-_MEDIA = {"image_url": "image", "video_url": "video"}
+    audio_url: MediaUrl | str | None = None
+    input_audio: InputAudio | None = None
 
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    tool_calls: Annotated[list[dict[str, Any]], AfterValidator(_check_depth)] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], AfterValidator(check_depth)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
     def media(self) -> list[tuple[str, str]]:
-        """Modality and URL of each part that is not a text, in order."""
-        parts = self.content if isinstance(self.content, list) else []
-        return [(modality, part.url) for part in parts if (modality := part.modality) is not None]
+        """Modality and URL of each part that is not a text, in order. Errors: ApiError."""
+        try:
+            return messages.media_of(self.as_given())
+        except UsageError as error:
+            raise ApiError(400, str(error), "messages") from error
 
     def for_template(self, processor: Processor | None = None, takes_parts: bool = False) -> dict[str, Any]:
-        """As templates expect it: content is one text, with the processor's placeholders for pictures and videos; or,
-        where there are any and the template takes parts, the parts in order. Arguments of tool calls are objects.
+        """As templates expect it. Errors: ApiError for parts that the model does not take, and for arguments of tool
+        calls that are no JSON object."""
+        try:
+            return messages.for_template(self.as_given(), processor, takes_parts)
+        except UsageError as error:
+            raise ApiError(400, str(error), "messages") from error
 
-        Errors: ApiError for parts that the model does not take, and for arguments that are no JSON object.
-        """
-        given: dict[str, Any] = {"content": None, **self.model_dump(exclude_none=True)}
-        if self.tool_calls:
-            given["tool_calls"] = [_with_parsed_arguments(call) for call in self.tool_calls]
-        if not isinstance(self.content, list):
-            return given
-        kinds = [(part, part.modality) for part in self.content]
-        for part, modality in kinds:
-            if modality is not None and (processor is None or modality not in processor.modalities):
-                raise ApiError(400, f"messages hold a part of type {part.type!r}; this server takes text.", "messages")
-        if takes_parts and any(modality for _, modality in kinds):
-            given["content"] = [
-                {"type": "text", "text": part.text} if modality is None else {"type": modality}
-                for part, modality in kinds
-            ]
-        else:
-            given["content"] = "".join(
-                part.text or "" if modality is None or processor is None else processor.placeholder(modality)
-                for part, modality in kinds
-            )
-        return given
-
-
-def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    """A tool call whose arguments, a JSON text in OpenAI's API, are an object: templates write JSON themselves."""
-    function = call.get("function")
-    if not isinstance(function, dict):
-        return call
-    given = function.get("arguments")
-    try:
-        arguments = _check_depth(json.loads(given)) if isinstance(given, str) and given else given or {}
-    except (ValueError, RecursionError) as error:
-        raise _bad_arguments(given, str(error)) from error
-    if not isinstance(arguments, dict):
-        raise _bad_arguments(given, f"it is of type {type(arguments).__name__}")
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
-def _bad_arguments(given: Any, reason: str) -> ApiError:
-    message = f"messages hold a tool call with arguments {str(given)[:80]!r}: {reason}; they must be a JSON object."
-    return ApiError(400, message, "messages")
+    def as_given(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True)
 
 
 class ChatBody(GenerationBody):
@@ -272,7 +215,7 @@ class ChatBody(GenerationBody):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: Annotated[list[dict[str, Any]], AfterValidator(_check_depth)] | None = None
+    tools: Annotated[list[dict[str, Any]], AfterValidator(check_depth)] | None = None
     tool_choice: Json = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: JsonObject | None = None
@@ -320,6 +263,20 @@ class ImageBody(Body):
     guidance_scale: Annotated[float, Field(ge=0, le=1000)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
+
+
+class TranscriptionBody(Body):
+    """Of a request without a form. url is Groq's; max_completion_tokens, of each window, is vLLM's."""
+
+    model: str | None = None
+    url: str | None = None
+    language: str | None = None
+    prompt: str | None = None
+    response_format: str | None = None
+    temperature: float | None = None
+    max_completion_tokens: int | None = None
+    timestamp_granularities: Texts | None = None
+    stream: bool | None = None
 
 
 class TokenizeBody(Body):

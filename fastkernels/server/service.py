@@ -14,7 +14,7 @@ from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.multimodal import Processor, find_processor
 from fastkernels.engine.outputs import EMBEDDING, EngineInfo
 from fastkernels.errors import UsageError
-from fastkernels.server.errors import ApiError
+from fastkernels.server.errors import ApiError, check_unicode
 from fastkernels.server.fetch import Fetcher
 from fastkernels.server.in_flight import InFlight
 from fastkernels.server.metrics import Metrics
@@ -23,7 +23,9 @@ _ROUTES = {
     "tokens": "/v1/completions",
     "image/png": "/v1/images/generations",
     EMBEDDING: "/v1/embeddings",
+    "audio": "/v1/audio/transcriptions",
 }
+"""By what a model makes, and of one that answers nothing without it, by what it takes."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ServerConfig:
 
     shutdown_timeout: seconds that running requests get after SIGTERM. max_body_bytes: larger bodies are refused.
     allowed_local_media_path: a folder whose files requests may name by file: URLs; without it they may name none.
-    allowed_media_domains: hosts that pictures and videos are fetched from; without any every one of the open internet.
+    allowed_media_domains: hosts that media are fetched from; without any every one of the open internet.
     """
 
     host: str = "127.0.0.1"
@@ -76,7 +78,9 @@ class Service:
         self.fetcher = Fetcher(config.allowed_media_domains)
         self.phase = Phase.LOADING
         self.in_flight = InFlight()
-        self.template: ChatTemplate = find_chat_template(engine_config.model, config.chat_template)
+        self.template: ChatTemplate = find_chat_template(
+            engine_config.tokenizer or engine_config.model, config.chat_template
+        )
         self.routes: frozenset[str] = frozenset()
         self.longest_token = 1  # bytes: no prompt that fits is longer than max_model_len of them
         self.processor: Processor | None = None
@@ -123,10 +127,11 @@ class Service:
     def info(self) -> EngineInfo:
         return self.engine.info
 
-    def engine_for(self, model: str | None, makes: str = "tokens") -> AsyncEngine:
+    def engine_for(self, model: str | None, makes: str = "tokens", takes: str = "text") -> AsyncEngine:
         """The engine for a new request. Errors: ApiError for another model, another kind, or when none is taken."""
         self.check_model(model)
         self.check_makes(makes)
+        self._check_takes(takes)
         if self.phase is Phase.DRAINING:
             raise ApiError(
                 503, "The server is shutting down; it takes no new requests.", code="draining", retry_after=1
@@ -145,6 +150,16 @@ class Service:
             raise ApiError(
                 400, f"{self.model_names[0]} makes {makes}, not {wanted}. {hint}", code="wrong_kind_of_model"
             )
+
+    def _check_takes(self, wanted: str) -> None:
+        """wanted: "text" alone, or a modality. Errors: ApiError when the model does not take it."""
+        modalities = () if self.processor is None else self.processor.modalities
+        if wanted != "text" and wanted not in modalities:
+            raise ApiError(400, f"{self.model_names[0]} takes no {wanted}.", code="wrong_kind_of_model")
+        if wanted == "text" and self.processor is not None and self.processor.needs_media:
+            what = modalities[0]
+            message = f"{self.model_names[0]} answers nothing without {what}. Use POST {_ROUTES[what]}."
+            raise ApiError(400, message, code="wrong_kind_of_model")
 
     def check_model(self, model: str | None) -> None:
         if model is not None and model not in self.model_names:
@@ -172,12 +187,8 @@ class Service:
 
     def check_text(self, text: str, param: str) -> None:
         """Errors: ApiError when it is not Unicode, or longer than the model can hold."""
-        try:
-            num_bytes = len(text.encode())
-        except UnicodeEncodeError as error:
-            raise ApiError(
-                400, f"{param} holds a lone surrogate at {error.start}; it is no Unicode text.", param
-            ) from error
+        check_unicode(text, param)
+        num_bytes = len(text.encode())
         most = self.info.max_model_len * self.longest_token
         if num_bytes > most:
             raise ApiError(400, f"{param} has {num_bytes} bytes; max_model_len tokens hold {most} at most.", param)

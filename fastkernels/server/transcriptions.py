@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -17,119 +16,62 @@ from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import UsageError
 from fastkernels.server.errors import ApiError, json_response
 from fastkernels.server.generation import Job, Prompt, collect, request_id_of
-from fastkernels.server.multipart import Part, read_form
 from fastkernels.server.service import Service
 from fastkernels.server.stream import unless_gone
-
-_FORMATS = ("json", "text", "verbose_json")
-_FIELDS = ("model", "language", "prompt", "response_format")
-SCHEMA: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {
-                    "file": {"type": "string", "format": "binary"},
-                    **{name: {"type": "string"} for name in ("model", "language", "prompt")},
-                    "response_format": {"type": "string", "enum": list(_FORMATS)},
-                    "temperature": {"type": "number", "minimum": 0, "maximum": 1},
-                },
-            }
-        }
-    },
-}
-"""Of the body, as OpenAPI has it."""
-
-_MANY = ("timestamp_granularities", "include")
-
-
-@dataclass(frozen=True)
-class TranscriptionForm:
-    """The fields of a request, as OpenAI's API names them."""
-
-    file: bytes
-    model: str | None = None
-    language: str | None = None
-    prompt: str | None = None
-    response_format: str = "json"
-    temperature: float = 0.0
-
-    @classmethod
-    def of(cls, form: Mapping[str, Sequence[Part]]) -> TranscriptionForm:
-        """Errors: ApiError names the field that is missing, off or not known here."""
-        parts = {name.removesuffix("[]"): many for name, many in form.items()}
-        for name, many in parts.items():
-            if len(many) > 1 and name not in _MANY:
-                raise ApiError(400, f"{name} comes {len(many)} times in the form.", name)
-        if "file" not in parts or parts["file"][0].filename is None:
-            raise ApiError(400, "file is missing: send the recording as a file of the form.", "file")
-        texts = {name: parts[name][0].text(name) for name in _FIELDS if name in parts}
-        given = {name: text for name, text in texts.items() if text}
-        if given.get("response_format", "json") not in _FORMATS:
-            shown = given["response_format"][:60]
-            raise ApiError(400, f"response_format is {shown!r}; it is {', '.join(_FORMATS)}.", "response_format")
-        for part in parts.get("timestamp_granularities", ()):
-            if part.content != b"segment":
-                raise ApiError(
-                    400, "timestamp_granularities may hold 'segment': words are not timed.", "timestamp_granularities"
-                )
-        if parts.get("stream", [Part(b"")])[0].content.lower() in (b"true", b"1"):
-            raise ApiError(400, "stream is true; a transcription comes at once.", "stream")
-        return cls(parts["file"][0].content, **given, temperature=_temperature(parts))
-
-
-def _temperature(parts: Mapping[str, Sequence[Part]]) -> float:
-    if "temperature" not in parts:
-        return 0.0
-    text = parts["temperature"][0].text("temperature")
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise ApiError(400, f"temperature is {text[:60]!r}; it is a number in [0, 1].", "temperature")
-    return value
+from fastkernels.server.transcription_form import TranscriptionForm
 
 
 async def respond(request: Request, service: Service) -> Response:
     """All windows run together; all are dropped when the client leaves or one fails."""
-    form = TranscriptionForm.of(read_form(request.headers.get("content-type", ""), await request.body()))
-    engine = service.engine_for(form.model)
+    form = TranscriptionForm.read(request.headers.get("content-type", ""), await request.body())
+    body = form.body
+    engine = service.engine_for(body.model, takes="audio")
     processor: Any = service.processor
-    if processor is None or "audio" not in processor.modalities:
-        raise ApiError(400, f"{service.model_names[0]} takes no audio.", code="wrong_kind_of_model")
     try:
-        tokens = processor.prompt_tokens(form.language, previous=form.prompt)
+        tokens = processor.prompt_tokens(body.language, previous=body.prompt)
     except UsageError as error:
         raise ApiError(400, str(error), "prompt" if "came before" in str(error) else "language") from error
     try:
-        hearing = asyncio.to_thread(_hear, processor, form.file, engine)
-        windows, features = await unless_gone(request.receive, hearing)
+        windows, features = await unless_gone(request.receive, _heard(service, form, processor, engine))
     except UsageError as error:
-        raise ApiError(400, f"file: {error}", "file") from error
+        raise ApiError(400, f"{form.source_field}: {error}", form.source_field) from error
+    longest = service.info.max_model_len
     wanted = SamplingParams(
         temperature=form.temperature,
-        max_tokens=service.info.max_model_len,
+        max_tokens=min(body.max_completion_tokens or longest, longest),
         logprobs=0 if form.response_format == "verbose_json" else None,
     )
     params = processor.sampling_params(wanted, len(tokens))
     prompts = [Prompt(tokens, encoder_input=one) for one in features]
-    job = Job(request_id_of(request, "trsc"), form.model or service.model_names[0], prompts, params)
+    job = Job(request_id_of(request, "trsc"), body.model or service.model_names[0], prompts, params)
     outputs = await collect(request, engine, job)
     answers = [output.outputs[0] for output in outputs]
-    language = processor.language_code(form.language)
+    language = processor.language_code(body.language)
     return _answer(form, processor.transcription(windows, [answer.token_ids for answer in answers], language), answers)
 
 
-def _hear(processor: Any, content: bytes, engine: AsyncEngine) -> tuple[list[Any], list[Any]]:
+async def _heard(
+    service: Service, form: TranscriptionForm, processor: Any, engine: AsyncEngine
+) -> tuple[list[Any], list[Any]]:
+    """Errors: UsageError when the recording cannot be fetched or read; ApiError."""
+    if form.file is not None:
+        return await asyncio.to_thread(_hear, processor, form.file, form.source_field, engine)
+    from fastkernels.server import media
+
+    url = form.body.url or ""
+    media.check_url(service, url, "url")
+    async with media.sources(service, [("audio", url)]) as (source,):
+        return await asyncio.to_thread(_hear, processor, source, form.source_field, engine)
+
+
+def _hear(processor: Any, source: bytes | str, field: str, engine: AsyncEngine) -> tuple[list[Any], list[Any]]:
     """The windows of a recording and their spectrograms. Errors: UsageError; ApiError for too many windows."""
-    windows = processor.windows(content)
+    windows = processor.windows(source)
     most = engine.config.max_num_waiting
     if len(windows) > most:
         longest = most * processor.window_seconds
-        raise ApiError(400, f"file lasts {len(windows)} windows; at most {most} may wait, {longest:g} s.", "file")
+        message = f"{field} lasts {len(windows)} windows; at most {most} may wait, {longest:g} s."
+        raise ApiError(400, message, field)
     return windows, [processor.features(window) for window in windows]
 
 

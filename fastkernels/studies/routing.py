@@ -166,7 +166,7 @@ def _captured(
             seed=config.seed,
         )
         prompts = make_prompts(llm)
-        llm.generate(prompts, SamplingParams(max_tokens=1, ignore_eos=True))
+        llm.generate(prompts, SamplingParams(max_tokens=1, ignore_eos=True), use_tqdm=False)
     gates = [case for case in recorder.cases if case.op == _GATE]
     routings = [case for case in recorder.cases if case.op == _ROUTING]
     info = llm.core.info

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from fastkernels.checkpoint_files import read_json
 from fastkernels.cli.common import reports_errors
-from fastkernels.engine.model import shipped_checkpoints
+from fastkernels.engine.model_source import shipped_checkpoints
 from fastkernels.training.release import RECORD
-from fastkernels.weights import read_json
 
 
 def collected() -> dict[str, Any]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from fastkernels.errors import EnvironmentProblem
-from fastkernels.pipelines.vjepa2 import VideoProcessor
 from fastkernels.training.language import transformers
 from fastkernels.training.loop import Plan
 
@@ -85,6 +84,8 @@ class DigitsTask:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed, self.device, self.data = seed, device, digits()[0]
+        from fastkernels.pipelines.vjepa2 import VideoProcessor  # which needs packages that are told of by `digits`
+
         self.processor = VideoProcessor(_SIDE, _SIDE)
         self.model = build(seed).to(device)
 

@@ -22,9 +22,11 @@ _LARGEST_GRADIENT = 1.0
 
 
 class Task(Protocol):
-    """A model and what it learns. loss: of the batch that the number of a step decides, alone."""
+    """A model and what it learns. seed: of its first weights and its batches. loss: of the batch that the number of a
+    step decides, alone."""
 
     model: nn.Module
+    seed: int
 
     def loss(self, step: int) -> Tensor: ...
 
@@ -80,12 +82,13 @@ def train(task: Task, plan: Plan, folder: Path, report: Callable[[Progress, floa
     """Train until the plan's end; folder/state.pt takes the state, and is gone on with when it is there.
 
     report: called after every step with the share that is done.
-    Errors: UsageError when the state is that of another plan; CheckpointError when it cannot be read.
+    Errors: UsageError when the state is that of another plan or seed; CheckpointError when it cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optimizers = _optimizers(task.model, plan)
     bases = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    done = _resume(folder / STATE, task.model, optimizers, plan)
+    wanted = {**asdict(plan), "seed": task.seed}
+    done = _resume(folder / STATE, task.model, optimizers, wanted)
     task.model.train()
     before, start = done.seconds, time.perf_counter()
     while (share := plan.progress(done.step, done.seconds)) < 1:
@@ -101,10 +104,10 @@ def train(task: Task, plan: Plan, folder: Path, report: Callable[[Progress, floa
         done.losses.append(float(loss.detach()))
         done.step, done.seconds = done.step + 1, before + time.perf_counter() - start
         if done.step % plan.save_every == 0:
-            _save(folder / STATE, task.model, optimizers, plan, done)
+            _save(folder / STATE, task.model, optimizers, wanted, done)
         if report is not None:
             report(done, share)
-    _save(folder / STATE, task.model, optimizers, plan, done)
+    _save(folder / STATE, task.model, optimizers, wanted, done)
     task.model.eval()
     return done
 
@@ -127,12 +130,12 @@ def _is_matrix_of_a_layer(name: str, param: Tensor) -> bool:
     return param.dim() == 2 and not any(word in name for word in ("embed", "head", "gate.", "classifier"))
 
 
-def _save(path: Path, model: nn.Module, optimizers: list[Any], plan: Plan, done: Progress) -> None:
-    """Under a temporary name first: a signal leaves the state before or this one."""
+def _save(path: Path, model: nn.Module, optimizers: list[Any], plan: dict[str, Any], done: Progress) -> None:
+    """plan: with the seed. Under a temporary name first: a signal leaves the state before or this one."""
     state = {
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "plan": json.dumps(asdict(plan)),
+        "plan": json.dumps(plan),
         "progress": asdict(done),
     }
     temporary = path.with_name(f".{path.name}.partial")
@@ -140,7 +143,7 @@ def _save(path: Path, model: nn.Module, optimizers: list[Any], plan: Plan, done:
     os.replace(temporary, path)
 
 
-def _resume(path: Path, model: nn.Module, optimizers: list[Any], plan: Plan) -> Progress:
+def _resume(path: Path, model: nn.Module, optimizers: list[Any], plan: dict[str, Any]) -> Progress:
     if not path.is_file():
         return Progress()
     try:
@@ -148,9 +151,8 @@ def _resume(path: Path, model: nn.Module, optimizers: list[Any], plan: Plan) -> 
         made_by, done = json.loads(state["plan"]), Progress(**state["progress"])
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no state of a training: {error!r}. Delete it to begin anew.") from error
-    wanted = asdict(plan)
     changed = [
-        f"{name} {made_by.get(name)} (now {value})" for name, value in wanted.items() if made_by.get(name) != value
+        f"{name} {made_by.get(name)} (now {value})" for name, value in plan.items() if made_by.get(name) != value
     ]
     if changed:
         raise UsageError(f"{path} was made with {', '.join(changed)}. Train with the same, or delete it.")

@@ -36,12 +36,14 @@ def held_out_bits_per_byte(llm: LLM, texts: Sequence[str]) -> float:
 
 def _logprobs(llm: LLM, texts: Sequence[str]) -> list[np.ndarray]:
     """Of each text [num_tokens - 1], of its own tokens. Errors: UsageError for a text of one token or none."""
-    outputs = llm.generate(list(texts), SamplingParams(max_tokens=1, prompt_logprobs=0))
+    outputs = llm.generate(list(texts), SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
     found = []
     for output in outputs:
-        if not output.prompt_logprobs:
+        places = zip(output.prompt_token_ids, output.prompt_logprobs or (), strict=True)
+        logprobs = [place[token].logprob for token, place in places if place is not None]
+        if not logprobs:
             raise UsageError(f"A text of at least two tokens has a perplexity, got {output.prompt!r}.")
-        found.append(np.array([token.logprobs[0] for token in output.prompt_logprobs]))
+        found.append(np.array(logprobs))
     return found
 
 

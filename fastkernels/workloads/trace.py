@@ -63,6 +63,10 @@ class TraceWorkload:
     def seeded(self, seed: int) -> TraceWorkload:
         return replace(self, seed=seed)
 
+    def lengths(self) -> list[tuple[int, int]]:
+        rows = trace_rows(self.name)[: self.num_requests]
+        return [(self._length(row.input_len), self._length(row.output_len)) for row in rows]
+
     def requests(self, vocab_size: int, end_ids: Collection[int] = ()) -> list[TrafficRequest]:
         source = TokenSource(vocab_size, end_ids, self.seed)
         block_size = trace_facts()[self.name]["block_size"]

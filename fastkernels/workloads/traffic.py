@@ -21,11 +21,12 @@ class TrafficRequest:
 
 
 class TokenSource:
-    """Token ids by seed: all of a vocabulary but the ids that would end an answer."""
+    """Token ids by seed: all of a vocabulary but the ids that would end an answer, or stand for something else."""
 
     def __init__(self, vocab_size: int, end_ids: Collection[int] = (), seed: int = 0) -> None:
-        self._tokens = np.setdiff1d(np.arange(vocab_size), np.asarray(sorted(end_ids), dtype=np.int64))
-        if not len(self._tokens):
+        tokens = np.setdiff1d(np.arange(vocab_size), np.asarray(sorted(end_ids), dtype=np.int64))
+        self._tokens = tokens.astype(object)  # so that equal tokens are one object: a trace has a hundred million
+        if not len(tokens):
             raise UsageError(f"A vocabulary of {vocab_size} without {len(end_ids)} end tokens has no token to draw.")
         self._seed = seed
 
@@ -57,8 +58,11 @@ class Traffic(Protocol):
     def seeded(self, seed: int) -> Traffic:
         """The same with other token ids."""
 
+    def lengths(self) -> list[tuple[int, int]]:
+        """Tokens of each prompt, and of its answer."""
+
     def requests(self, vocab_size: int, end_ids: Collection[int] = ()) -> list[TrafficRequest]:
-        """The same on every machine. Errors: UsageError when the vocabulary is empty."""
+        """The same on every machine. end_ids: not drawn. Errors: UsageError when the vocabulary is empty."""
 
 
 def capped(requests: Sequence[TrafficRequest], max_len: int) -> tuple[list[TrafficRequest], int]:

@@ -20,7 +20,7 @@ from fastkernels.workloads.traffic import TokenSource, Traffic, TrafficRequest
 class Workload:
     """num_requests prompts of input_len tokens that ask for output_len tokens each.
 
-    input_len None: the shipped English prompts at their natural lengths.
+    input_len None: the shipped English prompts at their natural lengths, times prompt_scale.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Workload:
     input_len: int | None
     output_len: int
     seed: int = 0
+    prompt_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for field in ("num_requests", "output_len"):
@@ -41,7 +42,8 @@ class Workload:
         if not 0 < factor < math.inf:
             raise UsageError(f"A workload is scaled by a finite factor above 0, got {factor}.")
         input_len = self.input_len and max(1, round(self.input_len * factor))
-        return replace(self, input_len=input_len, output_len=max(1, round(self.output_len * factor)))
+        output_len = max(1, round(self.output_len * factor))
+        return replace(self, input_len=input_len, output_len=output_len, prompt_scale=self.prompt_scale * factor)
 
     @property
     def has_arrivals(self) -> bool:
@@ -63,10 +65,14 @@ class Workload:
             for number, length in enumerate(self._input_lens())
         ]
 
+    def lengths(self) -> list[tuple[int, int]]:
+        return [(length, self.output_len) for length in self._input_lens()]
+
     def _input_lens(self) -> list[int]:
         if self.input_len is not None:
             return [self.input_len] * self.num_requests
-        lengths = [len(encoding.ids) for encoding in byte_tokenizer().encode_batch(list(prompts()))]
+        natural = [len(encoding.ids) for encoding in byte_tokenizer().encode_batch(list(prompts()))]
+        lengths = [max(1, round(length * self.prompt_scale)) for length in natural]
         return [lengths[i % len(lengths)] for i in range(self.num_requests)]
 
     def token_ids(self, tokenizer: Tokenizer) -> list[list[int]]:
@@ -76,7 +82,9 @@ class Workload:
         """
         texts = prompts()
         if self.input_len is None:
-            return [tokenizer.encode(texts[i % len(texts)]).ids for i in range(self.num_requests)]
+            natural = [tokenizer.encode(text).ids for text in texts]
+            whole = [ids[: max(1, round(len(ids) * self.prompt_scale))] for ids in natural]
+            return [whole[i % len(whole)] for i in range(self.num_requests)]
         corpus = tokenizer.encode("\n\n".join(texts)).ids
         starts = random.Random(self.seed).choices(range(len(corpus)), k=self.num_requests)
         return [[corpus[(start + i) % len(corpus)] for i in range(self.input_len)] for start in starts]

@@ -15,7 +15,8 @@ from torch import Tensor
 from fastkernels.adversarial.catalogue import Item
 from fastkernels.harness.expect import baseline_class
 from fastkernels.harness.geometry import draw_geometry
-from fastkernels.harness.inputs import Shape, draw_case, phases_of
+from fastkernels.harness.hidden_shapes import Shape, phases_of
+from fastkernels.harness.inputs import draw_case
 from fastkernels.loading import load_class
 from fastkernels.registry import ops
 from fastkernels.sets import resolve_set

@@ -5,8 +5,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from plotly.offline import get_plotlyjs
 
 DESKTOP, PHONE = 1280, 375
 LABELS = ".ytick text, .xtick text, .xtitle, .ytitle, .annotation-text, .legendtext"
@@ -69,17 +72,20 @@ class Opener:
         self.browser = browser
         self.contexts: list[Any] = []
 
-    def __call__(self, path: Path, width: int, theme: str, fragment: str = "") -> Opened:
+    def __call__(self, path: Path, width: int, theme: str, fragment: str = "", *, has_plots: bool = True) -> Opened:
+        """has_plots: false leaves plotly.js out, without which all but the plots works, and sooner."""
         context = self.browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
         self.contexts.append(context)
         opened = Opened(context.new_page())
 
         def route(request: Any) -> None:
-            if request.request.url.split("#")[0] == path.as_uri():
-                request.continue_()
-            else:
+            if request.request.url.split("#")[0] != path.as_uri():
                 opened.requests.append(request.request.url)
                 request.abort()
+            elif has_plots:
+                request.continue_()
+            else:
+                request.fulfill(body=_without_plotly(path), content_type="text/html; charset=utf-8")
 
         context.route("**/*", route)
         opened.page.goto(path.as_uri() + fragment)
@@ -89,6 +95,14 @@ class Opener:
     def close(self) -> None:
         for context in self.contexts:
             context.close()
+
+
+@cache
+def _without_plotly(path: Path) -> str:
+    text = path.read_text()
+    found = text.replace(get_plotlyjs(), "")
+    assert len(found) < len(text)
+    return found
 
 
 def png_size(data: bytes) -> tuple[int, int]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
+import httpx
 import pytest
 from openai import OpenAI
 
 from fastkernels.server.local import LocalServer, running_server
 
 LONG_MODEL_LEN = 200_000
+
+# 5 seconds of silence are httpx's limit, and less than a tiny model takes now and then where cores are shared.
+inspect.signature(httpx.post).parameters["timeout"].default.read = 60
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import openai
@@ -63,6 +64,23 @@ def test_token_ids_and_base64_are_taken(texts_client: OpenAI) -> None:
     raw = str(several.data[0].embedding)
     assert np.allclose(np.frombuffer(base64.b64decode(raw), "<f4"), flat, rtol=1e-4, atol=1e-6)
     assert several.usage.prompt_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "input is empty; at least 1 token is needed."),
+        ([[1], []], "input is empty; at least 1 token is needed."),
+        ([600], "input is a list of token ids in [0, 514), at least one; got 600 to 600."),
+        ("word " * 2000, "The text has "),
+    ],
+    ids=["empty", "one-empty", "beyond", "long"],
+)
+def test_an_input_that_is_off_is_told_by_the_clients_name(texts_client: OpenAI, given: Any, says: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        texts_client.embeddings.create(model=MODEL, input=given)
+    assert refused.value.param == "input"
+    assert refused.value.body["message"].startswith(says)  # type: ignore[index]
 
 
 def test_too_long_texts_and_other_routes_are_refused(texts_client: OpenAI, embedder: LocalServer) -> None:

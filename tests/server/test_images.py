@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import io
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,22 +72,37 @@ def test_requests_at_unlike_steps_share_batches(images: LocalServer, painter: Op
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "param", "said"),
     [
-        ({"size": "65x64"}, "width is 65"),
-        ({"size": "big"}, "size is 'big'"),
-        ({"n": 11}, "n is 11"),
-        ({"response_format": "url"}, "keeps no files"),
-        ({"extra": {"num_inference_steps": 1001}}, "at most 1000"),
-        ({"extra": {"guidance_scale": "much"}}, "guidance_scale"),
-        ({"extra": {"seed": -1}}, "seed"),
-        ({"size": "99992x99992"}, "pixels"),
+        ({"size": "65x64"}, "size", "size is '65x64': width is 65; it is a multiple of 8"),
+        ({"size": "64x99999"}, "size", "size is '64x99999': height is 99999; it is a multiple of 8"),
+        ({"size": "big"}, "size", "size is 'big'"),
+        ({"n": 11}, "n", "n is 11"),
+        ({"response_format": "url"}, "response_format", "keeps no files"),
+        ({"extra": {"num_inference_steps": 1001}}, "num_inference_steps", "^num_inference_steps is 1001; .* 1000"),
+        ({"extra": {"guidance_scale": "much"}}, "guidance_scale", "guidance_scale"),
+        ({"extra": {"seed": -1}}, "seed", "seed"),
+        ({"size": "99992x99992"}, "size", "size is '99992x99992': 99992 x 99992 are more than 16777216 pixels"),
     ],
     ids=str,
 )
-def test_what_cannot_be_made_is_refused(painter: OpenAI, given: dict[str, Any], said: str) -> None:
-    with pytest.raises(openai.BadRequestError, match=said):
+def test_what_cannot_be_made_is_refused_by_the_name_of_its_field(
+    painter: OpenAI, given: dict[str, Any], param: str, said: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
         generate(painter, **given)
+    assert refused.value.param == param
+    assert re.search(said, refused.value.body["message"])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_a_text_that_is_no_unicode_is_refused(images: LocalServer, field: str) -> None:
+    body = {"prompt": "a cat", "num_inference_steps": 1, field: "a \ud800"}
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{images.url}/v1/images/generations", content=json.dumps(body), headers=headers)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["message"]) == (field, f"{field} holds a lone surrogate at 2; it is no Unicode text.")
 
 
 def test_routes_of_tokens_are_refused_by_a_model_of_pictures(images: LocalServer, painter: OpenAI) -> None:

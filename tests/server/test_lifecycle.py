@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -287,24 +288,30 @@ def test_it_listens_on_loopback_only_unless_told(server: LocalServer) -> None:
     assert found == ["127.0.0.1"]
 
 
-def test_only_who_has_the_key_is_served() -> None:
-    with running_server("tiny-llama", "--device", "fake", "--api-key", "sesame") as server:
-        models = f"{server.url}/v1/models"
-        for scheme in ("Bearer", "bearer", "BEARER "):
-            assert httpx.get(models, headers={"authorization": f"{scheme} sesame"}).status_code == 200
-        for headers in (
-            {},
-            {"authorization": "Bearer sesam"},
-            {"authorization": "Basic sesame"},
-            {"authorization": b"Bearer \xff\xe9"},
-            {"x-api-key": "sesame"},
-        ):
-            refused = httpx.get(models, headers=headers)
-            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
-        for path in ("/health", "/ready", "/metrics", "/version"):
-            assert httpx.get(server.url + path).status_code == 200
-        assert httpx.post(f"{server.url}/abort", json={"request_id": "x"}).status_code == 401
-        assert "sesame" not in server.log
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[LocalServer]:
+    words = ("--device", "fake", "--api-key", "sesame", "--allowed-origin", "http://page.test")
+    with running_server("tiny-llama", *words) as running:
+        yield running
+
+
+def test_only_who_has_the_key_is_served(guarded: LocalServer) -> None:
+    models = f"{guarded.url}/v1/models"
+    for scheme in ("Bearer", "bearer", "BEARER "):
+        assert httpx.get(models, headers={"authorization": f"{scheme} sesame"}).status_code == 200
+    for headers in (
+        {},
+        {"authorization": "Bearer sesam"},
+        {"authorization": "Basic sesame"},
+        {"authorization": b"Bearer \xff\xe9"},
+        {"x-api-key": "sesame"},
+    ):
+        refused = httpx.get(models, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    for path in ("/health", "/ready", "/metrics", "/version"):
+        assert httpx.get(guarded.url + path).status_code == 200
+    assert httpx.post(f"{guarded.url}/abort", json={"request_id": "x"}).status_code == 401
+    assert "sesame" not in guarded.log
 
 
 def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,21 +320,23 @@ def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
         assert httpx.get(f"{server.url}/v1/models").status_code == 401
 
 
-def test_browsers_of_named_origins_may_call_and_no_others(server: LocalServer) -> None:
+def test_browsers_of_named_origins_may_call_and_no_others(server: LocalServer, guarded: LocalServer) -> None:
     page = {"origin": "http://page.test", "access-control-request-method": "POST"}
     assert "access-control-allow-origin" not in httpx.options(f"{server.url}/v1/completions", headers=page).headers
-    with running_server("tiny-llama", "--device", "fake", "--allowed-origin", "http://page.test") as open_server:
-        allowed = httpx.options(f"{open_server.url}/v1/completions", headers=page)
-        assert allowed.headers["access-control-allow-origin"] == "http://page.test"
+    allowed = httpx.options(f"{guarded.url}/v1/completions", headers=page)
+    assert allowed.headers["access-control-allow-origin"] == "http://page.test"
 
 
-def test_a_killed_worker_of_tensor_parallelism_ends_it_all() -> None:
+@pytest.mark.parametrize("is_busy", [True, False], ids=["busy", "idle"])
+def test_a_killed_worker_of_tensor_parallelism_ends_it_all(is_busy: bool) -> None:
     with running_server("tiny-llama", "--device", "cpu", "--tp", "2") as server, ThreadPoolExecutor() as pool:
         engine = engine_of(server)
         (worker,) = engine.children(recursive=True)
-        running = pool.submit(post, server, max_tokens=450)
-        wait_until(lambda: gauges(server.url)["generation_tokens_total"] > 0)
+        if is_busy:
+            running = pool.submit(post, server, max_tokens=450)
+            wait_until(lambda: gauges(server.url)["generation_tokens_total"] > 0)
         worker.kill()
-        assert running.result().status_code == 503
+        assert not is_busy or running.result().status_code == 503
         assert server.process.wait(20) == 1
+        assert "Rank 1 has ended with exit code -9" in server.log
         wait_until(lambda: not engine.is_running())

@@ -123,6 +123,19 @@ def test_chat_fills_the_room_that_is_left(client: OpenAI) -> None:
     assert done.usage.total_tokens == 512
 
 
+def test_chat_tells_its_token_ids_when_asked(client: OpenAI) -> None:
+    asked = {"model": MODEL, "messages": MESSAGES, "max_tokens": 12, "temperature": 0, "n": 2}
+    told = asked | {"extra_body": {**FULL, "return_token_ids": True}}
+    whole = [choice.token_ids for choice in client.chat.completions.create(**told).choices]
+    assert [len(tokens) for tokens in whole] == [12, 12]
+    pieces: list[list[int]] = [[], []]
+    for chunk in client.chat.completions.create(**told, stream=True):
+        for choice in chunk.choices:
+            pieces[choice.index] += getattr(choice, "token_ids", [])
+    assert pieces == whole
+    assert not hasattr(client.chat.completions.create(**asked).choices[0], "token_ids")
+
+
 def test_chat_stream_begins_with_the_role_and_ends_with_usage(client: OpenAI) -> None:
     asked = {"model": MODEL, "messages": MESSAGES, "max_tokens": 30, "temperature": 0, "n": 2}
     whole = client.chat.completions.create(**asked)

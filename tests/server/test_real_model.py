@@ -52,6 +52,19 @@ def test_chat_logprobs_are_of_the_tokens_that_were_made(real_client: OpenAI) -> 
     assert raw.decode("utf-8", errors="replace") == done.choices[0].message.content
 
 
+def test_bad_words_are_not_said(real: LocalServer) -> None:
+    asked = {"model": MODEL, "prompt": "Hello", "max_tokens": 12, "temperature": 0, "return_token_ids": True}
+    first = httpx.post(f"{real.url}/v1/completions", json=asked).json()["choices"][0]["token_ids"]
+    words = {t: httpx.post(f"{real.url}/detokenize", json={"tokens": [t]}).json()["prompt"] for t in first}
+    barred, word = next((token, text) for token, text in words.items() if text.isascii() and text.strip() == text)
+    done = httpx.post(f"{real.url}/v1/completions", json={**asked, "bad_words": [word]}).json()["choices"][0]
+    assert barred in first
+    assert barred not in done["token_ids"]
+    refused = httpx.post(f"{real.url}/v1/completions", json={**asked, "bad_words": [""]})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "bad_words"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_echo_scores_the_prompt(real_client: OpenAI, stream: bool) -> None:
     asked = {"model": MODEL, "prompt": "Hello there", "max_tokens": 2, "echo": True, "logprobs": 2, "temperature": 0}
@@ -123,4 +136,5 @@ def test_a_choice_is_one_of_them(real: LocalServer) -> None:
 def test_kernels_say_what_serves_each_op(real: LocalServer) -> None:
     data = httpx.get(f"{real.url}/v1/kernels").json()["data"]
     assert {"op", "class", "set", "status", "num_calls"} <= set(data[0])
+    assert all(line["num_calls"] is None for line in data if line["status"] == "BASELINE"), "These are not counted."
     assert "rms_norm" in {one["op"] for one in data}

@@ -96,6 +96,37 @@ def test_every_request_is_one_line_of_json(server: LocalServer) -> None:
     assert (ready["kv_cache_tokens"], ready["full_length_requests"], ready["max_num_seqs"]) == (8192, 16, 256)
 
 
+def requests_of(server: LocalServer) -> list[tuple[str, str, int]]:
+    """Method, path and status of each that was written down."""
+    lines = [json.loads(line) for line in server.log.splitlines() if line.endswith("}")]
+    return [(x["method"], x["path"], x["status"]) for x in lines if x["event"] == "request"]
+
+
+def test_what_is_refused_is_written_down_whatever_its_path() -> None:
+    """And what is not: of what machines ask all the time, that all is well."""
+    with running_server("tiny-llama", "--device", "fake", "--api-key", "k") as server:
+        key = {"authorization": "Bearer k"}
+        assert requests_of(server) == [], "It was asked whether it is ready until it was."
+        for path in ("/health", "/ready", "/metrics"):
+            assert httpx.get(server.url + path).status_code == 200
+        expected = [("GET", path, 200) for path in ("/v1/models", "/v1/kernels", "/version", "/openapi.json")]
+        for method, path, status in expected:
+            assert httpx.request(method, server.url + path, headers=key).status_code == status
+        refused = [("GET", "/v1/models", 401), ("GET", "/v1/kernels", 401), ("POST", "/metrics", 405)]
+        for method, path, status in refused:
+            assert httpx.request(method, server.url + path).status_code == status
+        wait_until(lambda: len(requests_of(server)) == len(expected) + len(refused))
+        assert requests_of(server) == expected + refused
+        families = {f.name: f for f in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)}
+        told = {
+            (s.labels["route"], s.labels["outcome"], s.labels["status"]): s.value
+            for s in families["fastkernels_requests"].samples
+            if s.name.endswith("_total")
+        }
+        assert told[("/v1/models", "rejected", "401")] == told[("/metrics", "rejected", "405")] == 1
+        assert told[("/v1/models", "finished", "200")] == 1
+
+
 def test_kernels_are_listed(server: LocalServer) -> None:
     told = httpx.get(f"{server.url}/v1/kernels").json()
     assert told["object"] == "list"

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
+import threading
 import wave
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -37,8 +43,25 @@ def wav(seconds: float, pitch: float = 300.0, rate: int = RATE, channels: int = 
 
 
 @pytest.fixture(scope="module")
-def whisper() -> Iterator[LocalServer]:
-    with running_server(MODEL, "--device", "cpu") as running:
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """tiny-whisper, whose answers end only where its positions do, with fewer of them."""
+    preset = json.loads(files("fastkernels.engine").joinpath("presets", f"{MODEL}.json").read_text())
+    path = tmp_path_factory.mktemp("config") / f"{MODEL}.json"
+    path.write_text(json.dumps({**preset, "max_target_positions": 64}))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sounds")
+    (path / "a.wav").write_bytes(wav(0.7))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whisper(config: str, folder: Path) -> Iterator[LocalServer]:
+    options = ("--allowed-local-media-path", str(folder), "--allowed-media-domain", "127.0.0.1")
+    with running_server(config, "--device", "cpu", *options) as running:
         yield running
 
 
@@ -49,9 +72,9 @@ def listener(whisper: LocalServer) -> Iterator[OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def expected() -> list[str]:
+def expected(config: str) -> list[str]:
     """Of one window of 0.7 s and of 2.4 s in three."""
-    llm = LLM(MODEL, device="cpu")
+    llm = LLM(config, device="cpu")
     processor: Any = llm.processor
     texts = []
     for content in (wav(0.7), wav(2.4, 500.0)):
@@ -102,13 +125,111 @@ def test_two_channels_at_another_rate_are_heard(listener: OpenAI) -> None:
     assert listener.audio.transcriptions.create(model=MODEL, file=("a.wav", content)).text
 
 
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Where the recording of 0.7 s is served."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(wav(0.7))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    files = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=files.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{files.server_port}/a.wav"
+    files.shutdown()
+    thread.join()
+    files.server_close()
+
+
+def ask_by_url(server: LocalServer, url: str, way: str, **more: Any) -> httpx.Response:
+    fields = {"model": MODEL, "url": url, **more}
+    given = {"json": fields} if way == "json" else {"files": {name: (None, str(v)) for name, v in fields.items()}}
+    return httpx.post(f"{server.url}/v1/audio/transcriptions", **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", ["form", "json"])
+@pytest.mark.parametrize("source", ["http", "data", "file"])
+def test_a_recording_that_is_named_is_the_one_that_is_sent(
+    whisper: LocalServer, expected: list[str], folder: Path, address: str, source: str, way: str
+) -> None:
+    data = f"data:audio/wav;base64,{base64.b64encode(wav(0.7)).decode()}"
+    url = {"http": address, "data": data, "file": (folder / "a.wav").as_uri()}[source]
+    answer = ask_by_url(whisper, url, way, temperature=0)
+    assert (answer.status_code, answer.json()) == (200, {"text": expected[0]})
+    verbose = ask_by_url(whisper, url, way, response_format="verbose_json", language="fr", max_completion_tokens=5)
+    assert verbose.json()["language"] == "fr"
+    assert [len(segment["tokens"]) for segment in verbose.json()["segments"]] == [5]
+
+
+@pytest.mark.parametrize("way", ["form", "json"])
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"url": "http://localhost:9/a.wav"}, "url", "may not be fetched: this server takes media from 127.0.0.1"),
+        ({"url": "http://127.0.0.1:9/a.wav"}, "url", "url: The audio http://127.0.0.1:9/a.wav cannot be fetched"),
+        ({"url": "file:///etc/passwd"}, "url", "may not be read: of this machine's files only those below"),
+        ({"url": "ftp://127.0.0.1/a.wav"}, "url", "is no http, https or data URL"),
+        ({"url": "data:audio/wav;base64,AAAA"}, "url", "url: The audio of 3 bytes cannot be read: Format not recog"),
+        ({"url": ""}, "file", "file is missing: send the recording as a file of a form, or its http, https or data"),
+        ({"url": "data:,", "temperature": 2}, "temperature", "it is a number in [0, 1]"),
+        ({"url": "data:,", "max_completion_tokens": 0}, "max_completion_tokens", "at least 1"),
+        ({"url": "data:,", "response_format": "srt"}, "response_format", "'srt'; it is json, text, verbose_json"),
+        ({"url": "data:,", "stream": True}, "stream", "comes at once"),
+    ],
+)
+def test_what_is_named_and_cannot_be_heard_is_refused(
+    whisper: LocalServer, way: str, fields: dict[str, Any], param: str, says: str
+) -> None:
+    answer = ask_by_url(whisper, way=way, **fields)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert says in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "param", "says"),
+    [
+        (b"{", None, "The body is not JSON"),
+        (b"[]", None, "must be a JSON object"),
+        (b'{"url": 5}', "url", "url is 5; Input should be a valid string"),
+        (b'{"url": "data:,\\ud800"}', None, "The body is not JSON"),
+        (b'{"url": "data:,", "temperature": NaN}', "temperature", "temperature is nan"),
+    ],
+)
+def test_json_that_is_off_is_refused(whisper: LocalServer, content: bytes, param: str | None, says: str) -> None:
+    headers = {"content-type": "application/json; charset=utf-8"}
+    answer = httpx.post(f"{whisper.url}/v1/audio/transcriptions", content=content, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert says in answer.json()["error"]["message"]
+
+
+def test_one_recording_is_heard_and_none_by_a_model_of_text(
+    whisper: LocalServer, server: LocalServer, address: str
+) -> None:
+    both = {"file": ("a.wav", wav(0.2)), "url": (None, address)}
+    answer = httpx.post(f"{whisper.url}/v1/audio/transcriptions", files=both)
+    assert "file and url are given" in answer.json()["error"]["message"]
+    no_file = httpx.post(f"{whisper.url}/v1/audio/transcriptions", files={"file": (None, "a.wav")})
+    assert "it has no filename" in no_file.json()["error"]["message"]
+    deaf = httpx.post(f"{server.url}/v1/audio/transcriptions", json={"url": "http://127.0.0.1:9/a.wav"})
+    assert (deaf.status_code, deaf.json()["error"]["message"]) == (400, "tiny-llama takes no audio.")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"file": ("a.wav", b"not a sound at all")}, "file: The audio of 18 bytes cannot be read"),
+        ({"file": ("a.wav", b"not a sound at all")}, "file: The audio of 18 bytes cannot be read: Format not recog"),
         ({"file": ("a.wav", wav(0.5)[:40])}, "file: "),
         ({"response_format": "srt"}, "response_format is 'srt'; it is json, text, verbose_json"),
-        ({"temperature": 3}, "temperature is '3'; it is a number in"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it is a number in"),
+        ({"temperature": 3}, "temperature is 3; it is a number in"),
         ({"timestamp_granularities": ["word"]}, "words are not timed"),
         ({"prompt": "before"}, "no <|startofprev|>"),
     ],
@@ -125,11 +246,18 @@ def test_other_models_and_other_routes_are_refused(listener: OpenAI, whisper: Lo
         listener.audio.transcriptions.create(model="other", file=("a.wav", wav(0.3)))
     with pytest.raises(openai.BadRequestError, match="takes no audio"):
         client.audio.transcriptions.create(model="tiny-llama", file=("a.wav", wav(0.3)))
-    with pytest.raises(openai.BadRequestError, match="one recording"):
+    points = "tiny-whisper answers nothing without audio. Use POST /v1/audio/transcriptions"
+    with pytest.raises(openai.BadRequestError, match=points):
         listener.completions.create(model=MODEL, prompt="hello")
-    with pytest.raises(openai.BadRequestError, match="one recording"):
+    with pytest.raises(openai.BadRequestError, match=points):
+        listener.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hello"}])
+    sound = {"data": base64.b64encode(wav(0.3)).decode(), "format": "wav"}
+    parts: Any = [{"type": "input_audio", "input_audio": sound}]
+    with pytest.raises(openai.BadRequestError, match=points):
+        listener.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": parts}])
+    with pytest.raises(openai.BadRequestError, match=points):
         listener.embeddings.create(model=MODEL, input="hello")
-    for body, kind in ((b"{}", "application/json"), (b"", "multipart/form-data; boundary=x")):
+    for body, kind in ((b"{}", "application/json"), (b"{}", "text/plain"), (b"", "multipart/form-data; boundary=x")):
         answer = httpx.post(f"{whisper.url}/v1/audio/transcriptions", content=body, headers={"content-type": kind})
         assert answer.status_code == 400
     answer = httpx.post(f"{whisper.url}/v1/audio/transcriptions", files={"model": (None, MODEL)})

@@ -241,14 +241,15 @@ def test_a_checkpoint_without_its_heads_or_with_code_in_them_is_refused(
 
 def test_generate_writes_all_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "vectors.json"
-    generate("tiny-bge_m3", given=["text=a bright cold day in April"], out=out, device="cpu", seed=1, as_json=True)
+    given = ["text=a bright cold day in April"]
+    generate(model="tiny-bge_m3", given=given, out=out, device="cpu", seed=1, as_json=True)
     shown = json.loads(capsys.readouterr().out)
     written = json.loads(out.read_text())
     assert len(written["dense_vecs"]) == 64
     assert shown["lexical_weights"] == written["lexical_weights"] != {}
     assert [len(written["colbert_vecs"]), 64] == shown["colbert_vecs"]["shape"]
-    result = Embedding({"x": torch.zeros(1)}, 1)
+    result = Embedding({"x": torch.zeros(1)}, (5,))
     with pytest.raises(UsageError, match=r"written as \.safetensors"):
         result.save(tmp_path / "vectors.png")
-    with pytest.raises((UsageError, UnsupportedError), match="use Pipeline"):
-        generate("tiny-bge_m3", prompt=["a"], device="cpu")
+    with pytest.raises((UsageError, UnsupportedError), match=r"use LLM\.embed, .* with --input"):
+        generate(model="tiny-bge_m3", prompt=["a"], device="cpu")

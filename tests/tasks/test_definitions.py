@@ -12,6 +12,7 @@ from plain_noise import gumbel
 from torch import Tensor
 from torch.nn import functional
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.qwen3_next.modeling_qwen3_next import l2norm
 
 from fastkernels.context import ForwardContext, Phase, reference_mode, set_forward_context
 from fastkernels.errors import UnsupportedError
@@ -20,6 +21,7 @@ from fastkernels.tasks.baseline.L1.flash_attn_decode import FlashAttnDecode
 from fastkernels.tasks.baseline.L1.flash_attn_prefill import FlashAttnPrefill
 from fastkernels.tasks.baseline.L1.flash_attn_varlen import FlashAttnVarlen
 from fastkernels.tasks.baseline.L1.greedy_sample import GreedySample
+from fastkernels.tasks.baseline.L1.l2_norm import L2Norm
 from fastkernels.tasks.baseline.L1.linear import Linear
 from fastkernels.tasks.baseline.L1.rms_norm import RMSNorm
 from fastkernels.tasks.baseline.L1.rotary_emb import RotaryEmbedding
@@ -270,3 +272,10 @@ print(SpMM()(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), torch.ones(
 """
     run = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, timeout=120)
     assert (run.stdout, run.stderr) == ("[[1.0, 1.0]]\n", "")
+
+
+def test_l2_norm_with_eps_in_the_root_is_the_published_one_of_short_rows() -> None:
+    x = functional.normalize(randn(5, 64), dim=-1) * torch.logspace(-4, 0, 5)[:, None]
+    published = l2norm(x, dim=-1, eps=1e-6)
+    torch.testing.assert_close(L2Norm(1e-6, is_eps_in_root=True).reference(x), published)
+    assert (L2Norm(1e-6).reference(x) - published).abs().max() > 0.1

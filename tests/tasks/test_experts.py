@@ -98,7 +98,7 @@ def test_configurations_that_do_not_fit_are_refused_with_the_value() -> None:
 def test_experts_that_cannot_be_split_or_packed_are_refused() -> None:
     with pytest.raises(ValueError, match="input_size 48 is no multiple"):
         MXFP4MoE(2, 48, 8)
-    with simulated_rank(0, 2), pytest.raises(ValueError, match="input_size 16 is no multiple"):
+    with simulated_rank(0, 2), pytest.raises(ValueError, match="intermediate_size 32 over 2 ranks is 16 each"):
         FusedExperts(2, 1, 32, 32, "swiglu_oai", quant_config="mxfp4")
     with simulated_rank(0, 2), pytest.raises(ValueError, match="intermediate_size 33 cannot be split evenly"):
         FusedExperts(2, 1, 32, 33)

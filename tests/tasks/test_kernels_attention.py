@@ -14,6 +14,7 @@ from fastkernels.errors import UnsupportedError
 if not triton_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
 
+from fastkernels.kernels import flash_attn_decode as flash_attn_decode_module
 from fastkernels.kernels import split_attention
 from fastkernels.kernels.backend import may_read_earlier_steps, step_counters, step_graph
 from fastkernels.kernels.flash_attn_decode import flash_attn_decode
@@ -135,6 +136,30 @@ def test_decode_in_a_step_graph_gives_the_same_bits_and_leaves_its_counters_zero
                     out = flash_attn_decode(query[rows], *batch.cache, *arguments)
                 assert torch.equal(out, expected)
             assert not counters.any()
+
+
+@pytest.mark.parametrize("tile", [(16, 6, 0), (16, 6, 16), (32, 4, 0)])
+def test_sequences_of_unlike_lengths_take_as_many_splits_as_they_have_room_for(
+    tile: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 6 splits of 3 steps at least the longest takes 6, and the shortest one."""
+    block_n, num_splits, held = tile
+    lengths = [400, 97, 1, 96, 48, 0, 49]
+    batch = paged(lengths, 2, 32, 16, torch.float32)
+    query, counters = torch.randn(7, 4, 32), torch.zeros(64, dtype=torch.int32)
+    chosen = flash_attn_decode_module.DecodeTile(block_n, num_splits, 4, 2, held, least_steps=3)
+    monkeypatch.setattr(flash_attn_decode_module, "decode_tile", lambda *_: chosen)
+    arguments = (query, *batch.cache, batch.seq_lens, batch.block_table, 400, 0.2)
+    outs = [flash_attn_decode(*arguments)]
+    with step_graph(counters):
+        outs.append(flash_attn_decode(*arguments))
+    assert torch.equal(outs[0], outs[1])
+    assert not counters.any()
+    for row, length in enumerate(lengths):
+        expected = torch.zeros(1, 4, 32).double()
+        if length:
+            expected = attended(query[row : row + 1], batch.keys[row], batch.values[row], 0.2)
+        assert_near(outs[0][row : row + 1], expected)
 
 
 def test_decode_in_a_step_graph_reads_the_newest_position_last(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,9 +48,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: fill(empty(*args, **kwargs)))
 
 
-def drawn_ids(num_tokens: int, num_experts: int, top_k: int, num_used: int) -> Tensor:
-    """Distinct experts of each token, of the first num_used alone."""
-    return torch.stack([torch.randperm(num_used)[:top_k] for _ in range(num_tokens)]).int()
+def drawn_ids(num_tokens: int, num_experts: int, top_k: int, num_used: int, first: int = 0) -> Tensor:
+    """Distinct experts of each token, of the first num_used alone; counted from `first`, those below it left out."""
+    ids = torch.stack([torch.randperm(num_used)[:top_k] for _ in range(num_tokens)]).int() - first
+    return ids.clamp(min=-1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,8 +81,8 @@ def test_topk_softmax_of_nan_and_infinite_scores_names_distinct_experts_that_exi
 @pytest.mark.parametrize("block_size", [1, 5, 16, 128])
 @pytest.mark.parametrize(("num_tokens", "num_experts", "top_k"), [(1, 8, 2), (50, 8, 2), (37, 67, 7), (300, 5, 5)])
 def test_moe_align_equals_its_definition(num_tokens: int, num_experts: int, top_k: int, block_size: int) -> None:
-    for num_used in (num_experts, top_k):
-        ids = drawn_ids(num_tokens, num_experts, top_k, num_used)
+    for num_used, first in ((num_experts, 0), (top_k, 0), (num_experts, 2), (top_k, num_experts)):
+        ids = drawn_ids(num_tokens, num_experts, top_k, num_used, first)
         wanted = align(ids, num_experts, block_size)
         capacity = padded_capacity(ids.numel(), num_experts, block_size)
         for one, other in zip(moe_align(ids, num_experts, block_size, capacity), wanted, strict=True):
@@ -106,6 +107,43 @@ def test_grouped_gemm_equals_its_definition(sizes: Sizes, block_size: int, dtype
     y = gemm.moe_grouped_gemm(x, op.weight.data, None if op.bias is None else op.bias.data, *alignment, top_k)
     wanted = op.double().reference(x.double(), *alignment)
     assert ((y.double() - wanted).abs() <= ROUNDING[dtype] * (wanted.abs() + 1.0)).all()
+
+
+@pytest.mark.parametrize("kind", ["float", "grouped", "packed", "turned", "packed_fp32"])
+@pytest.mark.parametrize("first", [2, 4])
+@pytest.mark.parametrize("block_size", [5, 32])
+def test_slots_that_are_left_out_are_zero_and_get_no_bias(block_size: int, first: int, kind: str) -> None:
+    """Those of two experts of five, or of all."""
+    is_packed = kind in ("packed", "turned", "packed_fp32")
+    dtype = torch.float16 if kind in ("packed", "turned") else torch.float32
+    op = (MXFP4MoE if is_packed else MoEGroupedGemm)(3, 64, 70, True, 2).to(dtype)
+    ids = drawn_ids(37, 5 if first == 2 else 4, 2, 5 if first == 2 else 4, first)
+    x, alignment = torch.randn(37, 64).to(dtype), align(ids, 3, block_size)
+    assert op.bias is not None
+    if isinstance(op, MXFP4MoE):
+        tile = PackedTile(64, 128, 4, 3, kind == "turned") if dtype == torch.float16 else None
+        weights = (op.weight_blocks.data, op.weight_scales.data, op.bias.data)
+        y = mxfp4_moe(x, *weights, *alignment, 2, tile=tile)
+    else:
+        product = gemm.by_grouped_mm if kind == "grouped" else gemm.moe_grouped_gemm
+        y = product(x, op.weight.data, op.bias.data, *alignment, 2)
+    is_left_out = (ids < 0).flatten()
+    assert is_left_out.all() if first == 4 else 0 < is_left_out.sum() < len(y)
+    assert (y[is_left_out] == 0).all()
+    wanted = op.double().reference(x.double(), *alignment)
+    assert ((y.double() - wanted).abs() <= max(ROUNDING[dtype], 1e-6) * (wanted.abs() + 2.0)).all()
+
+
+def test_experts_over_more_ranks_ask_later_for_a_grouped_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An expert gets as many rows as on one rank, though a rank has fewer experts for all slots."""
+    op, x = MoEGroupedGemm(2, 64, 48), torch.randn(40, 64)
+    alignment = align(drawn_ids(40, 4, 1, 4, 2), 2, 16)
+    monkeypatch.setattr(gemm, "GROUPED_MM_ROWS", 20)
+    monkeypatch.setattr(gemm, "supports_grouped_mm", lambda x, weight: True)
+    monkeypatch.setattr(gemm, "by_grouped_mm", lambda *arguments: "grouped")
+    assert gemm.moe_grouped_gemm(x, op.weight.data, None, *alignment, 1) == "grouped"
+    tiled = gemm.moe_grouped_gemm(x, op.weight.data, None, *alignment, 1, ep_size=2)
+    torch.testing.assert_close(tiled, op.reference(x, *alignment), rtol=1e-5, atol=1e-5)
 
 
 def test_grouped_gemm_refuses_blocks_beyond_its_tiles() -> None:
@@ -189,5 +227,5 @@ def test_torch_grouped_mm_takes_over_with_the_same_result(
     x = torch.randn(num_tokens, 64)
     alignment = align(drawn_ids(num_tokens, num_experts, top_k, max(top_k, num_experts - 1)), num_experts, 16)
     bias = None if op.bias is None else op.bias.data
-    y = gemm.by_grouped_mm(x, op.weight.data, bias, *alignment[:2], top_k)
+    y = gemm.by_grouped_mm(x, op.weight.data, bias, *alignment, top_k)
     torch.testing.assert_close(y, op.reference(x, *alignment), rtol=1e-5, atol=1e-5)

@@ -125,8 +125,8 @@ def test_rotary_embedding_equals_its_definition(
 ) -> None:
     angles = torch.rand(50, rotary_dim // 2) * 6
     table = torch.cat((angles.cos(), angles.sin()), dim=-1)
-    positions = torch.randint(0, 50, (6,))
-    qkv = torch.randn(6, (num_heads + 2 * num_kv_heads) * head_size).to(dtype)
+    positions = torch.randint(0, 50, (3,))
+    qkv = torch.randn(3, (num_heads + 2 * num_kv_heads) * head_size).to(dtype)
     query, key, _ = qkv.split((num_heads * head_size, num_kv_heads * head_size, num_kv_heads * head_size), dim=-1)
     before = qkv.clone()
     forms = ((query, key), (query.unflatten(1, (-1, head_size)), key.unflatten(1, (-1, head_size))), (query, None))

@@ -158,6 +158,14 @@ def test_mamba_chunk_scan_equals_the_recurrence(shape: Shape, batch: str, dtype:
     check(MambaChunkScan(64, limit), mamba_chunk_scan, given, "ssm_states", limit)
 
 
+def test_mamba_chunk_scan_rounds_states_of_16_bits_once_a_prompt() -> None:
+    where, limit = places("about a chunk"), (0.001, 0.5)
+    arguments = mamba(int(where["query_start_loc"][-1]), (4, 2), (16, 32), torch.float16)
+    states = pool(where, 4, 16, 32, dtype=torch.float16)
+    given = {**arguments, "ssm_states": states, **where, "max_query_len": 0}
+    check(MambaChunkScan(64, limit), mamba_chunk_scan, given, "ssm_states", limit)
+
+
 def test_mamba_chunk_scan_knows_small_decays_behind_a_large_one() -> None:
     """Of sums near 3,000 fp32 holds differences to 1e-4 alone."""
     where, limit = places("about a chunk"), (0.0, float("inf"))
@@ -170,12 +178,13 @@ def test_mamba_chunk_scan_knows_small_decays_behind_a_large_one() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("heads", "sizes"), SIZES)
 def test_selective_state_update_equals_its_definition(
-    heads: tuple[int, int], sizes: tuple[int, int], dtype: torch.dtype
+    heads: tuple[int, int], sizes: tuple[int, int], state_dtype: torch.dtype, dtype: torch.dtype
 ) -> None:
     where, limit = steps(5), (0.0, float("inf"))
-    states = pool(where, heads[0], *sizes, dtype=torch.float32)
+    states = pool(where, heads[0], *sizes, dtype=state_dtype)
     given = {"ssm_states": states, **mamba(5, heads, sizes, dtype), **where}
     check(SelectiveStateUpdate(limit), selective_state_update, given, "ssm_states", limit)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from published_models import MODELS, few_layers
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from fastkernels.cache import bind_caches
 from fastkernels.context import ForwardContext, Phase, set_forward_context
 from fastkernels.engine.cache import allocate_caches
+from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.dummy_steps import run_dummy_step, warm_steps
+from fastkernels.engine.executor import choose_state_dtype
 from fastkernels.engine.graphs import graph_sizes
-from fastkernels.engine.model import build_config, find_model
+from fastkernels.engine.model_source import build_config, find_model
 from fastkernels.engine.sampler import Sampler
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.env import triton_interpreted
@@ -29,29 +30,16 @@ pytest.importorskip("triton")
 if triton_interpreted():
     pytest.skip("names what would be compiled, which TRITON_INTERPRET=1 does not", allow_module_level=True)
 
-from fastkernels.kernels.ahead import naming_for
+from fastkernels.kernels.ahead import TensorsOnGpu, naming_for
 
 META = torch.device("meta")
 PAGE_SIZE, MAX_TOKENS, MAX_LEN = 16, 8192, 8192
 NUM_STEPS = 100
 
 
-class OnGpu(TorchFunctionMode):
-    """Tensors without data say that they are on a GPU, and ops launch their kernels."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return True if func == torch.Tensor.is_cuda.__get__ else func(*args, **(kwargs or {}))
-
-
 def build(preset: str, num_layers: int, num_rows: int, folder: Path) -> tuple[nn.Module, Any]:
     """The published widths, few layers, no weights."""
-    published = find_model(preset).hf_config
-    fewer = {**published, "num_hidden_layers": num_layers}
-    if "layer_types" in published:
-        fewer["layer_types"] = published["layer_types"][:num_layers]
-    path = folder / "config.json"
-    path.write_text(json.dumps(fewer))
-    source = find_model(str(path))
+    source = find_model(few_layers(preset, num_layers, folder))
     config, architecture = build_config(source), architecture_of(source.hf_config)
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -59,6 +47,7 @@ def build(preset: str, num_layers: int, num_rows: int, folder: Path) -> tuple[nn
             model = getattr(importlib.import_module(architecture.module), architecture.class_name)(config)
     finally:
         torch.set_default_dtype(torch.float32)
+    choose_state_dtype(model, EngineConfig(preset), torch.bfloat16)
     bind_caches(model, allocate_caches(model, 64, PAGE_SIZE, num_rows, torch.bfloat16, META))
     return model, config
 
@@ -99,22 +88,12 @@ def drawn_steps(max_num_seqs: int) -> Iterator[tuple[list[int], list[int], int]]
         yield [1] * num_decodes + prompts, decodes + [min(n, MAX_LEN) for n in every], num_decodes
 
 
-@pytest.mark.parametrize(
-    ("preset", "num_layers", "max_num_seqs"),
-    [
-        ("llama-3.1-8b", 1, 1024),
-        ("mixtral-8x7b-v0.1", 1, 1024),
-        ("gpt-oss-20b", 2, 1024),
-        ("mamba-codestral-7b", 1, 128),
-        ("qwen3-next-80b-a3b", 4, 256),
-        ("qwen2-vl-7b-instruct", 1, 1024),
-    ],
-)
+@pytest.mark.parametrize(("preset", "num_layers", "max_num_seqs"), MODELS)
 def test_no_step_asks_for_a_kernel_that_warming_up_did_not_meet(
     preset: str, num_layers: int, max_num_seqs: int, tmp_path: Path
 ) -> None:
     model, config = build(preset, num_layers, max_num_seqs + 1, tmp_path)
-    with OnGpu(), naming_for() as names:
+    with TensorsOnGpu(), naming_for() as names:
         for size in graph_sizes(max_num_seqs):
             run_step(model, [1] * size, [2] * size, size, MAX_LEN)
         for step in warm_steps(MAX_TOKENS, max_num_seqs, MAX_LEN):
@@ -142,7 +121,7 @@ def test_no_draw_asks_for_a_kernel_that_warming_up_did_not_meet(vocab_size: int)
             {"logit_bias": {5: 1.0, 7: 2.0}}, {"allowed_token_ids": (1, 2, 3)},
         )
     ]  # fmt: skip
-    with OnGpu(), naming_for() as names:
+    with TensorsOnGpu(), naming_for() as names:
         Sampler(vocab_size, META, 512).warm_up(torch.bfloat16)
         known = set(names)
         for num_rows in (1, 3, 16, 100, 131, 140, 300, 512):

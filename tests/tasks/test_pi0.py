@@ -147,7 +147,7 @@ def test_a_configuration_of_lerobots_form_is_read() -> None:
 
 
 def test_published_configuration_has_the_published_number_of_parameters() -> None:
-    from fastkernels.engine.model import build_config, find_model
+    from fastkernels.engine.model_source import build_config, find_model
     from fastkernels.tasks.baseline.L4.pi0 import PI0ForConditionalGeneration
 
     with torch.device("meta"):

@@ -38,7 +38,7 @@ def test_the_oracles_checkpoints_have_both_layouts(variant: str, first: str, tmp
 
 
 def test_the_published_preset_has_the_published_size() -> None:
-    from fastkernels.engine.model import build_config, find_model
+    from fastkernels.engine.model_source import build_config, find_model
     from fastkernels.tasks.baseline.L4.qwen2_vl import Qwen2VLForConditionalGeneration
 
     config = build_config(find_model("qwen2-vl-7b-instruct"))

@@ -171,7 +171,7 @@ def test_checkpoint_that_lacks_a_part_says_which(published: Path, tmp_path: Path
 
 
 def test_published_configuration_has_the_published_number_of_parameters() -> None:
-    from fastkernels.engine.model import build_config, find_model
+    from fastkernels.engine.model_source import build_config, find_model
     from fastkernels.tasks.baseline.L4.sdxl import StableDiffusionXLPipeline
 
     config = build_config(find_model("stable-diffusion-xl-base-1.0"))

@@ -16,9 +16,9 @@ from torch import nn
 
 from fastkernels.distributed.tensor_parallel import simulated_rank
 from fastkernels.engine.llm import LLM
-from fastkernels.engine.model import build_config, find_model
+from fastkernels.engine.model_source import build_config, find_model
 from fastkernels.engine.sampling_params import SamplingParams
-from fastkernels.errors import CheckpointError, UnsupportedError
+from fastkernels.errors import CheckpointError, UnsupportedError, UsageError
 from fastkernels.oracles.mamba2 import ORACLE, GroupedNorm
 from fastkernels.oracles.oracle import prompts
 from fastkernels.tasks.baseline.L4.mamba2 import Mamba2ForCausalLM
@@ -31,7 +31,7 @@ MODELS = ["tiny-mamba2", "tiny-qwen3_next"]
 LENGTHS = (1, 2, 17, 63, 64, 65, 97, 127)
 
 
-def tokens_of(model: str, lengths: tuple[int, ...] = LENGTHS, **options: Any) -> tuple[list[tuple[int, ...]], int]:
+def tokens_of(model: str, lengths: tuple[int, ...] = LENGTHS, **options: Any) -> tuple[list[list[int]], int]:
     """Greedy tokens of prompts of these lengths, which run together, and how often one was preempted."""
     llm = LLM(model, device="cpu", enable_prefix_caching=False, **options)
     params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
@@ -42,7 +42,7 @@ def tokens_of(model: str, lengths: tuple[int, ...] = LENGTHS, **options: Any) ->
 @pytest.mark.parametrize("model", MODELS)
 def test_tokens_do_not_depend_on_how_prompts_are_cut_or_batched(model: str) -> None:
     together, _ = tokens_of(model)
-    assert len(set(together)) > 1
+    assert len({tuple(tokens) for tokens in together}) > 1
     for chunk in (1, 7, 64):
         assert tokens_of(model, max_num_batched_tokens=chunk)[0] == together
     assert tokens_of(model, max_num_seqs=1)[0] == together
@@ -55,6 +55,25 @@ def test_a_preempted_request_of_pages_and_states_begins_again() -> None:
     tight, num_preemptions = tokens_of("tiny-qwen3_next", lengths, page_size=4, num_pages=25)
     assert none == 0 < num_preemptions
     assert tight == free
+
+
+@pytest.mark.parametrize(
+    ("dtype", "asked", "wanted"),
+    [("bfloat16", "auto", torch.bfloat16), ("bfloat16", "float32", torch.float32), ("float32", "auto", torch.float32)],
+)
+def test_states_of_mamba2_are_of_the_activations_dtype_unless_asked(
+    dtype: str, asked: str, wanted: torch.dtype
+) -> None:
+    llm = LLM("tiny-mamba2", device="cpu", dtype=dtype, mamba_ssm_cache_dtype=asked)
+    conv, ssm = llm.core.executor.model.backbone.layers[0].mixer.kv_cache  # type: ignore[attr-defined]
+    assert (conv.dtype, ssm.dtype) == (torch.float32 if dtype == "float32" else torch.bfloat16, wanted)
+    [output] = llm.generate([[5, 6, 7]], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+    assert len(output.outputs[0].token_ids) == 20
+
+
+def test_a_dtype_of_states_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="mamba_ssm_cache_dtype is 'fp8'; it can be auto, float32, bfloat16"):
+        LLM("tiny-mamba2", device="cpu", mamba_ssm_cache_dtype="fp8")
 
 
 CONFIGS: dict[str, Any] = {

@@ -13,6 +13,7 @@ from paged_batches import PagedRun
 
 from fastkernels.context import reference_mode
 from fastkernels.distributed.tensor_parallel import (
+    expert_parallel,
     kv_head_shard,
     padded_vocab_size,
     shard_size,
@@ -20,9 +21,12 @@ from fastkernels.distributed.tensor_parallel import (
     tp_rank,
     tp_size,
 )
-from fastkernels.errors import EnvironmentProblem
+from fastkernels.engine.model import build_bare_model
+from fastkernels.engine.model_source import build_config, find_model
+from fastkernels.errors import EnvironmentProblem, UsageError
 from fastkernels.tasks.baseline.L1.allgather import AllGather
 from fastkernels.tasks.baseline.L1.allreduce import AllReduce
+from fastkernels.tasks.baseline.L2.fused_experts import FusedExperts
 from fastkernels.tasks.baseline.L2.parallel_linear import ColumnParallelLinear, RowParallelLinear
 from fastkernels.tasks.baseline.L4.gpt_oss import GptOssForCausalLM
 from fastkernels.tasks.baseline.L4.llama import LlamaForCausalLM
@@ -39,6 +43,11 @@ CONFIGS = {
     "sinks": GptOssConfig.tiny(quantization=None),
     "mxfp4": GptOssConfig.tiny(intermediate_size=64),
 }
+WHOLE_EXPERTS = {
+    "odd": CONFIGS["experts"],
+    "sinks": CONFIGS["sinks"],
+    "mxfp4": GptOssConfig.tiny(num_local_experts=5),  # of 32 features each, which two ranks cannot split
+}
 MODELS: dict[type, type[Any]] = {
     LlamaConfig: LlamaForCausalLM,
     MixtralConfig: MixtralForCausalLM,
@@ -47,8 +56,9 @@ MODELS: dict[type, type[Any]] = {
 PROMPTS = [list(range(3, 40)), [5], [159, 160, 161, 300, *range(290, 200, -7)]]  # 160: rank 1's first token
 
 
-def logits_of(config: LlamaConfig) -> list[torch.Tensor]:
-    model = MODELS[type(config)](config)
+def logits_of(config: LlamaConfig, has_whole_experts: bool = False) -> list[torch.Tensor]:
+    with expert_parallel(has_whole_experts):
+        model = MODELS[type(config)](config)
     random_weights(model, 2)
     run = PagedRun(model, [[*p, 1] for p in PROMPTS], 64, seed=0)
     first = run.step({i: len(p) for i, p in enumerate(PROMPTS)})
@@ -82,6 +92,7 @@ def run_rank(rank: int, directory: str) -> None:
         "is_unchanged": torch.equal(x, before),
         "linears": linears(),
         "logits": {name: logits_of(config) for name, config in CONFIGS.items()},
+        "whole_experts": {name: logits_of(config, True) for name, config in WHOLE_EXPERTS.items()},
     }
     torch.save(results, f"{directory}/{rank}.pt")
     dist.destroy_process_group()
@@ -90,7 +101,10 @@ def run_rank(rank: int, directory: str) -> None:
 def test_two_ranks_compute_what_one_does(tmp_path: Path) -> None:
     mp.spawn(run_rank, (str(tmp_path),), nprocs=2)
     x = torch.arange(6, dtype=torch.bfloat16).view(2, 3)
-    expected = {name: logits_of(config) for name, config in CONFIGS.items()}
+    expected = {
+        "logits": {name: logits_of(config) for name, config in CONFIGS.items()},
+        "whole_experts": {name: logits_of(config) for name, config in WHOLE_EXPERTS.items()},
+    }
     expected_linears = linears()
     for rank in range(2):
         got = torch.load(tmp_path / f"{rank}.pt")
@@ -101,8 +115,8 @@ def test_two_ranks_compute_what_one_does(tmp_path: Path) -> None:
         assert got["is_unchanged"]
         for ours, one in zip(got["linears"], expected_linears, strict=True):
             torch.testing.assert_close(ours, one)
-        for name, logits in expected.items():
-            for ours, one in zip(got["logits"][name], logits, strict=True):
+        for kind, name in ((kind, name) for kind, models in expected.items() for name in models):
+            for ours, one in zip(got[kind][name], expected[kind][name], strict=True):
                 assert ours.shape == one.shape
                 assert (ours - one).abs().max() < 1e-5
 
@@ -131,5 +145,30 @@ def test_shard_arithmetic() -> None:
         128256,
         12,
     ]
+    with pytest.raises(ValueError, match="3 key-value heads cannot be shared evenly by 4 ranks; choose a divisor or a"):
+        kv_head_shard(3, 0, 4)
     with pytest.raises(ValueError, match=r"rank must be in \[0, 2\), got 2"), simulated_rank(2, 2):
         pass
+
+
+def test_experts_in_mxfp4_say_how_many_ranks_they_split_over() -> None:
+    def build(ranks: int) -> FusedExperts:
+        with simulated_rank(0, ranks):
+            return FusedExperts(4, 2, 64, 192, activation="swiglu_oai", quant_config="mxfp4")
+
+    assert build(3).intermediate_size_per_partition == 64
+    with pytest.raises(ValueError, match=r"intermediate_size 192 over 4 ranks is 48 each.* that go are 1, 2, 3, 6"):
+        build(4)
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("tiny-mamba2", "The number of groups 2 cannot be split evenly over 4 ranks; choose a divisor of 2"),
+        ("tiny-gpt-oss", "numbers of ranks that go are 1"),
+    ],
+)
+def test_a_model_that_does_not_split_names_the_option(preset: str, message: str) -> None:
+    source = find_model(preset)
+    with simulated_rank(0, 4), pytest.raises(UsageError, match=f"tensor_parallel_size is 4.*{preset}.*{message}"):
+        build_bare_model(source, build_config(source), torch.float32, torch.device("meta"))

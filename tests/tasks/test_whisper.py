@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import wave
@@ -14,15 +15,19 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from fastkernels import workloads
 from fastkernels.cli.generate import generate
 from fastkernels.engine.llm import LLM
 from fastkernels.engine.sampling_params import SamplingParams, SamplingParamsError
 from fastkernels.errors import UnsupportedError, UsageError
 from fastkernels.oracles.whisper import ORACLE
+from fastkernels.pipelines.media import load_audio
 from fastkernels.pipelines.whisper import WhisperProcessor
 from fastkernels.tasks.configs.whisper import WhisperConfig
+from fastkernels.workloads import speech
 
 RATE = 16000
+SPEECH = Path(workloads.__file__).with_name("speech.wav")
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
 
@@ -70,7 +75,7 @@ def test_tokens_equal_those_of_transformers_generate_with_suppressed_tokens(tmp_
     sizes = dict(ORACLE.tiny()["tied"])
     model: Any = ORACLE.build(sizes, seed=5)
     ORACLE.save(model, tmp_path)
-    sounds = [tone(0.9), tone(0.3, 700.0)]
+    sounds = [speech()[:14400], tone(0.3, 700.0)]
     llm = LLM(tmp_path, device="cpu")
     free = tokens_of(llm, [heard([3, 9], sound) for sound in sounds])
     banned, first = [free[0][1], free[1][2]], [free[0][0], free[1][0]]
@@ -92,6 +97,56 @@ def test_tokens_equal_those_of_transformers_generate_with_suppressed_tokens(tmp_
             tokens.append(int(logits.argmax()))
         assert given == tokens[2:]
     assert ours != free
+
+
+def test_speech_is_heard_as_transformers_hears_it(tmp_path: Path) -> None:
+    """The shipped file, two windows of it: equal spectrograms and, of a tiny model by seed, equal tokens and text."""
+    sizes = dict(ORACLE.tiny()["tied"])
+    model: Any = ORACLE.build(sizes, seed=7)
+    ORACLE.save(model, tmp_path)
+    llm = LLM(tmp_path, device="cpu")
+    processor: Any = llm.processor
+    windows = processor.windows(SPEECH)
+    assert [len(window) for window in windows] == [RATE, len(speech()) - RATE]
+    assert np.array_equal(np.concatenate(windows), speech())
+    ours = tokens_of(llm, processor.prompts(windows, [3, 9]))
+    extractor = transformers.WhisperFeatureExtractor(feature_size=sizes["num_mel_bins"])
+    for window, given in zip(windows, ours, strict=True):
+        features = extractor(window, sampling_rate=RATE, return_tensors="pt", max_length=RATE)["input_features"]
+        assert np.array_equal(processor.features(window), features[0].numpy())
+        tokens = [3, 9]
+        for _ in range(8):
+            with torch.no_grad():
+                logits = model(features, decoder_input_ids=torch.tensor([tokens])).logits[0, -1]
+            tokens.append(int(logits.argmax()))
+        assert given == tokens[2:]
+    assert ours[0] != ours[1], "Each window is heard for itself."
+
+
+def test_the_shipped_recording_is_the_one_that_its_facts_are_of() -> None:
+    facts = json.loads(SPEECH.with_suffix(".json").read_text(encoding="utf-8"))
+    content = SPEECH.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == facts["sha256"]
+    assert len(content) < 60_000
+    assert len(speech()) == facts["num_samples"]
+    assert {"text", "program", "command", "license"} <= set(facts)
+    assert 0.2 < float(np.abs(speech()).max()) <= 1
+    assert np.array_equal(load_audio(SPEECH, RATE), speech())
+
+
+def test_example_prompts_go_with_speech_by_seed(llm: LLM) -> None:
+    processor: Any = llm.processor
+    first, again, other = (
+        [one["multi_modal_data"]["audio"] for one in processor.example_prompts([[0]] * 4, seed)] for seed in (1, 1, 2)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert len({len(sound) for sound in (*first, *other)}) == 8
+    assert all(processor.window_len // 10 <= len(sound) <= processor.window_len for sound in first)
+    spoken = np.concatenate([speech(), speech()])
+    for sound in first:
+        likeness = np.correlate(spoken, sound) / np.linalg.norm(sound)
+        norms = np.sqrt(np.convolve(spoken**2, np.ones(len(sound)), "valid"))
+        assert float((likeness / norms).max()) > 0.9
 
 
 def test_suppressed_tokens_outside_the_vocabulary_are_refused(llm: LLM) -> None:
@@ -204,13 +259,13 @@ def test_generate_transcribes_a_long_recording(tmp_path: Path, capsys: pytest.Ca
     path = tmp_path / "speech.wav"
     path.write_bytes(wav(tone(2.5)))
     options: dict[str, Any] = {"audio": [str(path)], "device": "cpu", "max_tokens": 5, "ignore_eos": True}
-    generate("tiny-whisper", **options, as_json=True)
+    generate(model="tiny-whisper", **options, as_json=True)
     [one] = json.loads(capsys.readouterr().out)["transcriptions"]
     assert one["duration"] == 2.5
     spans = [(start, end, len(tokens)) for start, end, _, tokens in one["segments"]]
     assert spans == [(0, 1, 5), (1, 2, 5), (2, 2.5, 5)]
     assert one["text"] == "".join(segment[2] for segment in one["segments"]).strip()
-    generate("tiny-whisper", **options)
+    generate(model="tiny-whisper", **options)
     assert "(2.5 s)" in capsys.readouterr().out
 
 
@@ -225,4 +280,4 @@ def test_generate_transcribes_a_long_recording(tmp_path: Path, capsys: pytest.Ca
 )
 def test_generate_says_what_is_wrong_with_audio(model: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises((UsageError, UnsupportedError), match=says):
-        generate(model, audio=["x.wav"], device="cpu", **options)
+        generate(model=model, audio=["x.wav"], device="cpu", **options)

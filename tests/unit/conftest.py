@@ -6,10 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked import Forks
 from report_runs import write_run
 
 from fastkernels.calibration import subject
 from fastkernels.report.load import load_results
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Of scripts that each need a process of their own."""
+    with Forks() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import textwrap
 import time
@@ -108,6 +109,12 @@ class Bench:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with Nursery("cpu", LIMITS) as nursery:
         yield Bench(nursery, tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture
+def one_nursery(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps of a test that does not ask what is left of theirs start none of their own."""
+    monkeypatch.setattr("fastkernels.bench.sweep.Nursery", lambda *given: contextlib.nullcontext(bench.nursery))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:

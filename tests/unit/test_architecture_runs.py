@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastkernels.engine.model import find_model
+from fastkernels.engine.model_source import find_model
 from fastkernels.errors import EnvironmentProblem
 from fastkernels.oracles import measure, our_side
 from fastkernels.oracles.oracle import Oracle, oracle_of

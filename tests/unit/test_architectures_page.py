@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastkernels.registry import ARCHITECTURES, Architecture, ops_of_architecture
+
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script over an empty folder of results."""
+@pytest.fixture(scope="module")
+def script() -> Any:
     spec = importlib.util.spec_from_file_location("architectures_page", ROOT / "scripts" / "architectures_page.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(module, "PAGE", tmp_path / "page.md")
-    (tmp_path / "results" / "h200").mkdir(parents=True)
     return module
+
+
+@pytest.fixture
+def page(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script over an empty folder of results."""
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(script, "PAGE", tmp_path / "page.md")
+    (tmp_path / "results" / "h200").mkdir(parents=True)
+    return script
 
 
 def write(page: Any, name: str, record: dict[str, Any]) -> None:
@@ -33,7 +41,8 @@ def write(page: Any, name: str, record: dict[str, Any]) -> None:
 def line(page: Any, name: str) -> list[str]:
     """The cells of an architecture's line in the first table."""
     page.main()
-    [found] = [one for one in page.PAGE.read_text().splitlines() if f"(`{name}`)" in one and one.count("|") == 8]
+    first_table = page.PAGE.read_text().partition("\n## Ops by level")[0]
+    [found] = [one for one in first_table.splitlines() if f"(`{name}`)" in one and one.count("|") == 8]
     return [cell.strip() for cell in found.strip("|").split("|")]
 
 
@@ -111,3 +120,49 @@ def test_a_first_look_is_a_table_of_its_own_until_there_is_a_whole_measurement(p
     write(page, "dinov3", record(measured("default", 32, library=1.3)))
     page.main()
     assert "First look" not in page.PAGE.read_text()
+
+
+def files_of(architecture: Architecture) -> set[str]:
+    return {entry.file_name.removesuffix(".py") for entry in ops_of_architecture(architecture.name)}
+
+
+def test_the_committed_page_is_the_one_that_is_written(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "RESULTS", ROOT / "benchmarks" / "results")
+    page.main()
+    written, committed = page.PAGE.read_text(), (ROOT / "docs" / "architectures.md").read_text()
+    assert written == committed, "Run `python scripts/architectures_page.py`."
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_a_count_unlike_the_published_one_is_explained_by_ops_that_are_there(
+    script: Any, architecture: Architecture
+) -> None:
+    ours, published = script.files_at_published_size(architecture.name), architecture.published["tasks"]
+    assert sum(ours.values()) > 0
+    assert set(architecture.count_notes) == {level for level in ours if ours[level] != published[level]}
+    entries = ops_of_architecture(architecture.name)
+    known = {e.name for e in entries} | {e.stem for e in entries}
+    for level, note in architecture.count_notes.items():
+        named = set(re.findall(r"`(\w+)`", note)) - {
+            file.partition("/")[2] for file in architecture.stand_ins if file.startswith(level)
+        }
+        assert named, f"The note on {level} names no op."
+        assert named <= known, f"The note on {level} names what {architecture.name} does not have."
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_a_published_file_is_here_or_has_something_in_its_place(architecture: Architecture) -> None:
+    files = architecture.published.get("files", {"names": [], "source": "none"})
+    assert set(architecture.stand_ins) == set(files["names"]) - files_of(architecture)
+    assert files["source"]
+    ops = {entry.name for entry in ops_of_architecture(architecture.name)}
+    for file, what in architecture.stand_ins.items():
+        named = re.findall(r"`(\w+)`", what)
+        assert set(named) <= ops, f"In the place of {file} stands what {architecture.name} does not have."
+        assert named or what.startswith("nothing: "), f"Why nothing stands in the place of {file} is not said."
+
+
+def test_every_architecture_says_what_is_not_supported(page: Any) -> None:
+    page.main()
+    last = page.PAGE.read_text().partition("## What is not supported")[2]
+    assert [a.name for a in ARCHITECTURES if f"(`{a.name}`): " not in last] == []

@@ -14,11 +14,12 @@ import pytest
 from fastkernels import registry
 from fastkernels.calibration import plan, release
 from fastkernels.calibration.quality import QUALITIES
+from fastkernels.calibration.versions import DRAFT
 from fastkernels.cli import main
 from fastkernels.errors import CheckpointError, InputFileError, UnknownNameError
 from fastkernels.report.calibration_page import render_calibration
 from fastkernels.scoring.items import Family
-from fastkernels.scoring.manifest import load_manifest
+from fastkernels.scoring.manifest import MANIFEST_VERSION, load_manifest
 
 FAMILIES = [Family(name) for name in plan.families()]
 
@@ -88,6 +89,39 @@ def test_a_folder_that_cannot_be_added_to_is_refused_before_anything_is_measured
     assert says in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda whole: [], "it is not a JSON object"),
+        (lambda whole: {"families": []}, "families is [], not an object"),
+        (lambda whole: {}, "lacks families"),
+        (lambda whole: {"families": {"ranking": {}}}, "families.ranking lacks created, command"),
+        (lambda whole: _of_ranking(whole, curves=[]), "families.ranking.curves is empty"),
+        (lambda whole: _of_ranking(whole, bad={"value": 1e999}), "families.ranking.bad lacks decided_by, random"),
+    ],
+)
+def test_samples_that_no_calibration_can_be_added_to_are_refused_before_anything_is_measured(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[Any], Any],
+    says: str,
+) -> None:
+    monkeypatch.setattr("fastkernels.cli.calibrate.measure", None)
+    whole = json.loads((Path(__file__).resolve().parents[2] / release.SAMPLES).read_text())
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(change(whole)))
+    with pytest.raises(SystemExit) as stopped:
+        main(["calibrate", "ranking", "--out", str(tmp_path)])
+    assert stopped.value.code == InputFileError.exit_code
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{path} holds no samples of a calibration: {says}" in told
+
+
+def _of_ranking(whole: Any, **changed: Any) -> Any:
+    return {"families": {"ranking": {**whole["families"]["ranking"], **changed}}}
+
+
 class AtOnce(Executor):
     def __init__(self, num: int, context: Any, begin: Callable[[], None]) -> None:
         super().__init__()
@@ -109,7 +143,9 @@ def test_the_command_calibrates_a_family_and_keeps_the_others(
     said = " ".join(capsys.readouterr().out.split())
     assert "ranking float32" in said
     assert "report.html" in said
-    entry, before = load_manifest(tmp_path / "manifest.json").families, load_manifest().families
+    version = json.loads((tmp_path / "manifest.json").read_text())["version"]  # a draft's where this machine differs
+    assert version in (MANIFEST_VERSION, DRAFT)
+    entry, before = load_manifest(tmp_path / "manifest.json", version).families, load_manifest().families
     assert set(entry) == set(before)
     assert entry["language"] == before["language"]
     assert entry["ranking"].bad == pytest.approx(before["ranking"].bad, rel=0.2)

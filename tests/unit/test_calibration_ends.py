@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fastkernels.bench.eval.passes import Passes
+from fastkernels.bench.eval.scenario_file import find_scenario_set
 from fastkernels.calibration import plan
 from fastkernels.calibration.bounds import ONE_OF_FIVE, least_difference, random_answers
-from fastkernels.calibration.subject import Answers, Subject
+from fastkernels.calibration.subject import NUM_PLACES, Answers, Subject
 from fastkernels.scoring.discrepancy import compare
 from fastkernels.scoring.items import Family, Item, Outcome, Thresholds
 from fastkernels.scoring.macroeval import item_correctness
 from fastkernels.scoring.manifest import load_manifest
 
 FAMILIES = [Family(name) for name in plan.families()]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def shipped(family: Family, dtype: str = "float32") -> Thresholds:
@@ -70,6 +74,26 @@ def test_the_least_difference_of_a_family_is_good(family: Family) -> None:
         family, least
     )
     assert 0 < least < shipped(family).bad / 2
+
+
+def test_how_many_tokens_may_differ_is_as_the_documentation_says() -> None:
+    """`good` is a share: of a short answer it allows none, of a long one several."""
+    text = " ".join((ROOT / "docs" / "scoring.md").read_text().split())
+    (scenario, *_) = find_scenario_set("tiny").scenarios
+    passes = Passes(scenario, 1)
+    (short,) = {r["output_len"] for part, kind in passes.parts() for r in passes.of(part, kind, 0).requests}
+    assert f"one of {short} (the scenarios of `tiny`) has D = {1 / short:.3f} and C = " in text
+    assert f"C = {correctness(Family.LANGUAGE, [1 / short]):.3f}, and its item is not accurate" in text
+    allowed = {
+        (dtype, length): sum(k / length <= shipped(Family.LANGUAGE, dtype).good for k in range(1, length))
+        for dtype in ("float32", "bfloat16", "float16")
+        for length in (short, 512)
+    }
+    assert allowed["float32", short] == 0
+    assert f"Of 512, {allowed['float32', 512]} may differ" in text
+    of_half = [allowed[dtype, length] for dtype in ("bfloat16", "float16") for length in (short, 512)]
+    assert "it is {} of 13 and {} of 512, in float16 {} and {}".format(*of_half) in text
+    assert shipped(Family.LANGUAGE).good == 1 / NUM_PLACES
 
 
 def test_random_answers_have_the_form_of_the_right_ones() -> None:

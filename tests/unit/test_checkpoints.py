@@ -12,7 +12,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from fastkernels.engine.llm import LLM
-from fastkernels.engine.model import ModelSource, find_model, find_tokenizer, shipped_checkpoints
+from fastkernels.engine.model_source import ModelSource, find_model, find_tokenizer, shipped_checkpoints
 from fastkernels.engine.pipeline import Pipeline
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import UnknownNameError

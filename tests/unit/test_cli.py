@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import rich.console
 from commands import called
 
-from fastkernels import cli
+from fastkernels import cli, optional
 from fastkernels.cli import common
 from fastkernels.engine.chat import find_chat_template
 from fastkernels.errors import EnvironmentProblem, UsageError
@@ -192,6 +193,17 @@ def test_commands_that_only_read_import_no_torch() -> None:
     assert done.stdout == "False\n"
 
 
+def test_a_server_of_text_and_the_fake_device_do_without_torch() -> None:
+    """The former is up in half the time and memory, and the tests of the latter are."""
+    script = (
+        "import sys\nimport fastkernels.server.lifecycle\nfrom fastkernels.engine.config import EngineConfig\n"
+        "from fastkernels.engine.core import EngineCore\nEngineCore(EngineConfig('tiny-llama', device='fake'))\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_every_command_of_the_table_that_exists_loads() -> None:
     missing = [
         c.name for c in cli.COMMANDS if not (Path(cli.__file__).parent / f"{c.function.split(':')[0]}.py").exists()
@@ -222,6 +234,12 @@ def test_bench_is_kernels_and_kb_nano_is_the_same_program() -> None:
         (NotADirectoryError(errno.ENOTDIR, "x", "a/b"), 2, "a/b cannot be used: a part of the path is a file"),
         (FileExistsError(errno.EEXIST, "x", "a"), 2, "a cannot be used: a file is there where a folder is due"),
         (IsADirectoryError(errno.EISDIR, "x", "a"), 2, "a cannot be used: it is a folder where a file is due"),
+        (
+            ModuleNotFoundError("x", name="PIL"),
+            5,
+            "package PIL, which is not installed: pip install 'fastkernels[",
+        ),
+        (ModuleNotFoundError("x", name="mlflow.entities"), 5, "pip install -e '.[track]'"),
     ],
 )
 def test_an_error_ends_a_command_with_its_code(
@@ -256,6 +274,25 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(fastkernels: Call, monkeypatch: p
 def test_an_unforeseen_error_keeps_its_traceback() -> None:
     with pytest.raises(FileNotFoundError):
         common.reports_errors(raising)(FileNotFoundError(errno.ENOENT, "x", "y"))
+    with pytest.raises(ModuleNotFoundError):
+        common.reports_errors(raising)(ModuleNotFoundError("x", name="fastkernels.none"))
+
+
+def test_every_optional_package_has_its_extra() -> None:
+    """The extras that missing modules are told by are those of pyproject.toml."""
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert set(optional._MODULES) <= set(tomllib.loads(text)["project"]["optional-dependencies"])
+
+
+@pytest.mark.parametrize(("script", "package"), [("train_digits", "sklearn"), ("train_digits", "PIL")])
+def test_an_example_without_its_packages_says_what_to_install(script: str, package: str, tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "examples" / f"{script}.py"
+    body = f"import runpy, sys; sys.modules[{package!r}] = None; sys.argv = ['x']; "
+    body += f"runpy.run_path({str(path)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 5, done.stderr
+    assert "fastkernels[" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_command_may_return_its_exit_code() -> None:

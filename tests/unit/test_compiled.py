@@ -5,19 +5,18 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forks
 from torch import Tensor
 
 from fastkernels.cache import CacheKind, cached_layers
-from fastkernels.engine import compiled
+from fastkernels.engine import compiled, step_library
 from fastkernels.engine.compiled import compiled_steps
 from fastkernels.engine.llm import LLM
 from fastkernels.engine.sampling_params import SamplingParams
@@ -29,6 +28,7 @@ from fastkernels.tasks.baseline.L1.store_kvcache import StoreKVCache
 pytest.importorskip("torch._inductor.cpp_builder")
 
 PROMPTS = [[5, 9, 17], [(7 * i) % 500 + 2 for i in range(28)], [3], [11] * 16, [400, 2, 77, 30, 8]]
+COMPILED: dict[str, Any] = {"num_pages": 64, "max_num_seqs": 8, "warm": "full"}
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 
 
@@ -36,17 +36,32 @@ def make_llm(**options: object) -> LLM:
     return LLM("tiny-llama", device="cpu", enable_prefix_caching=False, **options)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where steps are kept: what was compiled before these tests stands in for nothing."""
+    found = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(step_library, "kept_folder", lambda: found)
+        yield found
+
+
 @cache
 def compiled_llm() -> LLM:
-    return make_llm(num_pages=64, max_num_seqs=8, warm="full")
+    llm = make_llm(**COMPILED)
+    pages = [layer.kv_cache for layer in cached_layers(llm.core.executor.model)]  # type: ignore[attr-defined]
+    assert pages
+    assert not any(bool(page.any()) for page in pages)  # warming up leaves them untouched
+    return llm
 
 
 @cache
-def eager_tokens() -> list[tuple[int, ...]]:
-    return [make_llm(num_pages=64).generate([prompt], GREEDY)[0].outputs[0].token_ids for prompt in PROMPTS]
+def eager_tokens() -> list[list[int]]:
+    """Of each prompt alone."""
+    llm = make_llm(num_pages=64)
+    return [tokens(llm, GREEDY, [prompt])[0] for prompt in PROMPTS]
 
 
-def tokens(llm: LLM, params: SamplingParams | list[SamplingParams], prompts: list[list[int]]) -> list[tuple[int, ...]]:
+def tokens(llm: LLM, params: SamplingParams | list[SamplingParams], prompts: list[list[int]]) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
 
 
@@ -61,6 +76,31 @@ def test_compiled_steps_give_the_eager_tokens_for_any_number_of_rows() -> None:
     assert num_compiled_steps(llm) - before >= GREEDY.max_tokens - 2
     for prompt, expected in zip(PROMPTS, eager_tokens(), strict=True):
         assert tokens(llm, GREEDY, [prompt]) == [expected]
+
+
+def test_a_step_that_was_compiled_before_is_found_by_its_graph(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """And one of other sizes, of another torch, or with another number in an op is compiled."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it is compiled again")
+
+    def refuses(llm: LLM) -> None:
+        with pytest.raises(EnvironmentProblem, match="compiled again"):
+            compiled.CompiledSteps(llm.core.executor.runner, [CacheKind.FULL])  # type: ignore[attr-defined]
+
+    compiled_llm()
+    (kept,) = folder.iterdir()
+    monkeypatch.setattr(torch._inductor, "aot_compile", fail)
+    llm = make_llm(**COMPILED)
+    assert tokens(llm, GREEDY, PROMPTS) == eager_tokens()
+    assert num_compiled_steps(llm) >= GREEDY.max_tokens - 2
+    refuses(make_llm(num_pages=65, max_num_seqs=8))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.version, "git_version", "another")
+        refuses(llm)
+    llm.core.executor.runner.model.model.norm.eps *= 2  # type: ignore[attr-defined]
+    refuses(llm)
+    assert [*folder.iterdir()] == [kept]
 
 
 def test_requests_that_enter_and_leave_between_compiled_steps_keep_their_tokens() -> None:
@@ -80,7 +120,8 @@ def test_drawn_tokens_and_log_probabilities_come_from_compiled_logits() -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.outputs[0].token_ids == other.outputs[0].token_ids
         pairs = zip(one.outputs[0].logprobs or (), other.outputs[0].logprobs or (), strict=True)
-        assert all(a.logprobs == pytest.approx(b.logprobs, abs=1e-4) for a, b in pairs)
+        for a, b in pairs:
+            assert [p.logprob for p in a.values()] == pytest.approx([p.logprob for p in b.values()], abs=1e-4)
 
 
 def test_steps_stay_eager_with_one_line_where_there_is_no_compiler(
@@ -89,7 +130,7 @@ def test_steps_stay_eager_with_one_line_where_there_is_no_compiler(
     def missing() -> None:
         raise EnvironmentProblem("No C++ compiler is here; install g++.")
 
-    monkeypatch.setattr(compiled, "library", missing)
+    monkeypatch.setattr(step_library, "library", missing)
     with caplog.at_level(logging.WARNING):
         llm = make_llm(warm="full", max_num_batched_tokens=64)
     (record,) = [r for r in caplog.records if r.name == "fastkernels.engine.compiled"]
@@ -99,7 +140,8 @@ def test_steps_stay_eager_with_one_line_where_there_is_no_compiler(
 
 
 NOWHERE = """
-import logging
+import logging, os, sys
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = sys.argv[1]
 from fastkernels.engine.llm import LLM
 from fastkernels.engine.sampling_params import SamplingParams
 logging.basicConfig(format="%(name)s %(message)s")
@@ -110,14 +152,13 @@ print(llm.generate([[5, 9, 17]], SamplingParams(temperature=0, max_tokens=40, ig
 
 
 @pytest.mark.parametrize("kind", ["file", "files"])
-def test_steps_stay_eager_with_one_line_where_nothing_can_be_kept(tmp_path: Path, kind: str) -> None:
+def test_steps_stay_eager_with_one_line_where_nothing_can_be_kept(forks: Forks, tmp_path: Path, kind: str) -> None:
     """Where the folder is a file, or cannot have one of ours within; permissions hold nothing from a superuser."""
     (tmp_path / "fastkernels").touch()
     folder = {"file": tmp_path / "fastkernels" / "cache", "files": tmp_path}[kind]
-    told = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder)}
-    done = subprocess.run([sys.executable, "-c", NOWHERE], env=told, capture_output=True, text=True)
-    assert done.stdout.strip() == str(eager_tokens()[0]), done.stderr
-    (line,) = [one for one in done.stderr.splitlines() if one.startswith("fastkernels.engine.compiled")]
+    done = forks.run(NOWHERE, [folder])
+    assert done.out.strip() == str(eager_tokens()[0]), done.err
+    (line,) = [one for one in done.err.splitlines() if one.startswith("fastkernels.engine.compiled")]
     assert "Decode steps stay eager" in line
     assert str(folder) in line
     assert "TORCHINDUCTOR_CACHE_DIR" in line
@@ -223,7 +264,8 @@ def test_store_in_c_writes_what_the_definition_writes(dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("is_closed", [True, False])
 def test_weights_caches_and_thread_are_gone_with_the_engine(is_closed: bool) -> None:
-    llm = make_llm(num_pages=64, max_num_seqs=8, warm="full")
+    compiled_llm()
+    llm = make_llm(**COMPILED)
     runner: Any = llm.core.executor.runner
     thread = runner.compiled._worker._thread
     tokens(llm, GREEDY, PROMPTS[:3])

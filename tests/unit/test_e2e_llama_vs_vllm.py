@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from fastkernels.engine.model import ModelSource, build_config, find_model
+from fastkernels.engine.model_source import ModelSource, build_config, find_model
 from fastkernels.oracles.oracle import oracle_of
 from fastkernels.registry import ARCHITECTURES, Kind, architecture
 
@@ -24,8 +24,6 @@ FAKE_VLLM = '''
 """vLLM's offline API as the benchmark uses it, over transformers; refuses what the real one does not know."""
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-import torch
-from transformers import AutoModelForCausalLM
 
 __version__ = "0.26.0"
 print("engines print to stdout")
@@ -41,6 +39,9 @@ class LLM:
     def __init__(self, model, *, skip_tokenizer_init, load_format, dtype, seed, max_model_len, max_num_seqs,
                  max_num_batched_tokens, block_size, kv_cache_memory_bytes, gpu_memory_utilization,
                  enable_prefix_caching, disable_log_stats):
+        import torch
+        from transformers import AutoModelForCausalLM
+
         assert skip_tokenizer_init and load_format == "auto" and not enable_prefix_caching
         self.max_model_len = max_model_len
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
@@ -51,6 +52,8 @@ class LLM:
         self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache))
 
     def generate(self, prompts, sampling_params, use_tqdm):
+        import torch
+
         assert not use_tqdm
         found = []
         for prompt, params in zip(prompts, sampling_params, strict=True):
@@ -64,11 +67,6 @@ class LLM:
 '''
 
 
-def run(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--out", str(out), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
-
-
 def tiny_words(site: Path) -> list[str]:
     return [
         "--model", "tiny-llama", "--dtype", "float32", "--device", "cpu", "--vllm-site", str(site), "--scale", "0.03",
@@ -77,7 +75,8 @@ def tiny_words(site: Path) -> list[str]:
 
 
 def tiny(out: Path, site: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return run(out, *tiny_words(site), *words)
+    command = [sys.executable, str(SCRIPT), "--out", str(out), *tiny_words(site), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def load_script() -> Any:
@@ -98,14 +97,43 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def parts(site: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two records, as of two runs: one starts both engines for all scenarios."""
+def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Options: tiny-llama's are written by who asks first."""
+    return "--checkpoint", str(tmp_path_factory.mktemp("weights") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def parts(site: Path, weights: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two records, as of two runs: one starts both engines for all scenarios. Who measures waits until nobody starts:
+    another holds the file of turns until both engines are there."""
     folder = tmp_path_factory.mktemp("parts")
+    out, path = folder / "all.json", folder / "turns"
     chosen = {"one.json": ("single", "azure_conv"), "two.json": ("batch32",)}
     scenarios = [name for names in chosen.values() for name in names]
-    done = tiny(folder / "all.json", site, "--scenarios", *scenarios, "--repeats", "2")
-    assert done.returncode == 0, done.stderr
-    record = json.loads((folder / "all.json").read_text())
+    words = [
+        "--out",
+        str(out),
+        *tiny_words(site),
+        "--scenarios",
+        *scenarios,
+        "--repeats",
+        "2",
+        *weights,
+        "--turns",
+        str(path),
+    ]
+    with path.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        with subprocess.Popen([sys.executable, str(SCRIPT), *words], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            assert any("vllm is ready" in line for line in lines)
+            time.sleep(1)
+            assert json.loads(out.read_text())["scenarios"] == {}
+            fcntl.flock(other, fcntl.LOCK_UN)
+            assert any("single 0 vllm" in line for line in list(lines))
+    assert process.returncode == 0
+    record = json.loads(out.read_text())
     for file, names in chosen.items():
         part = {**record, "scenarios": {name: record["scenarios"][name] for name in names}}
         (folder / file).write_text(json.dumps(part))
@@ -134,14 +162,32 @@ def test_repeats_alternate_and_count_without_the_warm_up(parts: list[Path]) -> N
     assert scenario["is_bar_met"] == (scenario["ratio"] >= 1.08)
 
 
-def test_parts_merge_and_a_scenario_measured_twice_has_all_repeats(parts: list[Path], tmp_path: Path) -> None:
-    done = run(tmp_path / "all.json", "--merge", str(parts[0]), str(parts[1]), str(parts[0]))
-    assert done.returncode == 0, done.stderr
+def merge(out: Path, *words: str | Path) -> None:
+    load_script().main(["--out", str(out), "--merge", *map(str, words)])
+
+
+def test_parts_merge_and_a_scenario_measured_twice_has_all_repeats(
+    parts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merge(tmp_path / "all.json", parts[0], parts[1], parts[0])
     record = json.loads((tmp_path / "all.json").read_text())
     assert set(record["scenarios"]) == {"single", "azure_conv", "batch32"}
     assert len(record["scenarios"]["single"]["ours"]["all_seconds"]) == 4
     assert len(record["scenarios"]["batch32"]["ours"]["all_seconds"]) == 2
-    assert "batch32" in done.stdout
+    assert "batch32" in capsys.readouterr().out
+
+
+def test_a_scenario_measured_anew_takes_the_place_of_the_one_in_a_merged_file(
+    parts: list[Path], tmp_path: Path
+) -> None:
+    both, out = tmp_path / "both.json", tmp_path / "anew.json"
+    merge(both, *parts)
+    merge(out, both, parts[0], "--newest")
+    record = json.loads(out.read_text())
+    assert len(record["parts"]) == 3
+    assert {r["part"] for r in record["scenarios"]["single"]["repeats"]} == {2}
+    assert {r["part"] for r in record["scenarios"]["batch32"]["repeats"]} == {1}
+    assert [(s["name"], s["repeats"][0]["part"]) for s in record["superseded"]] == [("single", 0), ("azure_conv", 0)]
 
 
 def test_another_model_of_fewer_layers_goes_the_same_way(site: Path, tmp_path: Path) -> None:
@@ -236,23 +282,6 @@ def test_the_deadline_ends_the_run_with_what_there_is(tmp_path: Path) -> None:
     assert len(repeats) % 2 == 0
 
 
-def test_who_measures_waits_until_nobody_starts(site: Path, tmp_path: Path) -> None:
-    out, path = tmp_path / "waits.json", tmp_path / "turns"
-    words = ["--out", str(out), *tiny_words(site), "--scenarios", "single", "--repeats", "1", "--turns", str(path)]
-    with path.open("a") as other:
-        fcntl.flock(other, fcntl.LOCK_SH)
-        with subprocess.Popen([sys.executable, str(SCRIPT), *words], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            lines = iter(process.stdout.readline, "")
-            assert any("vllm is ready" in line for line in lines)
-            time.sleep(1)
-            assert json.loads(out.read_text())["scenarios"] == {}
-            fcntl.flock(other, fcntl.LOCK_UN)
-            assert any("single 0 vllm" in line for line in list(lines))
-    assert process.returncode == 0
-    assert json.loads(out.read_text())["status"] == "finished"
-
-
 def test_an_engine_that_does_not_start_in_time_is_ended(tmp_path: Path) -> None:
     site = tmp_path / "site"
     (site / "vllm").mkdir(parents=True)
@@ -263,8 +292,9 @@ def test_an_engine_that_does_not_start_in_time_is_ended(tmp_path: Path) -> None:
     assert "vllm: not ready after 4.0 s" in done.stderr
 
 
-def test_an_engine_that_fails_is_named_with_its_log(site: Path, tmp_path: Path) -> None:
-    done = tiny(tmp_path / "failed.json", site, "--scenarios", "single", "--vllm", '{"no_such_option": 1}')
+def test_an_engine_that_fails_is_named_with_its_log(site: Path, weights: tuple[str, str], tmp_path: Path) -> None:
+    words = ("--scenarios", "single", *weights, "--vllm", '{"no_such_option": 1}')
+    done = tiny(tmp_path / "failed.json", site, *words)
     assert done.returncode != 0
     assert "vllm: TypeError" in done.stderr
     assert "no_such_option" in done.stderr

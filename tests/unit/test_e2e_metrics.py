@@ -154,9 +154,10 @@ class _AllButOne:
     """A route whose request 1 is never answered; the others say their own number."""
 
     path = "/"
+    is_streamed = True
 
-    def body(self, model: str, request: Any) -> dict[str, Any]:
-        return {}
+    def content(self, model: str, request: Any) -> bytes:
+        return b"{}"
 
     def record(self, index: int, request: Any, start_s: float) -> RequestRecord:
         return RequestRecord(index, 3, 2, start_s)
@@ -323,17 +324,21 @@ def test_scenario_names_what_is_off() -> None:
         Scenario("tiny-lama", "balanced").check()
     with pytest.raises(UsageError, match="no option 'max_seqs'"):
         Scenario("tiny-llama", "balanced", options={"max_seqs": 3}).check()
+    with pytest.raises(UsageError, match="enable_expert_parallel is set, and tiny-llama has no experts"):
+        Scenario("tiny-llama", "balanced", options={"enable_expert_parallel": True}).check()
     with pytest.raises(UsageError, match="page_size is 0"):
         Scenario("tiny-llama", "balanced", options={"page_size": 0}).check()
 
 
 def test_serve_words_are_options_of_serve() -> None:
     scenario = Scenario(
-        "tiny-llama", "single", seed=4, options={"tensor_parallel_size": 2, "enforce_eager": True, "dtype": None}
+        *("tiny-mixtral", "single"),
+        seed=4,
+        options={"tensor_parallel_size": 2, "enable_expert_parallel": True, "enforce_eager": True, "dtype": None},
     )
     words = serve_words(scenario, ("mine", "yours"))
     assert words[:2] == ["--seed", "4"]
-    assert "--enforce-eager" in words
+    assert {"--enforce-eager", "--enable-expert-parallel"} <= set(words)
     assert words[words.index("--warm") + 1] == "full"
     assert words[words.index("--tensor-parallel-size") + 1] == "2"
     assert "--dtype" not in words

@@ -44,24 +44,19 @@ class ReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp(min={least})
 """
-LAYER_NORM = """
+LINEAR = """
 import torch
 from torch import Tensor, nn
 
 
-class LayerNorm(nn.Module):
-    def __init__(
-        self, normalized_shape: int, eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True
-    ) -> None:
+class Linear(nn.Module):
+    def __init__(self, input_size: int, output_size: int, bias: bool = True) -> None:
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(normalized_shape)) if elementwise_affine else None
-        self.bias = nn.Parameter(torch.zeros(normalized_shape)) if elementwise_affine and bias else None
+        self.weight = nn.Parameter(torch.empty(output_size, input_size))
+        self.bias = nn.Parameter(torch.empty(output_size)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        y = centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        y = y if self.weight is None else y * self.weight
+        y = (x.double() @ self.weight.double().T).float()
         return y if self.bias is None else y + self.bias
 """
 
@@ -88,8 +83,7 @@ def candidate(folder: Path, op: str, source: str) -> Path:
     return folder / "mine"
 
 
-def direct_digests(model: str, num: int, seed: int) -> list[str]:
-    pipeline = Pipeline(model, device="cpu", seed=SEED)
+def direct_digests(pipeline: Pipeline, num: int, seed: int) -> list[str]:
     return [result_digest(result.tensors) for result in pipeline.run(pipeline.example_requests(num, seed))]
 
 
@@ -111,9 +105,10 @@ def test_every_request_is_timed_and_answers_as_the_pipeline_itself_does(
     assert code == 0, err
     results = load_results(tmp_path / "run")
     (side,) = results["sides"]
+    pipeline = Pipeline(model, device="cpu", seed=SEED)
     for number, repeat in enumerate(side["repeats"]):
         requests = repeat["requests"]
-        assert [r["digest"] for r in requests] == direct_digests(model, 5, SEED + number)
+        assert [r["digest"] for r in requests] == direct_digests(pipeline, 5, SEED + number)
         for r in requests:
             assert r["num_steps"] == steps if steps else r["num_steps"] > 1
             assert min(r["prepare_s"], r["alone_s"], r["e2e_s"]) > 0
@@ -135,32 +130,25 @@ def test_every_request_is_timed_and_answers_as_the_pipeline_itself_does(
 
 
 def test_a_right_candidate_agrees_and_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = (
-        *DINO,
-        "--num-requests",
-        "6",
-        "--repeats",
-        "2",
-        "--candidates",
-        candidate(tmp_path, "layer_norm", LAYER_NORM),
-    )
+    right = candidate(tmp_path, "linear", LINEAR)
+    words = (*DLRM, "--num-requests", "6", "--repeats", "2", "--candidates", right)
     code, out, err = e2e(capsys, *words, "--out", tmp_path / "run")
     assert code == 0, err
     results = load_results(tmp_path / "run")
     (comparison,) = results["comparisons"]
     outputs = {o["name"]: o for o in comparison["outputs"]}
-    assert set(outputs) == {"last_hidden_state", "pooler_output"}
+    assert set(outputs) == {"logits", "probability"}
     for o in outputs.values():
         assert (o["num_pairs"], o["num_unlike"]) == (12, 0)
         assert 0 < o["largest_relative_error"] < 1e-5
         assert o["least_cosine"] > 1 - 1e-9
     assert set(comparison["latency"]) == {"batch", "alone", "prepare"}
     (line,) = results["sides"][1]["replacements"]
-    assert (line["op"], line["status"]) == ("layer_norm", "REPLACED")
-    assert "last_hidden_state" in out
+    assert (line["op"], line["status"]) == ("linear", "REPLACED")
+    assert "probability" in out
     page = render_e2e(results)
     assert "output-table" in page
-    assert "last_hidden_state" in page
+    assert "probability" in page
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -203,7 +191,7 @@ def test_a_broken_candidate_leaves_the_baseline_and_exit_code_1(
         ((*DINO, "--request-rate", "3"), "of tokens, embeddings and images; leave --request-rate out"),
         ((*DINO, "--speedup", "2"), "leave --speedup out"),
         ((*BGE, "--speedup", "2"), "--speedup replays arrival times; examples has none"),
-        ((*BGE, "--request-rate", "3", "--goodput", "ttft:9"), "--goodput ttft:9 is of tokens"),
+        ((*BGE, "--request-rate", "3", "--goodput", "ttft:9"), "--goodput ttft:9 is of answers that come in pieces"),
         ((*BGE, "--max-concurrency", "2"), "give --request-rate or --server"),
         ((*DINO, "--max-concurrency", "2", "--goodput", "e2e:9"), "leave --max-concurrency and --goodput out"),
         ((*DINO, "--num-requests", "0"), "--num-requests is 0; the least is 1"),

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import toy_models as toys
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from fastkernels.cache import CacheKind
+from fastkernels.cache import CacheKind, cached_layers
 from fastkernels.context import Phase
 from fastkernels.engine.batch import StepInputs
 from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.core import EngineCore
-from fastkernels.engine.executor import ModelExecutor
+from fastkernels.engine.dummy_steps import prompts_step, run_dummy_step
+from fastkernels.engine.executor import ModelExecutor, load_model, small_caches
 from fastkernels.engine.outputs import EngineRequest
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import UnsupportedError
 from fastkernels.server.metrics import Metrics
 from fastkernels.server.service import ServerConfig, Service
 
+NUM_REQUESTS = 5
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "full": lambda: toys.ToyDecoder([toys.PagedAttention(CacheKind.FULL)]),
     "window": lambda: toys.ToyDecoder([toys.PagedAttention(CacheKind.WINDOW, window=5)]),
     "full and window": lambda: toys.ToyDecoder(
         [toys.PagedAttention(CacheKind.FULL), toys.PagedAttention(CacheKind.WINDOW, window=6)]
     ),
+    "latent": lambda: toys.ToyDecoder([toys.LatentAttention(), toys.LatentAttention()]),
     "state alone": lambda: toys.ToyDecoder([toys.RecurrentLayer()]),
     "hybrid": lambda: toys.ToyDecoder([toys.RecurrentLayer(), toys.PagedAttention(CacheKind.FULL)]),
     "encoder-decoder": lambda: toys.ToyEncoderDecoder(
@@ -82,8 +89,61 @@ def test_batched_chunked_and_preempted_tokens_equal_those_alone(kind: str) -> No
         assert run(make_core(KINDS[kind](), max_num_batched_tokens=chunk), requests) == alone
     tight = make_core(KINDS[kind](), num_pages=9)
     assert run(tight, requests) == alone
-    if kind in ("full", "hybrid", "full and window"):
+    if kind in ("full", "hybrid", "full and window", "latent"):
         assert tight.stats().num_preemptions > 0
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> list[tuple[str, int]]:
+    """Requests that come between the steps of others, and some that are given up, in any order."""
+    steps = st.tuples(st.just("step"), st.integers(1, 4))
+    aborts = st.tuples(st.just("abort"), st.integers(0, NUM_REQUESTS - 1))
+    between = [draw(st.lists(st.one_of(steps, steps, aborts), max_size=4)) for _ in range(NUM_REQUESTS)]
+    return [action for i, actions in enumerate(between) for action in (("add", i), *actions)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(schedule=schedules(), chunk=st.integers(1, 24), num_pages=st.integers(9, 24))
+def test_requests_that_come_late_or_are_given_up_leave_the_others_tokens(
+    kind: str, schedule: list[tuple[str, int]], chunk: int, num_pages: int
+) -> None:
+    requests = make_requests(kind, NUM_REQUESTS)
+    core = make_core(_model(kind), max_num_batched_tokens=chunk, num_pages=num_pages)
+    tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    given_up = set()
+
+    def step() -> None:
+        for output in core.step():
+            tokens[output.request_id] += output.token_ids
+        core.scheduler.check_invariants()
+
+    for action, number in [*schedule, ("step", 5000)]:
+        if action == "add":
+            core.add(requests[number])
+        elif action == "abort":
+            core.abort(str(number))
+            given_up.add(number)
+        for _ in range(number if action == "step" else 0):
+            if not core.has_unfinished:
+                break
+            step()
+    assert not core.has_unfinished
+    assert core.cache.num_free_pages == core.info.num_pages or not core.cache.groups
+    for number, request in enumerate(requests):
+        said, alone = tokens[request.request_id], _alone(kind)[number]
+        assert said == alone[: len(said)]
+        assert len(said) == len(alone) or number in given_up
+
+
+@cache
+def _model(kind: str) -> nn.Module:
+    return KINDS[kind]()
+
+
+@cache
+def _alone(kind: str) -> list[list[int]]:
+    return [run(make_core(KINDS[kind]()), [request])[0] for request in make_requests(kind, NUM_REQUESTS)]
 
 
 def test_a_model_without_pages_is_limited_by_its_positions_alone() -> None:
@@ -143,9 +203,9 @@ def test_unlike_windows_are_refused_by_name() -> None:
         make_core(toys.ToyDecoder(layers))
 
 
-def test_prefixes_are_shared_by_full_caches_alone() -> None:
+def test_prefixes_are_shared_by_caches_of_every_token_alone() -> None:
     shares = {kind: make_core(build()).cache.shares_prefixes for kind, build in KINDS.items()}
-    assert [kind for kind, does in shares.items() if does] == ["full"]
+    assert [kind for kind, does in shares.items() if does] == ["full", "latent"]
 
 
 def test_encoder_only_model_embeds_whole_prompts_in_one_step() -> None:
@@ -168,3 +228,14 @@ def test_encoder_only_model_embeds_whole_prompts_in_one_step() -> None:
         assert outputs[0].embedding == pytest.approx(found[request.request_id], abs=1e-6)
     with pytest.raises(UnsupportedError, match="takes them in one step; max_num_batched_tokens is 20"):
         core.add(EngineRequest("long", tuple([3] * 21), SamplingParams(), is_embedding=True))
+
+
+@pytest.mark.parametrize("preset", ["tiny-llama", "tiny-gpt-oss", "tiny-qwen3_next", "tiny-mamba2"])
+def test_the_largest_step_runs_before_there_are_caches(preset: str) -> None:
+    """By it the number of pages is found."""
+    config = EngineConfig(preset, device="cpu", max_num_seqs=4)
+    loaded = load_model(config, torch.device("cpu"))
+    rows, positions = config.max_num_seqs, loaded.config.max_position_embeddings
+    with small_caches(loaded.model, config, loaded.dtype, torch.device("cpu")):
+        run_dummy_step(loaded.model, prompts_step(64, rows), config.page_size, rows, positions, torch.device("cpu"))
+    assert [layer.kv_cache for layer in cached_layers(loaded.model)] == [None] * len(cached_layers(loaded.model))

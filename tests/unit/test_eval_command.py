@@ -104,6 +104,22 @@ def test_a_run_leaves_items_results_and_a_report_and_goes_on_with_what_is_missin
     assert again["request"]["candidates"] == RunFolder(run).header()["request"]["candidates"] == [*map(str, sets[1::2])]
 
 
+@pytest.mark.slow
+def test_the_sound_part_of_a_set_that_breaks_a_model_is_scored_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scenarios: Path
+) -> None:
+    """Of two ops one is at fault: the set has no valid item, its part has one."""
+    words = (scenarios, "--candidates", SETS / "one_at_fault", "--device", "cpu", "--out", tmp_path / "run")
+    code, out, err = evaluate(capsys, *words, "--no-track")
+    assert code == 1, err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    whole, part = (results[name]["one_at_fault"]["deployable"] for name in ("scores", "subset_scores"))
+    assert (whole["num_valid"], part["num_valid"]) == (0, 1)
+    shown = " ".join(out.split())
+    assert shown.index("0 of 1 (0 %)") < shown.index("1 of 1 (100 %)")
+    assert "without the ops at fault" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
@@ -114,7 +130,7 @@ def test_a_run_leaves_items_results_and_a_report_and_goes_on_with_what_is_missin
         (("tiny", "--candidates", "liger", "--restarts", "2"), 2, "num_restarts is 2; the least is 3"),
         (("tiny", "--candidates", "liger", "--device", "fake"), 2, "--device fake is not cpu or cuda"),
         (("tiny", "--out", "x", "--resume", "y"), 2, "give one of them"),
-        (("--resume", "no_such_run"), 3, "run.json is missing"),
+        (("--resume", "no_such_run"), 3, "There is no run folder no_such_run"),
         (("--resume", __file__), 3, "is a file; a run is a folder"),
         (("default", "--candidates", "liger", "--device", "cpu"), 2, "cannot be scored: Manifest"),
     ],
@@ -150,7 +166,7 @@ def edit(path: Path, change: Callable[[Json], object]) -> None:
     [
         (lambda h: h["manifest"].update(version="2025.1"), 3, "manifest 2025.1"),
         (lambda h: h.pop("seed"), 3, "incomplete: run.json has no seed"),
-        (lambda h: h.pop("request"), 3, "does not say how an eval run was started"),
+        (lambda h: h.pop("request"), 3, "does not say how it was started"),
         (lambda h: h.update(kind="e2e"), 3, "a run of kind 'e2e'"),
         (lambda h: h.update(schema_version=0), 3, "schema version 0"),
         (lambda h: h["environment"].update(device="cuda"), 2, "ran on cuda; it cannot go on with --device cpu"),
@@ -262,7 +278,7 @@ def test_an_ended_run_keeps_its_items_and_leaves_no_process(
         results = json.loads((tmp_path / "run" / "results.json").read_text())
         assert results["status"] == "interrupted"
         assert [i["implementation"] for i in results["items"]] == ["hanging", "sound", "sound"]
-        assert "What was finished is kept" in err
+        assert "What was written before is kept" in err
     else:
         assert RunFolder(tmp_path / "run").results()["items"][1]["outcome"] == "MEASURED"
 

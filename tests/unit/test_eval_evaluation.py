@@ -25,14 +25,15 @@ from eval_sets import (
 )
 
 from fastkernels.bench.eval.evaluation import Evaluation
-from fastkernels.bench.eval.implementations import read_sets
+from fastkernels.bench.eval.implementations import read_sets, set_of
 from fastkernels.bench.eval.order import Order
 from fastkernels.bench.eval.passes import Passes
 from fastkernels.bench.eval.processes import Nursery, Worker, WorkerFailed
 from fastkernels.bench.eval.restarts import Limits, Side, SideRun, Timing
 from fastkernels.bench.eval.run import EvalRun
 from fastkernels.bench.eval.scenarios import ScenarioSet
-from fastkernels.errors import EnvironmentProblem
+from fastkernels.bench.eval.trial import Trial
+from fastkernels.errors import EnvironmentProblem, RunFolderError
 from fastkernels.harness.process_tree import runs
 from fastkernels.scoring.macroeval import item_correctness
 from fastkernels.scoring.manifest import load_manifest
@@ -90,6 +91,27 @@ def test_every_side_runs_once_in_each_restart_in_an_order_of_its_own(items: dict
     assert [len(engines[side]) for side in ("reference", "candidate")] == [3, 3]
     assert engines["candidate"][0]["counters"]["num_steps"] > 0
     assert items["sound"]["confinement"]["user_id"] is not None
+
+
+def test_a_set_that_changes_while_it_is_measured_has_no_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine"
+    (mine / "L1").mkdir(parents=True)
+    (mine / "L1" / "relu.py").write_text("class ReLU: pass\n")
+    plan, compared = plan_for(DLRM, str(mine)), []
+    trials = SimpleNamespace(run=lambda order: Trial(), compare=lambda trials: None, limits=None, comparer=None)
+    for name, does in {
+        "_look": lambda self, reference: (None, trials),
+        "_judge_trial": lambda self, entry, trials: None,
+        "_new_timing": lambda self, *given: None,
+        "_time": lambda self, *given: (mine / "L1" / "relu.py").write_text("class ReLU:\n    pass\n"),
+        "_compare": lambda self, *given: compared.append(given),
+    }.items():
+        monkeypatch.setattr(Evaluation, name, does)
+    one = Evaluation(plan, SimpleNamespace(folder=lambda name: tmp_path), lambda event: None)
+    one._entries = [one._entry(set_of(record)) for record in plan.sets]
+    with pytest.raises(RunFolderError, match=r"The set 'mine' in .* has changed"):
+        one._evaluate(None)
+    assert compared == []
 
 
 def test_items_are_what_scoring_reads(items: dict[str, Json]) -> None:

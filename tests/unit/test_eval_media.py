@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_an_answer_is_read_behind_the_same_pictures() -> None:
     """Without them, or with others, the same tokens are less likely: forcing reads what was sent."""
     made = requests()[:2]
     order = {"model": QWEN2_VL.model, "candidates": (), "dtype": "float32", "device": "cpu"}
-    engine = TokenEngine({**order, "tensor_parallel_size": 1})
+    engine = TokenEngine({**order, "tensor_parallel_size": 1, "enable_expert_parallel": False})
     suppressed = Passes(SCENARIO, 0).suppressed
     said = engine.run({"requests": made, "suppressed": suppressed, "wants_logprobs": True})
 
@@ -71,10 +72,15 @@ def test_an_answer_is_read_behind_the_same_pictures() -> None:
         assert np.abs(one["logprobs"] - logprobs).max() > 1e-3
 
 
-def test_a_set_that_says_a_placeholder_is_invalid_alone() -> None:
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as running:
+        yield running
+
+
+def test_a_set_that_says_a_placeholder_is_invalid_alone(nursery: Nursery) -> None:
     """The reference cannot read its answer, which is no fault of the baseline's or of the sets beside it."""
-    with Nursery() as nursery:
-        items = items_of(nursery, plan_for(QWEN2_VL, "says_media", FASTER, num_passes=1, num_restarts=1))
+    items = items_of(nursery, plan_for(QWEN2_VL, "says_media", FASTER, num_passes=1, num_restarts=1))
     item = items["says_media"]
     assert (item["outcome"], item["reason"]) == ("INVALID", "WRONG_SHAPE")
     assert "holds token 514, which the request suppresses" in item["message"]
@@ -82,9 +88,8 @@ def test_a_set_that_says_a_placeholder_is_invalid_alone() -> None:
 
 
 @pytest.mark.slow
-def test_a_damaged_vision_tower_is_found_and_the_definitions_have_no_discrepancy() -> None:
-    with Nursery() as nursery:
-        items = items_of(nursery, plan_for(QWEN2_VL, "blind", "reference", num_passes=1))
+def test_a_damaged_vision_tower_is_found_and_the_definitions_have_no_discrepancy(nursery: Nursery) -> None:
+    items = items_of(nursery, plan_for(QWEN2_VL, "blind", "reference", num_passes=1))
     blind, sound = items["blind"], items["reference"]
     assert max(blind["discrepancies"]) > THRESHOLDS.good
     assert blind["subset"]["at_fault"] == {"vision_patch_merger": "INACCURATE"}

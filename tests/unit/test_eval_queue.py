@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from eval_sets import DLRM, hanging, hanging_set, plan_for
 
+from fastkernels.bench.eval.hosts import environment_here
 from fastkernels.bench.eval.nursery import kept_environment
 from fastkernels.bench.eval.plan import Plan
 from fastkernels.bench.eval.queue import GpuQueue
@@ -72,15 +73,33 @@ def test_a_slot_that_ends_is_told_once_the_others_are_done() -> None:
         GpuQueue(["0"], lambda event: None).run([lost])
 
 
-def test_items_of_a_task_on_another_host_outlast_what_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(plans: Any, tell: Any) -> None:
-        tell({"event": "item", "record": {}})
-        raise OSError(28, "No space left on device")
+class Heard:
+    """Stands for the queue of a cluster."""
 
-    monkeypatch.setattr("fastkernels.bench.eval.ray_queue.run_in_turn", fails)
-    item, problem = evaluate_remotely(plan_for(DLRM, "sound").to_json())
-    assert item["event"] == "item"
-    assert problem == {"event": "problem", "message": "OSError: [Errno 28] No space left on device"}
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def put(self, event: tuple[str, dict[str, Any]]) -> None:
+        self.events.append(event)
+
+
+def test_a_task_on_another_host_says_what_it_runs_on_and_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each event as it happens, items before the trouble too."""
+
+    class Slots(GpuQueue):
+        def run(self, plans: Any) -> None:
+            self._tell({"event": "item", "record": {}})
+            self.problems.append("No space left on device")
+            raise EnvironmentProblem("No space left on device `--resume` measures what is missing.")
+
+    monkeypatch.setattr("fastkernels.bench.eval.ray_queue.GpuQueue", Slots)
+    heard, plan = Heard(), plan_for(DLRM, "sound")
+    evaluate_remotely(plan.to_json(), heard)
+    (_, host), (_, item), (_, problem) = heard.events
+    assert {name for name, _ in heard.events} == {"tiny-dlrmv2-float32"}
+    assert (host["event"], host["environment"]) == ("host", environment_here("cpu"))
+    assert item == {"event": "item", "record": {}}
+    assert problem == {"event": "problem", "message": f"on {host['host']}: No space left on device"}
 
 
 def _interrupt_when_it_hangs() -> None:

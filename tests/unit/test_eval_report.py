@@ -11,6 +11,7 @@ import pytest
 from report_runs import CPU, HOSTILE, MANIFEST, broken, eval_items, item, records, write_eval_run, write_run
 
 from fastkernels.cli import main
+from fastkernels.cli.eval_table import eval_tables
 from fastkernels.errors import RunFolderError
 from fastkernels.report.eval_compare import compare_evals
 from fastkernels.report.eval_figures import FARTHEST, place
@@ -62,6 +63,31 @@ def test_macroeval_stands_with_its_parts_at_three_lambdas(text: str, results: di
         assert f'<th scope="row">{family}</th>' in section
 
 
+def test_the_part_without_the_ops_at_fault_has_a_score_of_its_own(text: str, results: dict[str, Any]) -> None:
+    """At each lambda, below the whole set's; a set that broke no model has none."""
+    section = text.partition('id="macroeval"')[2].partition("</table>")[0]
+    rows = [row for row in section.split("<tr")[1:] if "without the ops at fault" in row]
+    part = subset_items_of(results)["fragile"]
+    assert len(rows) == 3
+    for row, blend in zip(rows, (0.0, 0.5, 1.0), strict=True):
+        assert '<th scope="row">fragile<small' in row
+        assert f"<b>{macroeval(part, blend).score:.3f}</b>" in row
+    assert macroeval(part).score > macroeval(items_of(results)["fragile"]).score
+    older = {name: value for name, value in results.items() if name != "subset_scores"}
+    assert render_eval(older) == text
+
+
+def test_the_terminal_shows_the_part_below_its_set(results: dict[str, Any]) -> None:
+    deployed, macro, *_ = eval_tables(results)
+    names = ["fast", "fragile", "fragile, without the ops at fault"]
+    assert list(deployed.columns[0].cells) == list(macro.columns[0].cells) == names
+    part = subset_items_of(results)["fragile"]
+    assert list(deployed.columns[1].cells)[2] == f"[bold]{deployable(part).speedup:.3f}[/]"
+    assert list(macro.columns[1].cells)[2] == f"{macroeval(part).score:.3f}"
+    older = {name: value for name, value in results.items() if name != "subset_scores"}
+    assert list(eval_tables(older)[0].columns[0].cells) == names[:2]
+
+
 def test_every_item_has_its_outcome_reason_and_ops(text: str, results: dict[str, Any]) -> None:
     rows = re.findall(r"<tr data-verdict=.*?</tr>", text, re.DOTALL)
     assert len(rows) == len(results["items"])
@@ -103,7 +129,7 @@ def test_the_sweep_scales_every_tolerance(text: str, results: dict[str, Any]) ->
 
 
 def test_the_command_can_be_typed(text: str) -> None:
-    assert "fastkernels eval tiny --candidates fast --candidates fragile --device cpu --restarts 3" in text
+    assert "fastkernels eval few --candidates fast --candidates fragile --device cpu --restarts 3" in text
 
 
 def test_hostile_text_stays_text(text: str) -> None:
@@ -150,7 +176,7 @@ def test_a_run_that_was_interrupted_marks_its_items(tmp_path: Path) -> None:
     [
         ({"eval_schema_version": 7}, "eval schema version 7"),
         ({"items": {}}, "'items' is not a list"),
-        ({"sets": [{"name": "x"}]}, r"sets\[0\] lacks path"),
+        ({"sets": [{"name": "x"}]}, r"sets\[0\] lacks sha256"),
         ({"items": [{"item": "x"}]}, r"items\[0\] lacks model"),
     ],
 )
@@ -162,10 +188,11 @@ def test_damaged_results_are_one_clear_error(tmp_path: Path, change: dict[str, A
         load_results(run)
 
 
-def test_times_that_cannot_be_are_one_clear_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seconds", "message"), [(0.0, r"has a time of 0\.0 s"), (10**400, "int too large")])
+def test_times_that_cannot_be_are_one_clear_error(tmp_path: Path, seconds: float, message: str) -> None:
     odd = item("tiny-llama", "language", "s")
-    odd.passes[0].candidate_s[0] = 0.0
-    with pytest.raises(RunFolderError, match=r"has a time of 0\.0 s"):
+    odd.passes[0].candidate_s[0] = seconds
+    with pytest.raises(RunFolderError, match=message):
         load_results(write_eval_run(tmp_path / "run", [odd], scores={}))
 
 
@@ -185,13 +212,13 @@ def later() -> list[Any]:
 def test_two_runs_are_compared_item_by_item(tmp_path: Path, results: dict[str, Any]) -> None:
     comparison = compare_evals(results, load_results(write_eval_run(tmp_path / "later", later())))
     changes = {(c.op, c.implementation): c for c in comparison.changes}
-    words = {key[0].partition("/")[0]: c.change for key, c in changes.items() if key[1] == "fast"}
+    words = {key[0].partition("-bfloat16")[0]: c.change for key, c in changes.items() if key[1] == "fast"}
     assert words == {
         "tiny-llama": "faster", "tiny-mixtral": "no longer passes", "tiny-dinov3": "same", "tiny-sdxl": "gone",
         "tiny-whisper": "now passes", "tiny-gpt-oss": "gone", "tiny-yolov10": "new",
     }  # fmt: skip
-    assert changes["tiny-llama/bfloat16", "fast"].ratio == pytest.approx((1.6 * 1.3 / (1.3 * 1.15)) ** 0.5, rel=0.02)
-    assert changes["tiny-dinov3/bfloat16", "fragile"].change == "same"
+    assert changes["tiny-llama-bfloat16", "fast"].ratio == pytest.approx((1.6 * 1.3 / (1.3 * 1.15)) ** 0.5, rel=0.02)
+    assert changes["tiny-dinov3-bfloat16", "fragile"].change == "same"
     assert comparison.warnings == []
 
 
@@ -236,4 +263,12 @@ def test_runs_of_another_kind_or_manifest_are_refused(tmp_path: Path, capsys: py
     assert run([first, other]) == 2
     assert "manifest 2026.11" in capsys.readouterr().err
     assert run([first, other, "--force"]) == 0
-    assert "The manifest was 2026.11 and is 2027.01" in capsys.readouterr().out
+    sha = MANIFEST["sha256"][:12]
+    assert f"The manifest was 2026.11 (SHA-256 {sha}) and is 2027.01 (SHA-256 {sha})" in capsys.readouterr().out
+
+
+def test_two_manifests_of_one_version_are_told_apart_by_their_content(tmp_path: Path) -> None:
+    """A file that was altered by hand, or is of a checkout whose version was not raised."""
+    runs = [write_eval_run(tmp_path / sha[:2], manifest={**MANIFEST, "sha256": sha}) for sha in ("ab" * 32, "cd" * 32)]
+    (warning,) = compare_evals(*map(load_results, runs)).warnings
+    assert warning.startswith("The manifest was 2026.11 (SHA-256 abababababab) and is 2026.11 (SHA-256 cdcdcdcdcdcd)")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from fastkernels.bench.eval.plan import plan_of
 from fastkernels.bench.eval.scenario_file import find_scenario_set, read_scenario_set, scenario_sets
 from fastkernels.bench.eval.scenarios import EvalScenario, ScenarioSet, WorkloadPart
-from fastkernels.engine.model import presets
+from fastkernels.engine.model_source import presets, shipped_checkpoints
 from fastkernels.errors import InputFileError, UnknownNameError, UsageError
 from fastkernels.registry import ARCHITECTURES
+from fastkernels.scoring.items import Thresholds
+from fastkernels.scoring.manifest import load_manifest
 
 GOOD = """\
 num_restarts: 4
@@ -78,13 +82,64 @@ def test_a_set_is_read_with_its_defaults(tmp_path: Path) -> None:
             14,
             "leave --tp out",
         ),
+        (
+            "  - model: tiny-llama\n",
+            "  - model: tiny-llama\n    tensor_parallel_size: 2\n    expert_parallel: true\n",
+            6,
+            "tiny-llama has no experts; leave it out",
+        ),
+        (
+            "  - model: tiny-llama\n",
+            "  - model: tiny-mixtral\n    expert_parallel: true\n",
+            5,
+            "give tensor_parallel_size, of 2 or more",
+        ),
+        (
+            "  - model: tiny-llama\n",
+            "  - model: tiny-mixtral\n    tensor_parallel_size: 9\n    expert_parallel: true\n",
+            6,
+            "8 experts, too few for each of 9 ranks",
+        ),
+        (
+            "  - model: tiny-llama\n",
+            "  - model: tiny-mixtral\n    expert_parallel: 2\n",
+            5,
+            "expert_parallel is '2'; it is true or false",
+        ),
         ("num_restarts: 4", "num_restarts: 2", 1, "num_restarts is 2; the least is 3"),
+        (
+            "num_restarts: 4\npass_seconds: 5",
+            "pass_seconds: 5\nnum_restarts: 1",
+            2,
+            "num_restarts is 1; the least is 3",
+        ),
+        ("pass_seconds: 5", "num_passes: 0", 2, "num_passes is 0; the least is 1"),
+        ("pass_seconds: 5", "num_checked: 0", 2, "num_checked is 0; the least is 1"),
+        ("[{name: balanced, num_requests: 8, scale: 0.05}]", "[]", 6, "tiny-llama has no throughput workload"),
+        (
+            "[{name: examples, num_requests: 2}]",
+            "\n      - {name: examples, num_requests: 2}\n      - {name: examples, num_requests: 2}",
+            16,
+            "tiny-dlrmv2 has a latency workload twice: examples x2, examples x2",
+        ),
+        (
+            "    dtype: float32\n    throughput: [{name: bal",
+            "    dtype: float32\n    tensor_parallel_size: 3\n    throughput: [{name: bal",
+            6,
+            "tensor_parallel_size is 3, and tiny-llama does not split so: The number of attention heads 4",
+        ),
+        (
+            "    dtype: float32\n    throughput: [{name: bal",
+            "    dtype: float32\n    tensor_parallel_size: 0\n    throughput: [{name: bal",
+            6,
+            "tensor_parallel_size is 0; the least is 1",
+        ),
         ("num_restarts: 4", "num_restart: 4", 1, "Did you mean num_restarts"),
         ("scenarios:\n", "scenarios: 3\nother:\n", 4, "named 'other'"),
         ("pass_seconds: 5", "pass_seconds: [5", 3, "not YAML"),
         ("pass_seconds: 5", "pass_seconds: soon", 2, "pass_seconds is 'soon'; it is a number"),
-        ("pass_seconds: 5", "pass_seconds: .inf", 1, "pass_seconds is inf; it is over 0 and at most 86400"),
-        ("pass_seconds: 5", "pass_seconds: 1.0e+12", 1, "pass_seconds is 1000000000000.0; it is over 0"),
+        ("pass_seconds: 5", "pass_seconds: .inf", 2, "pass_seconds is inf; it is over 0 and at most 86400"),
+        ("pass_seconds: 5", "pass_seconds: 1.0e+12", 2, "pass_seconds is 1000000000000.0; it is over 0"),
         ("pass_seconds: 5", f"pass_seconds: 1{'0' * 400}", 2, "0'; it is a number"),
         ("pass_seconds: 5", "? [a, b]\n: 5", 2, "a key of a scenario set is a text, not a sequence"),
         ("pass_seconds: 5", "? {a: b}\n: 5", 2, "a key of a scenario set is a text, not a mapping"),
@@ -111,7 +166,7 @@ def test_a_file_that_is_no_scenario_set_is_told_as_such(tmp_path: Path, text: st
 
 
 def test_a_scenario_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputFileError, match="2 scenarios of 'mine' are tiny-llama-float32"):
+    with pytest.raises(InputFileError, match=r"mine\.yaml:11: 2 scenarios of 'mine' are tiny-llama-float32"):
         read_scenario_set(written(tmp_path, GOOD.replace("tiny-dlrmv2", "tiny-llama").replace("examples", "single")))
 
 
@@ -123,16 +178,43 @@ def test_an_unknown_set_suggests_the_nearest() -> None:
 
 
 def test_shipped_sets_are_read_and_tiny_has_every_architecture() -> None:
-    assert scenario_sets() == ["default", "full", "tiny"]
+    assert scenario_sets() == ["default", "full", "tiny", "trained"]
     tiny, default, full = (find_scenario_set(name) for name in ("tiny", "default", "full"))
     assert {s.architecture.name for s in tiny.scenarios} == {a.name for a in ARCHITECTURES}
     assert all(s.model.startswith("tiny-") and s.dtype == "float32" for s in tiny.scenarios)
+    assert f"# {len(tiny.scenarios)} scenarios" in (Path(__file__).parents[2] / "README.md").read_text()
     published = {name for name in presets() if not name.startswith("tiny-")}
     assert {s.model for s in default.scenarios} <= published
     assert all(s.tensor_parallel_size == 1 for s in default.scenarios)
     assert {s.model for s in full.scenarios} == published
     assert {(s.model, s.dtype) for s in default.scenarios} <= {(s.model, s.dtype) for s in full.scenarios}
     assert {s.tensor_parallel_size for s in full.scenarios} > {1, 2}
+    assert {s.architecture.name for s in full.scenarios if s.expert_parallel} == {"gpt-oss", "mixtral", "qwen3_next"}
+
+
+def test_whole_experts_are_part_of_a_scenario_and_of_its_items_name(tmp_path: Path) -> None:
+    ranks = "tiny-mixtral\n    tensor_parallel_size: 2\n    expert_parallel: "
+    split, whole = (
+        read_scenario_set(written(tmp_path, GOOD.replace("tiny-llama", ranks + word))) for word in ("false", "true")
+    )
+    assert [s.scenarios[0].name for s in (split, whole)] == ["tiny-mixtral-float32-tp2", "tiny-mixtral-float32-ep2"]
+    for found, is_whole in ((split, False), (whole, True)):
+        scenario = ScenarioSet.from_json(json.loads(json.dumps(found.to_json()))).scenarios[0]
+        assert scenario == found.scenarios[0]
+        options = scenario.engine_scenario(scenario.latency[0], 0).options
+        assert options.get("enable_expert_parallel", False) is is_whole
+        plan = plan_of(scenario, (), found, Thresholds(0.1, 0.2, 1.0), "cpu", 0)
+        assert plan.order().options()["enable_expert_parallel"] is is_whole
+
+
+def test_the_set_of_trained_models_has_every_one_that_ships() -> None:
+    trained = find_scenario_set("trained").scenarios
+    assert {s.model for s in trained} == set(shipped_checkpoints())
+    assert {s.architecture.name for s in trained} >= {"llama", "mixtral", "mamba2"}, "Dense, of experts, state-space."
+    assert not all(s.makes_tokens for s in trained)
+    manifest = load_manifest()
+    for scenario in trained:
+        assert manifest.thresholds(scenario.architecture.family, scenario.dtype).good > 0
 
 
 def test_scenarios_are_chosen_by_model() -> None:
@@ -142,6 +224,29 @@ def test_scenarios_are_chosen_by_model() -> None:
         tiny.only(["tiny-pi"])
     with pytest.raises(UsageError, match="num_restarts is 1; the least is 3"):
         tiny.with_restarts(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "says"),
+    [
+        ("llama-3.1-8b", 64, "The number of attention heads 32 cannot be split evenly over 64 ranks"),
+        ("tiny-mamba2", 4, "The number of groups 2"),
+        ("tiny-qwen3_next", 4, "The number of key heads 2"),
+        ("tiny-whisper", 7, "The number of the encoder's attention heads"),
+        ("tiny-qwen2_vl", 4, "The number of heads 2"),
+    ],
+)
+def test_ranks_that_a_models_heads_do_not_split_over_are_refused(model: str, size: int, says: str) -> None:
+    part = (WorkloadPart("single", 1, 0.05),)
+    with pytest.raises(UsageError, match=f"tensor_parallel_size is {size}, and {model} does not split so: {says}"):
+        EvalScenario(model, "float32", size, part, part).check_ranks()
+
+
+def test_ranks_may_hold_the_same_key_value_head() -> None:
+    part = (WorkloadPart("single", 1, 0.05),)
+    for size in (1, 2, 4):
+        EvalScenario("tiny-llama", "float32", size, part, part).check_ranks()
+    EvalScenario("llama-3.1-8b", "bfloat16", 16, part, part).check_ranks()
 
 
 def test_a_scenario_needs_both_kinds_of_workload() -> None:

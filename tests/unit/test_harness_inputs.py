@@ -17,8 +17,8 @@ from fastkernels.context import Phase, set_forward_context
 from fastkernels.harness.expect import baseline_class, expectation
 from fastkernels.harness.geometry import Geometry, draw_geometry, redraw_pages
 from fastkernels.harness.groups import Group, make_groups
-from fastkernels.harness.inputs import FAMILIES, draw_floats, hidden_shapes
-from fastkernels.harness.judge import JudgeConfig
+from fastkernels.harness.hidden_shapes import FAMILIES
+from fastkernels.harness.inputs import draw_floats
 from fastkernels.harness.measurements import FOLDER, measured, measured_ops, published, read_record
 from fastkernels.harness.tolerance import tolerance_for
 from fastkernels.harness.vary import PERIOD, draw_variation, touch, vary_floats
@@ -107,13 +107,6 @@ def test_ragged_batch_has_a_row_whose_empty_entries_lead_to_a_page_of_nobody(
         assert not owned & {0, g.num_pages - 1}  # what -1 becomes when it is clamped, or taken from behind
 
 
-@pytest.mark.parametrize("name", ["flash_attn_decode", "flash_attn_varlen", "store_kvcache", "llama_attention"])
-def test_paged_op_meets_a_ragged_batch_within_the_shapes_of_a_plain_run(name: str) -> None:
-    op_class = baseline_class(ops()[name])
-    shapes = hidden_shapes(op_class(**op_class.spec.examples[0]), generator(), JudgeConfig().num_shapes)
-    assert any(shape.geometry and shape.geometry.are_ends_free for shape in shapes)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(3, 257), (9000,), (2, 5, 64)])
 def test_variation_is_the_same_on_both_sides_and_changes_all(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -159,6 +152,14 @@ def test_touch_cannot_be_foreseen() -> None:
     assert len(places) > 15
 
 
+def _is_far_from_zero(x: Tensor) -> Tensor:
+    return x.mean(-1) > 12
+
+
+def _cancels(x: Tensor) -> bool:
+    return bool((x.sum(-1).abs() < 0.05 * x.abs().sum(-1)).all())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_are_what_their_names_say(family: str) -> None:
     x = draw_floats(family, (200, 64), generator())
@@ -169,9 +170,9 @@ def test_families_are_what_their_names_say(family: str) -> None:
         "normal": lambda: 0.9 < float(x.std()) < 1.1,
         "heavy_tailed": lambda: float(x.abs().max() / x.std()) > 8,
         "integers": lambda: torch.equal(x, x.round()) and set(x.unique().tolist()) == set(range(-4, 5)),
-        "cancellation": lambda: bool((x.sum(-1).abs() < 0.05 * x.abs().sum(-1)).all()),
+        "cancellation": lambda: 0 < int(_is_far_from_zero(x).sum()) < 50 and _cancels(x[~_is_far_from_zero(x)]),
         "one_hot": lambda: bool((x.sum(-1) == 1).all()) and set(x.unique().tolist()) == {0, 1},
-        "wide_range": lambda: float(row.max() / row.min()) > 1e4,
+        "wide_range": lambda: float(row.max() / row[row > 0].min()) > 1e4 and 0 < int((row == 0).sum()) < 50,
     }
     assert facts[family]()
     assert draw_floats(family, (0, 8), generator()).shape == (0, 8)
@@ -239,10 +240,15 @@ def _check_axes(spec: TensorSpec, value: Tensor, sizes: dict[str, int]) -> None:
 def _check_values(spec: TensorSpec, value: Tensor, sizes: dict[str, int]) -> None:
     if value.numel() == 0:
         assert 0 in value.shape
-    elif spec.role in (Role.ACTIVATION, Role.LOGITS):
+    elif spec.role is Role.LOGITS:
+        assert not value.isnan().any()
+        assert value.isfinite().any(-1).all()
+    elif spec.role is Role.ACTIVATION:
         assert torch.isfinite(value.float()).all()
     elif spec.role in (Role.TOKEN_ID, Role.POSITION, Role.INDEX, Role.TOP_K) and spec.bound:
         assert 0 <= int(value.min()) <= int(value.max()) <= axis_size(spec.bound, sizes) - (spec.role is not Role.TOP_K)
+    elif spec.role is Role.OPTIONAL_INDEX and spec.bound:
+        assert -1 <= int(value.min()) <= int(value.max()) < axis_size(spec.bound, sizes)
     elif spec.role is Role.TOP_P:
         assert 0 < float(value.min()) <= float(value.max()) <= 1
     elif spec.role is Role.TEMPERATURE:
@@ -341,31 +347,3 @@ def test_family_that_was_not_measured_takes_the_wider_of_the_ordinary_ones() -> 
     unknown = tolerance_for("no_such_op", torch.bfloat16, "normal", "y")
     assert unknown.element == 0
     assert unknown.row == published()["row_floor"]["bfloat16"]
-
-
-@pytest.mark.parametrize("name", ["embedding", "vocab_parallel_embedding"])
-def test_call_without_a_row_is_drawn_where_the_op_declares_it(name: str) -> None:
-    assert baseline_class(ops()[name]).spec.may_be_empty == ("num_tokens",)
-    assert [len(pool[0].inputs["input_ids"]) for pool in _groups(ops()[name], 3)[0].pools][-1] == 0
-
-
-def test_calls_of_other_ops_have_a_row_and_one_is_a_single_request() -> None:
-    for entry in ENTRIES:
-        for group in _groups(entry, 3):
-            if group.op.spec.may_be_empty:
-                continue
-            cases = [pool[0] for pool in group.pools]
-            assert all(v.numel() for case in cases for v in case.inputs.values() if isinstance(v, Tensor)), entry.name
-            if group.op.spec.reads_context:
-                assert len(cases[1].context.seq_lens) == 1
-
-
-def test_sampler_is_given_some_requests_twice() -> None:
-    case = _groups(ops()["top_k_top_p_sample"], 3)[0].pools[1][0]
-    seeds = case.inputs["seeds"]
-    assert len(seeds) > 1000
-    num_twice = len(seeds) - len(seeds.unique())
-    assert len(seeds) // 16 < num_twice <= len(seeds) // 8
-    rows = (seeds[:, None] == seeds).nonzero()
-    for i, j in rows[rows[:, 0] < rows[:, 1]].tolist()[:20]:
-        assert all(torch.equal(value[i], value[j]) for value in case.inputs.values())

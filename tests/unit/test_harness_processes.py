@@ -10,18 +10,21 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 from pathlib import Path
 
 import psutil
 import pytest
-from judging import LIMITS, num_descriptors, rms_norm, wait_until, workers, write_set
+from judging import LIMITS, Bench, bench, num_descriptors, rms_norm, wait_until, workers, write_set
 
 from fastkernels.errors import EnvironmentProblem
 from fastkernels.harness import wire
 from fastkernels.harness.control import Word
 from fastkernels.harness.process_tree import process_tree
 from fastkernels.harness.verdict import Rejection, Verdict
-from fastkernels.harness.workers import Limits, Nursery
+from fastkernels.harness.workers import Limits, Nursery, Worker
+
+__all__ = ["bench"]
 
 JUDGE = """
 import sys
@@ -31,7 +34,7 @@ from fastkernels.registry import ops
 from fastkernels.sets import resolve_set
 
 with Nursery("cpu", Limits(call_seconds=100)) as nursery:
-    judge = Judge(JudgeConfig(num_shapes=1, is_timed=False), nursery, lambda text: print(text, flush=True))
+    judge = Judge(JudgeConfig(num_shapes=1, is_timed=False), nursery, lambda text, share: print(text, flush=True))
     judge.judge(ops()["rms_norm"], resolve_set(sys.argv[1]), [])
 """
 
@@ -77,8 +80,8 @@ def test_death_with_the_parent_survives_the_namespaces_of_an_ordinary_user() -> 
     assert done.stdout.strip() == str(int(signal.SIGKILL)), done.stderr
 
 
-def test_worker_that_ends_by_itself_is_told_with_its_last_words() -> None:
-    with Nursery("cpu", LIMITS) as nursery, nursery.start("worker", 1 << 16) as worker:
+def test_worker_that_ends_by_itself_is_told_with_its_last_words(bench: Bench) -> None:
+    with bench.nursery.start("worker", 1 << 16) as worker:
         os.kill(process_tree(worker.pid)[-1].pid, signal.SIGKILL)
         with pytest.raises(Rejection, match="The worker process ended during the call") as caught:
             worker.request({"cmd": "load"})
@@ -86,29 +89,27 @@ def test_worker_that_ends_by_itself_is_told_with_its_last_words() -> None:
         assert wait_until(lambda: not worker.is_alive(), 2)
 
 
-def test_worker_is_ended_with_all_its_children() -> None:
-    with Nursery("cpu", LIMITS) as nursery:
-        with nursery.start("worker", 1 << 16) as worker:
-            assert worker.is_alive()
-            processes = process_tree(worker.pid)
-        assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
-        assert not worker._private.exists()
+def test_worker_is_ended_with_all_its_children(bench: Bench) -> None:
+    with bench.nursery.start("worker", 1 << 16) as worker:
+        assert worker.is_alive()
+        processes = process_tree(worker.pid)
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+    assert not worker._private.exists()
     assert not workers()
 
 
-def test_worker_that_does_not_come_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Nursery("cpu", LIMITS) as nursery:
-        worker = nursery.start("worker", 1 << 16)
-        monkeypatch.setattr(worker, "_receive", lambda seconds: {}["no message"])
-        with pytest.raises(KeyError):
-            worker.__enter__()
-        assert worker.arena.fd == -1
-        assert not worker._private.exists()
-        assert wait_until(lambda: not worker.is_alive(), 2)
+def test_worker_that_does_not_come_up_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = bench.nursery.start("worker", 1 << 16)
+    monkeypatch.setattr(worker, "_receive", lambda seconds: {}["no message"])
+    with pytest.raises(KeyError):
+        worker.__enter__()
+    assert worker.arena.fd == -1
+    assert not worker._private.exists()
+    assert wait_until(lambda: not worker.is_alive(), 2)
 
 
-def test_silent_worker_is_a_timeout() -> None:
-    with Nursery("cpu", LIMITS) as nursery, nursery.start("worker", 1 << 16) as worker:
+def test_silent_worker_is_a_timeout(bench: Bench) -> None:
+    with bench.nursery.start("worker", 1 << 16) as worker:
         started = time.monotonic()
         with pytest.raises(Rejection) as caught:
             worker.reply(0.3)
@@ -116,8 +117,8 @@ def test_silent_worker_is_a_timeout() -> None:
         assert time.monotonic() - started < 2
 
 
-def test_error_in_a_block_is_heard_and_an_early_reply_is_kept() -> None:
-    with Nursery("cpu", LIMITS) as nursery, nursery.start("worker", 1 << 16) as worker:
+def test_error_in_a_block_is_heard_and_an_early_reply_is_kept(bench: Bench) -> None:
+    with bench.nursery.start("worker", 1 << 16) as worker:
         worker.send({"cmd": "calls", "first": 1, "count": 1})  # of no case
         started = time.monotonic()
         with pytest.raises(Rejection, match="AssertionError") as caught:
@@ -136,8 +137,8 @@ def test_error_in_a_block_is_heard_and_an_early_reply_is_kept() -> None:
             worker.listen()
 
 
-def test_unknown_words_to_a_worker_are_an_error_and_it_lives_on() -> None:
-    with Nursery("cpu", LIMITS) as nursery, nursery.start("worker", 1 << 16) as worker:
+def test_unknown_words_to_a_worker_are_an_error_and_it_lives_on(bench: Bench) -> None:
+    with bench.nursery.start("worker", 1 << 16) as worker:
         for message in ({"cmd": "no such"}, {}, {"cmd": "calls", "first": 1, "count": 1}):
             with pytest.raises(Rejection) as caught:
                 worker.request(message)
@@ -176,3 +177,42 @@ def test_worker_does_not_inherit_the_judges_environment(monkeypatch: pytest.Monk
             inherited = Path(f"/proc/{process}/environ").read_bytes()
             assert b"SECRET_OF_THE_JUDGE" not in inherited
             assert b"CUDA_DEVICE_ORDER=PCI_BUS_ID" in inherited  # the judge and its workers count GPUs alike
+
+
+def test_long_log_costs_the_judge_no_memory_and_little_disk(bench: Bench) -> None:
+    with bench.nursery.start("worker", 1 << 16) as worker:
+        with worker._log_path.open("ab") as log:
+            log.truncate(100 << 20)
+            log.write(b"the end")
+        tracemalloc.start()
+        message = worker.death().message
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert message.endswith("the end")
+        assert peak < 1 << 20
+        worker.check_memory()
+        assert worker._log_path.stat().st_size < 1 << 20
+        assert worker.death().message.endswith("the end")
+    assert not worker._log_path.exists()
+
+
+def test_worker_that_prints_on_and_on_fills_no_disk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = """
+    line = b"x" * (1 << 20)
+    for number in range(300):
+        os.write(1, line)
+        time.sleep(0.001)
+    os.write(2, b"and here it ends")
+    os._exit(3)
+    """
+    sizes = []
+    check_memory = Worker.check_memory
+
+    def looked_at(worker: Worker, seconds: float = 0.0) -> None:
+        check_memory(worker, seconds)
+        sizes.append(worker._log_path.stat().st_size)
+
+    monkeypatch.setattr(Worker, "check_memory", looked_at)
+    record = bench.judge("rms_norm", rms_norm(body))
+    assert record.message.partition(" [")[0].endswith("and here it ends")
+    assert max(sizes) < 150 << 20

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from fastkernels.harness.compare import Expected
+from fastkernels.harness.draws import places_of, uniform_p
 from fastkernels.harness.sampling import (
+    check_places,
     check_same_tokens,
     check_samples,
     chi_square_p,
@@ -19,6 +21,7 @@ from fastkernels.spec import Compare
 from fastkernels.tasks.baseline.L1.top_k_top_p_sample import TopKTopPSample
 
 ROWS, VOCAB = 4096, 50
+EXPECTED = Expected("ids", torch.empty(0), torch.int64, Compare.SAMPLE)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -42,7 +45,7 @@ def draws(probabilities: Tensor, seed: int) -> Tensor:
 
 
 def check(given: dict[str, Tensor], ids: Tensor) -> None:
-    check_samples(Expected("ids", ids, torch.int64, Compare.SAMPLE), ids, given)
+    check_samples(EXPECTED, ids, given)
 
 
 def rejected(given: dict[str, Tensor], ids: Tensor) -> str:
@@ -199,3 +202,61 @@ def test_right_samplers_are_rejected_as_rarely_as_the_limit_says() -> None:
     for limit in (1e-1, 1e-2, 1e-3):
         expected = limit * len(ps)
         assert sum(p < limit for p in ps) <= expected + 4 * expected**0.5 + 1
+
+
+def _flat_rows(rows: int, seed: int) -> dict[str, Tensor]:
+    """Rows of unlike distributions of several hundred likely tokens: hardly any token is expected 25 times."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "logits": torch.randn(rows, 1021, generator=generator),
+        "temperature": torch.ones(rows),
+        "top_k": torch.zeros(rows, dtype=torch.int32),
+        "top_p": torch.full((rows,), 0.99),
+        "seeds": torch.randint(0, 1 << 62, (rows,), generator=generator),
+    }
+
+
+def _without_tail(target: Tensor, share: float) -> Tensor:
+    """The distribution whose least likely tokens, together the last `share`, do not exist."""
+    ordered, ids = target.sort(-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    return torch.zeros_like(ordered).scatter_(-1, ids, torch.where(before < 1 - share, ordered, 0))
+
+
+@pytest.mark.parametrize("share", [0.4, 0.25, 0.1])
+def test_tail_that_is_never_drawn_is_rejected(share: float) -> None:
+    given = _flat_rows(1021, 13)
+    check(given, draws(_target(given), 1))
+    assert "do not follow their distribution" in rejected(given, draws(_without_tail(_target(given), share), 1))
+
+
+def test_calls_show_together_what_none_shows_alone() -> None:
+    right, wrong = [], []
+    for seed in range(8):
+        given = _flat_rows(500, 20 + seed)
+        for kept, target in ((right, _target(given)), (wrong, _without_tail(_target(given), 0.02))):
+            kept.append(check_samples(EXPECTED, draws(target, seed), given))
+    check_places(torch.cat(right))
+    with pytest.raises(Rejection, match=r"4000 draws .* the last 0.0156 of the probability was drawn"):
+        check_places(torch.cat(wrong))
+
+
+def test_places_of_right_draws_are_uniform_as_often_as_the_p_value_says() -> None:
+    """1000 calls of unlike nuclei, few rows and many; the least of four p-values is below p four times as often."""
+    ps = []
+    for seed in range(1000):
+        rows = (40, 150, 700)[seed % 3]
+        torch.manual_seed(seed)
+        target = torch.distributions.Dirichlet(torch.full((rows, 60), 0.3)).sample().double()
+        target = torch.where(target < 0.01, 0, target)
+        target /= target.sum(-1, keepdim=True)
+        ps.append(uniform_p(places_of(target, draws(target, seed)))[0])
+    for limit in (1e-1, 1e-2, 1e-3):
+        expected = limit * len(ps) * 4
+        assert sum(p < limit for p in ps) <= expected + 4 * expected**0.5
+
+
+def test_row_of_one_token_has_no_place() -> None:
+    target = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0, 1.0, 0]]).double()
+    assert len(places_of(target, torch.tensor([0, 1, 1]))) == 1
+    check_places(torch.empty(0, dtype=torch.float64))

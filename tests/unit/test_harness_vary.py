@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fastkernels.harness.expect import baseline_class, expectation
-from fastkernels.harness.inputs import draw_case, draw_params, hidden_shapes
+from fastkernels.harness.hidden_shapes import hidden_shapes
+from fastkernels.harness.inputs import draw_case, draw_params
 from fastkernels.harness.plans import draw_plan, near_duplicates
 from fastkernels.harness.pool import PlannedCall, Pool
 from fastkernels.harness.vary import Rule, draw_variation, rules_of, touch, vary_integers

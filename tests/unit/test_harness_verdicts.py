@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from judging import LIMITS, Bench, bench, num_descriptors, rms_norm
+from judging import CHECK_ONLY, LIMITS, Bench, bench, num_descriptors, rms_norm, write_set
 
 from fastkernels.harness import side
-from fastkernels.harness.judge import JudgeConfig
+from fastkernels.harness.judge import Judge, JudgeConfig
 from fastkernels.harness.verdict import Verdict
+from fastkernels.registry import ops
+from fastkernels.sets import resolve_set
 
 __all__ = ["bench"]
 
@@ -127,8 +130,9 @@ def test_wrong_answer_has_its_verdict_and_says_what(bench: Bench, way: str) -> N
     assert record.verdict == verdict, record.message
     assert text in record.message
     if record.cases:
-        assert record.cases[-1].verdict == verdict
-        assert f"[{record.cases[-1].family} float32 x[" in record.message  # on which input
+        (row,) = [row for row in record.cases if row.verdict != Verdict.PASSED]
+        assert row.verdict == verdict
+        assert f"[{row.family} float32 x[" in record.message  # on which input
 
 
 def test_endless_loop_is_a_timeout_within_the_limit(bench: Bench) -> None:
@@ -165,6 +169,30 @@ def test_file_that_is_no_candidate_is_an_import_error(bench: Bench, way: str) ->
     assert record.verdict == Verdict.IMPORT_ERROR
     assert text in record.message
     assert record.num_calls == 0
+
+
+def test_file_that_is_a_link_is_judged_as_what_it_leads_to(bench: Bench, tmp_path: Path) -> None:
+    """Alone: what else is linked from the set, or lies beside what the link leads to, a worker cannot read."""
+    source = rms_norm("return self.right(x, residual)")
+    real = write_set(tmp_path / "real", "rms_norm", source) / "L1"
+    (real / "_helper.py").write_text("SCALE = 1")
+    links = tmp_path / "sets" / "mine" / "L1"
+    links.mkdir(parents=True)
+    (links / "rms_norm.py").symlink_to(real / "rms_norm.py")
+    judge = Judge(CHECK_ONLY, bench.nursery)
+    entry = ops()["rms_norm"]
+    record = judge.judge(entry, resolve_set(links.parent), [])
+    assert record.verdict == Verdict.PASSED, record.message
+    (links / "_helper.py").symlink_to(real / "_helper.py")
+    (real / "rms_norm.py").write_text("from ._helper import SCALE\n" + source)
+    record = judge.judge(entry, resolve_set(links.parent), [])
+    assert record.verdict == Verdict.IMPORT_ERROR
+    assert f"L1/_helper.py -> {real / '_helper.py'}" in record.message
+    assert record.message.endswith("copy it into the set.")
+    listing = f"import os\nos.listdir({str(real)!r})\n"
+    (real / "rms_norm.py").write_text(listing + source)
+    record = judge.judge(entry, resolve_set(links.parent), [])
+    assert "PermissionError" in record.message
 
 
 def test_wrong_signature_shows_both(bench: Bench) -> None:
@@ -280,13 +308,20 @@ def test_op_of_two_ranks_is_untestable_with_one(bench: Bench) -> None:
     assert record.message == "allreduce needs 2 ranks; one process was given."
 
 
+def test_dtype_that_an_op_does_not_take_is_told_with_the_one_to_give(bench: Bench) -> None:
+    config = JudgeConfig(dtypes=(torch.bfloat16,), num_shapes=1, is_timed=False)
+    record = bench.judge("gaussian_projection", "class GaussianProjection: pass", config)
+    assert record.verdict == Verdict.UNTESTABLE
+    assert record.message.endswith("and it takes float32 alone, not bfloat16: give --dtype float32.")
+
+
 def test_judge_keeps_no_descriptor_over_many_judgements(bench: Bench) -> None:
     config = JudgeConfig(num_shapes=1, is_timed=False)
     sources = [rms_norm("return self.right(x, residual)"), rms_norm("os._exit(1)"), "import no_such_package"]
     bench.judge("rms_norm", sources[0], config)
     before = num_descriptors()
-    for number in range(20):
-        bench.judge("rms_norm", sources[number % 3], config)
+    for source in 2 * sources:
+        bench.judge("rms_norm", source, config)
     assert num_descriptors() == before
 
 
@@ -296,3 +331,31 @@ def test_record_names_the_source_that_was_judged(bench: Bench) -> None:
     assert record.source_sha256 == hashlib.sha256(record.source.encode()).hexdigest()
     assert "class RMSNorm" in record.baseline_source
     assert record.op == "rms_norm"
+
+
+EIGHT_BITS = """
+import torch
+from torch import nn
+from torch.nn.functional import linear, pad
+
+class Linear(nn.Module):
+    def __init__(self, input_size, output_size, bias=True):
+        super().__init__()
+        self.input_size, self.output_size = input_size, output_size
+        self.weight = nn.Parameter(torch.empty(output_size, input_size).normal_(std=input_size**-0.5))
+        self.bias = nn.Parameter(torch.empty(output_size).normal_(std=0.02)) if bias else None
+
+    def forward(self, x):
+        blocks = pad(self.weight.float(), (0, -self.input_size % 8)).unflatten(1, (-1, 8))
+        scale = (blocks.abs().amax(-1, keepdim=True).clamp_min(1e-20) / 127).half().float()
+        weight = ((blocks / scale).round().clamp(-127, 127) * scale).flatten(1)[:, : self.input_size]
+        return linear(x.float(), weight, None if self.bias is None else self.bias.float()).to(x.dtype)
+"""
+
+
+def test_weights_of_8_bits_are_not_a_linear_in_bf16(bench: Bench) -> None:
+    """A scale for each 8 of a row: 10 bits a weight in place of 16."""
+    config = JudgeConfig(num_shapes=6, is_timed=False, dtypes=(torch.bfloat16,))
+    record = bench.judge("linear", EIGHT_BITS, config)
+    assert record.verdict == Verdict.INCORRECT_NUMERICAL
+    assert "the rows together have relative rms error" in record.message

@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -68,40 +67,3 @@ def test_an_op_that_once_gave_no_number_is_shown_with_it(monkeypatch: pytest.Mon
     [error] = watch.errors.values()
     assert math.isnan(error.rms)
     assert (error.place, error.num_calls) == ("second", 4)
-
-
-def test_a_kernel_that_fails_leaves_the_times_of_the_others(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    op_kernels = script("op_kernels", monkeypatch)
-
-    def timed(calls: list[Any]) -> float:
-        calls[0]()
-        return 2.0
-
-    def too_large() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    def rows() -> Any:
-        for path in ("chain", "ours"):
-            calls = {name: [too_large if name == path else int] for name in ("ours", "chain")}
-            yield op_kernels.timed(op_kernels.Row(f"without {path}", "4", 8), calls)
-        if is_broken:
-            too_large()
-
-    for name in ("graph_microseconds", "event_microseconds"):
-        monkeypatch.setattr(op_kernels, name, timed)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "none")
-    monkeypatch.setattr(op_kernels, "copy_row", lambda: op_kernels.Row("copy", "4", 8, microseconds={"ours": 1.0}))
-    monkeypatch.setattr(op_kernels, "gates", rows)
-    out = tmp_path / "kernels.json"
-    monkeypatch.setattr(sys, "argv", ["op_kernels.py", "--only", "gates", "--out", str(out)])
-    for is_broken in (False, True):
-        out.unlink(missing_ok=True)
-        with pytest.raises(torch.OutOfMemoryError) if is_broken else nullcontext():
-            op_kernels.main()
-        times = {row["kernel"]: row["microseconds"] for row in json.loads(out.read_text())["rows"]}
-        assert times == {"copy": {"ours": 1.0}, "without chain": {"ours": 2.0}, "without ours": {"chain": 2.0}}
-    said = capsys.readouterr().out
-    assert "without ours 4 ours: OutOfMemoryError CUDA out of memory" in said
-    assert "failed | chain 2.00" in said

@@ -15,14 +15,18 @@ import psutil
 import pytest
 import torch
 from commands import called
-from judging import rms_norm, wait_until, write_set
+from judging import bench, one_nursery, rms_norm, wait_until, write_set
 
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.bench.sweep import require_device
 from fastkernels.capture.case import Case
 from fastkernels.capture.store import CaseSet
-from fastkernels.cli.kernels import _warnings
+from fastkernels.cli.kernels import _config, _warnings
 from fastkernels.errors import EnvironmentProblem
+from fastkernels.harness.groups import drawn_dtypes
+from fastkernels.registry import ops
+
+__all__ = ["bench", "one_nursery"]
 
 RIGHT = rms_norm("return self.right(x, residual)")
 Here = Callable[..., tuple[int, str, str]]
@@ -43,17 +47,9 @@ def command(folder: Path, *words: object) -> subprocess.Popen[str]:
     )
 
 
-def run(folder: Path, *words: object) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr); a traceback is never an answer."""
-    process = command(folder, *words)
-    out, err = process.communicate(timeout=120)
-    assert "Traceback" not in err
-    return process.returncode, out, err
-
-
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """The same as `run` in this process, for words at which it stops before it starts another."""
+    """(exit code, stdout, stderr) of the command in this process."""
     monkeypatch.setenv("FASTKERNELS_HOME", str(tmp_path / "runs"))
     monkeypatch.setenv("FASTKERNELS_CANDIDATE_DIR", str(tmp_path / "candidate"))
     (tmp_path / "candidate").mkdir()
@@ -66,9 +62,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return call
 
 
-def test_right_and_wrong_candidates_give_0_and_1_and_json(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("one_nursery")
+def test_right_and_wrong_candidates_give_0_and_1_and_json(here: Here, tmp_path: Path) -> None:
     mine = write_set(tmp_path / "mine", "rms_norm", RIGHT)
-    code, out, err = run(tmp_path, "--target", "RMSNorm", "--target", "gelu", "--candidates", mine, *QUICK, "--json")
+    code, out, err = here("--target", "RMSNorm", "--target", "gelu", "--candidates", mine, *QUICK, "--json")
     assert code == 0, err
     assert "1 of 1: rms_norm (mine) PASSED" in err  # lines in place of a bar
     assert "Not judged, because no set has them: gelu." in err
@@ -80,7 +77,7 @@ def test_right_and_wrong_candidates_give_0_and_1_and_json(tmp_path: Path) -> Non
     assert results["environment"]["packages"]["torch"] == torch.__version__
 
     write_set(mine, "rms_norm", rms_norm("y, h = self.right(x, residual); return y * 1.01, h"))
-    code, out, _ = run(tmp_path, "--candidates", mine, *QUICK, "--resume", path)
+    code, out, _ = here("--resume", path.name)  # by its name, in its own words
     assert code == 1
     assert "INCORRECT_NUMERICAL" in out
     assert f"run:    {path}" in out
@@ -106,13 +103,21 @@ def test_protections_that_are_not_in_force_are_told() -> None:
         (("--level", "7"), 2, "There is no level 7"),
         (("--candidates", "reference", "--dtype", "int8"), 2, "--dtype int8 is not one of"),
         (("--candidates", "reference", "--cases", "no_such_cases"), 3, "no_such_cases"),
-        (("--candidates", "reference", "--device", "cpu", "--resume", "no_such_run"), 3, "run.json is missing"),
+        (
+            ("--candidates", "reference", "--device", "cpu", "--resume", "no_such_run"),
+            3,
+            "There is no run folder no_such_run",
+        ),
         (("--candidates", "reference", "--device", "cpu", "--resume", __file__), 3, "is a file; a run is a folder"),
         (("--candidates", "reference", "--device", "cpu", "--out", __file__), 2, "a part of the path is a file"),
         (("--candidates", "reference", "--device", "cpu", "--out", f"{__file__}/x"), 2, "a part of the path is a file"),
         (("--candidates", "reference", "--device", "gpu"), 2, "--device gpu is not cpu or cuda"),
         (("--candidates", "reference", "--device", "cuda:1"), 2, "which GPU is used, CUDA_VISIBLE_DEVICES says"),
         (("--self-test", "--device", "cuda:x"), 2, "which GPU is used, CUDA_VISIBLE_DEVICES says"),
+        (("--self-test", "--json", "--device", "cpu"), 2, "it does not take --json. Beside it stand --device, --out"),
+        (("--self-test", "--candidates", "mine", "--cases", "x"), 2, "it does not take --candidates, --cases."),
+        (("--self-test", "--resume", "x", "--dtype", "float16"), 2, "it does not take --dtype, --resume."),
+        (("--self-test", "--timeout", "5", "--quick", "--level", "1"), 2, "not take --level, --quick, --timeout."),
         (("--candidates", "reference", "--timeout", "0"), 2, "--timeout is 0; it is above 0 and at most 86400"),
         (("--candidates", "reference", "--timeout", "nan"), 2, "--timeout is nan"),
         (("--candidates", "reference", "--memory-gb", "inf"), 2, "--memory-gb is inf; it is above 0 and at most"),
@@ -129,9 +134,25 @@ def test_mistake_is_one_message_and_its_exit_code(
     assert not (tmp_path / "runs").exists()
 
 
+def test_dtype_left_out_is_the_ops_own_where_it_takes_no_other() -> None:
+    config = _config("cuda", None, quick=True, is_timed=False)
+    for name, dtype in (("rms_norm", torch.bfloat16), ("gaussian_projection", torch.float32)):
+        assert drawn_dtypes(ops()[name], config.dtypes, takes_others=config.takes_others) == [dtype]
+    config = _config("cuda", ["bfloat16"], quick=True, is_timed=False)
+    assert drawn_dtypes(ops()["gaussian_projection"], config.dtypes, takes_others=config.takes_others) == []
+
+
 REFERENCE = ("--target", "rms_norm", "--candidates", "reference", "--device", "cpu")
 WORDS = {
-    **{"target": ["rms_norm"], "candidates": ["reference"], "device": "cpu", "dtype": None, "cases": None},
+    **{
+        "level": None,
+        "architecture": None,
+        "target": ["rms_norm"],
+        "candidates": ["reference"],
+        "device": "cpu",
+        "dtype": None,
+        "cases": None,
+    },
     **{"quick": False, "check_only": False, "timeout": 30.0, "memory_gb": 16.0},
 }
 
@@ -149,19 +170,22 @@ def test_folder_of_a_run_is_written_by_no_other(here: Here, tmp_path: Path, kind
     if kind != "kernels":
         code, _, err = here(*REFERENCE, "--resume", run)
         assert code == 3
-        assert f"is a run of kind {kind!r}; only a kernels run is gone on with" in err
+        assert f"is a run of kind {kind!r}; only a run of kind 'kernels' is gone on with" in err
     assert ((run / "run.json").read_bytes(), (run / "results.json").read_bytes()) == before
 
 
 @pytest.mark.parametrize(
     ("changed", "words", "says"),
     [
-        ({"check_only": True}, (), "started with --check-only; it cannot go on with no --check-only"),
+        ({}, ("--check-only",), "started with no --check-only; it cannot go on with --check-only"),
         ({}, ("--quick",), "started with no --quick; it cannot go on with --quick"),
         ({"device": "cuda"}, (), "started with --device cuda; it cannot go on with --device cpu"),
-        ({"dtype": ["float32", "bfloat16"]}, (), "--dtype float32 --dtype bfloat16; it cannot go on with no --dtype"),
+        (
+            {"dtype": ["float32", "bfloat16"]},
+            ("--dtype", "float16"),
+            "--dtype float32 --dtype bfloat16; it cannot go on with --dtype float16",
+        ),
         ({}, ("--timeout", "5"), "started with --timeout 30.0; it cannot go on with --timeout 5.0"),
-        ({"cases": "elsewhere"}, (), "started with --cases elsewhere; it cannot go on with no --cases"),
         ({}, ("--out", "new"), "--out names a new run folder and --resume one that is there"),
     ],
 )
@@ -175,15 +199,22 @@ def test_run_goes_on_only_with_the_words_that_it_was_judged_by(
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+def test_run_that_does_not_say_how_it_was_started_is_not_gone_on_with(here: Here, tmp_path: Path) -> None:
+    RunFolder.create("kernels", {"target": ["rms_norm"]}, {}, tmp_path / "run")
+    code, _, err = here("--resume", tmp_path / "run")
+    assert code == 3
+    assert "its run.json does not say level, architecture, candidates, cases, device" in err
+
+
 def test_case_set_that_is_cut_off_is_named(here: Here, tmp_path: Path) -> None:
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     case = Case("rms_norm", {"hidden_size": 64}, {"x": x, "residual": None}, {"weight": torch.ones(64)})
     CaseSet([case]).save(tmp_path / "cases")
-    tensors = tmp_path / "cases" / "tensors.safetensors"
+    (tensors,) = (tmp_path / "cases").glob("tensors-*.safetensors")
     tensors.write_bytes(tensors.read_bytes()[:-100])
     code, _, err = here("--candidates", "reference", *QUICK, "--cases", tmp_path / "cases")
     assert code == 3
-    assert "tensors.safetensors" in err
+    assert tensors.name in err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -239,11 +270,12 @@ def test_signal_in_the_middle_keeps_what_was_finished_and_leaves_no_process(
     assert not list(path.rglob("*.partial"))
     if sent == signal.SIGINT:
         assert err.count("error:") == 1
-        assert "Interrupted. What was finished is kept." in err
+        assert "Interrupted. What was written before is kept." in err
 
 
+@pytest.mark.usefixtures("one_nursery")
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
-def test_full_disk_is_one_message_and_no_partial_file(tmp_path: Path) -> None:
+def test_full_disk_is_one_message_and_no_partial_file(here: Here, tmp_path: Path) -> None:
     """A judgement holds more bytes than the disk has left: the header is written, the judgement is not."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -251,7 +283,7 @@ def test_full_disk_is_one_message_and_no_partial_file(tmp_path: Path) -> None:
         pytest.skip("this machine lets nobody mount")
     try:
         mine = write_set(tmp_path / "mine", "rms_norm", RIGHT)
-        code, _, err = run(tmp_path, "--candidates", mine, *QUICK, "--out", disk / "run")
+        code, _, err = here("--candidates", mine, *QUICK, "--out", disk / "run")
         assert code == 5, err
         assert err.count("error:") == 1
         assert "The disk is full" in err

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from report_runs import (
     EVAL_REQUEST,
     MANIFEST,
     REQUEST,
-    SCENARIOS,
+    SCENARIO_SET,
     broken,
     eval_items,
     item,
+    record,
     records,
+    scenarios_of,
+    timed_record,
     timing,
     write_eval_run,
 )
-from report_runs import record as make_record
 from report_runs import write_run as write_kernels_run
 
 from fastkernels.errors import InputFileError, RunFolderError, UnknownNameError, UsageError
@@ -39,15 +42,18 @@ from fastkernels.report.mean_speedup import mean_speedup
 from fastkernels.report.view import headline
 from fastkernels.scoring.deployable import deployable
 from fastkernels.scoring.macroeval import macroeval
-from fastkernels.scoring.scores import items_of
+from fastkernels.scoring.scores import items_of, subset_items_of
 
+OWN = MANIFEST["sha256"][:12]
 WHOLE = {**REQUEST, "quick": False}
 OTHER_GPU = {"name": "NVIDIA B200", "num_sms": 148, "memory_bytes": 1 << 37, "l2_bytes": 1 << 27, "cuda": "13.0"}
 
 
 def kernels_run(path: Path, found: list[Any] | None = None, **changed: Any) -> Path:
-    chosen = [r for r in records() if r.implementation == "fast"] if found is None else found
-    return write_kernels_run(path, chosen, **{"request": WHOLE, **changed})
+    """Of the set "fast", all that passed timed."""
+    fast = [r for r in records() if r.implementation == "fast" and r.level == 1]
+    fast.append(timed_record("vocab_parallel_embedding", "fast", level=2))
+    return write_kernels_run(path, fast if found is None else found, **{"request": WHOLE, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +77,8 @@ def test_an_entry_says_what_was_run_and_where(root: Path, kernels_entry: dict[st
     assert kernels_entry["run"]["request"] == WHOLE
     assert (kernels_entry["hardware"], kernels_entry["marks"]) == ("NVIDIA H200", [])
     assert kernels_entry["environment"]["packages"]["torch"] == "2.13.0"
+    judged_by = {"device": "cuda", "quick": False, "dtype": None, "cases_sha256": None, "timeout": None}
+    assert judged_by.items() <= kernels_entry["judged_by"].items()
 
 
 def test_samples_become_intervals_and_are_left_out(kernels_entry: dict[str, Any]) -> None:
@@ -82,7 +90,7 @@ def test_samples_become_intervals_and_are_left_out(kernels_entry: dict[str, Any]
 
 
 def test_an_op_that_did_not_pass_has_no_speed_in_an_entry(root: Path) -> None:
-    cheat = make_record("linear", "fast", Verdict.CHEATING, timings=[timing(9.0)])
+    cheat = record("linear", "fast", Verdict.CHEATING, timings=[timing(9.0)])
     entry = entry_of(submission(kernels_run(root / "cheat", [cheat]), "A"))
     assert entry["ops"][0]["timings"] == []
     assert entry["ops"][0]["speedup"] is None
@@ -125,10 +133,10 @@ def test_a_kernels_run_that_does_not_speak_of_one_set_is_refused(
 ) -> None:
     """Of the set that is meant: another one's records are no matter."""
     found = [
-        make_record("rms_norm", "mine", set_sha256="a" * 64),
-        make_record("embedding", "mine"),  # of a run of before
-        make_record("linear", "mine", **{"set_sha256": "a" * 64, **changed}),
-        make_record("linear", "other", set_sha256="c" * 64),
+        timed_record("rms_norm", "mine", set_sha256="a" * 64),
+        timed_record("embedding", "mine"),  # of a run of before
+        timed_record("linear", "mine", **{"set_sha256": "a" * 64, **changed}),
+        timed_record("linear", "other", set_sha256="c" * 64),
     ]
     run = kernels_run(tmp_path / "run", found)
     assert submission(run, "A", "other").implementation == "other"
@@ -174,8 +182,9 @@ def test_the_entry_of_an_eval_run_has_the_scores_of_its_set_alone(root: Path, ev
     assert eval_entry["scores"]["deployable"]["speedup"] == deployable(items).speedup
     assert eval_entry["scores"]["macroeval"]["1.0"]["score"] == macroeval(items, 1.0).score
     assert [i["item"] for i in eval_entry["items"]] == [i.name for i in items]
-    assert (eval_entry["manifest"], eval_entry["scenario_set"]) == (MANIFEST, "tiny")
+    assert (eval_entry["manifest"], eval_entry["scenario_set"]) == (MANIFEST, SCENARIO_SET)
     assert eval_entry["implementation"]["sha256"].startswith(b"fast".hex())
+    assert eval_entry["subset_scores"] is None
     assert "passes" not in json.dumps(eval_entry)
 
 
@@ -190,6 +199,9 @@ def test_items_of_an_entry_say_what_was_called_and_what_was_at_fault(root: Path)
     called = [r["op"] for r in found["tiny-llama"]["replaced"] if r["statuses"] == ("REPLACED",)]
     assert called == ["rms_norm"]
     assert entry["scores"]["fast_1"] == {**entry["scores"]["fast_1"], "num_faster": 1, "num_targets": 6}
+    part = subset_items_of(json.loads((root / "eval" / "results.json").read_text()))["fragile"]
+    assert entry["subset_scores"]["deployable"]["speedup"] == deployable(part).speedup
+    assert entry["subset_scores"]["macroeval"]["0.5"]["score"] == macroeval(part).score
 
 
 def test_what_a_run_claims_of_its_scores_is_reckoned_again(root: Path, eval_entry: dict[str, Any]) -> None:
@@ -207,7 +219,11 @@ def test_what_a_run_claims_of_its_scores_is_reckoned_again(root: Path, eval_entr
         ({"scenarios": None}, RunFolderError, "what its scenarios were"),
         ({"sets": []}, RunFolderError, "not among the run's sets"),
         ({"eval_schema_version": 9}, RunFolderError, "eval schema version 9"),
-        ({"found": eval_items()[:7]}, RunFolderError, "lacks 5 whole items of fragile"),
+        (
+            {"found": eval_items()[:7], "scenarios": scenarios_of(eval_items())},
+            RunFolderError,
+            "lacks 5 whole items of f",
+        ),
     ],
 )
 def test_an_incomplete_eval_run_is_refused(
@@ -219,7 +235,7 @@ def test_an_incomplete_eval_run_is_refused(
 
 def test_an_item_that_was_interrupted_is_not_whole(tmp_path: Path) -> None:
     run = write_eval_run(tmp_path / "run", [item("tiny-llama", "language", "mine", is_complete=False)])
-    with pytest.raises(RunFolderError, match=r"lacks 1 whole items of mine \(tiny-llama/bfloat16\)"):
+    with pytest.raises(RunFolderError, match=r"lacks 1 whole items of mine \(tiny-llama-bfloat16\)"):
         entry_of(submission(run, "A"))
 
 
@@ -279,6 +295,28 @@ def test_entries_are_read_back_as_they_were_written(tmp_path: Path, root: Path) 
     assert not list(board.path.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("changed", "words", "message"),
+    [
+        (
+            {"baseline_roofline_share": math.inf},
+            {},
+            r"ops\[0\]\.timings\[0\]\.baseline_roofline_share is inf, not a fin",
+        ),
+        ({}, {"timeout": "soon"}, r"judged_by\.timeout is 'soon', not a finite number"),
+    ],
+)
+def test_an_entry_that_no_command_could_read_is_not_written(
+    tmp_path: Path, board: Board, changed: dict[str, Any], words: dict[str, Any], message: str
+) -> None:
+    """It would close the board to every later one."""
+    found = [timed_record("linear", "mine", timings=[timing(1.0, **changed)])]
+    run = kernels_run(tmp_path / "run", found, request={**WHOLE, **words})
+    with pytest.raises(RunFolderError, match=message):
+        board.add(submission(run, "Odd"), is_forced=True)
+    assert len(board.entries()) == 2
+
+
 @pytest.mark.parametrize("agent", ["Somebody", "SOMEBODY", " somebody "])
 def test_an_agent_that_has_an_entry_is_refused(tmp_path: Path, root: Path, board: Board, agent: str) -> None:
     with pytest.raises(UsageError, match=r"has an entry of .* already: one\.json.*--force replaces"):
@@ -287,7 +325,7 @@ def test_an_agent_that_has_an_entry_is_refused(tmp_path: Path, root: Path, board
 
 
 def test_force_replaces_the_agents_own_entry(tmp_path: Path, board: Board) -> None:
-    run = kernels_run(tmp_path / "better", [make_record("linear", "fast", timings=[timing(3.0)])])
+    run = kernels_run(tmp_path / "better", [timed_record("linear", "fast", timings=[timing(3.0)])])
     assert board.add(submission(run, "Somebody"), is_forced=True).name == "one.json"
     entries = board.entries()
     assert len(entries) == 2
@@ -332,7 +370,7 @@ def test_other_hardware_is_refused_and_marked_when_forced(tmp_path: Path, board:
 
 def test_hardware_is_compared_within_a_kind_and_a_scenario_set(tmp_path: Path, board: Board) -> None:
     """The board's kernels ran on a GPU, its eval run on a CPU; another scenario set is a group of its own."""
-    run = write_eval_run(tmp_path / "run", [item("tiny-llama", "language", "mine")], scenario_set="default",
+    run = write_eval_run(tmp_path / "run", [item("tiny-llama", "language", "mine")], scenario_set="others",
                          environment={"gpu": OTHER_GPU})  # fmt: skip
     assert json.loads(board.add(submission(run, "Other")).read_text())["marks"] == []
     moved = write_eval_run(tmp_path / "moved", [item("tiny-llama", "language", "mine")], environment={"num_cores": 64})
@@ -351,7 +389,7 @@ def test_a_first_look_is_refused_and_marked_when_forced(tmp_path: Path, board: B
     ("manifest", "message"),
     [
         ({"version": "2027.01", "sha256": "cd" * 32}, r"manifest 2027\.01, the entries of .* by 2026\.11"),
-        ({"version": "2026.11", "sha256": "cd" * 32}, r"of SHA-256 cdcdcdcdcdcd, .* by abababababab: one of them was"),
+        ({"version": "2026.11", "sha256": "cd" * 32}, f"of SHA-256 cdcdcdcdcdcd, .* by {OWN}: one of them was"),
     ],
 )
 @pytest.mark.parametrize("is_forced", [False, True])
@@ -368,20 +406,33 @@ def test_other_scenarios_under_one_name_are_refused_even_by_force(
     tmp_path: Path, board: Board, is_forced: bool
 ) -> None:
     run = write_eval_run(tmp_path / "run", [item("tiny-llama", "language", "mine", 2.0)])
-    with pytest.raises(InputFileError, match=r"both of 'tiny', and differ in 5 scenarios \(tiny-dinov3/bfloat16"):
+    with pytest.raises(InputFileError, match=r"both of 'few', and differ in 5 scenarios \(tiny-dinov3-bfloat16"):
         board.add(submission(run, "Picky"), is_forced=is_forced)
 
 
 @pytest.mark.parametrize("is_forced", [False, True])
-@pytest.mark.parametrize("changed", [{"num_restarts": 9}, {"scenarios": [{"model": "tiny-llama", "latency": [1]}]}])
-def test_other_workloads_or_restarts_under_one_name_are_refused_even_by_force(
-    tmp_path: Path, board: Board, changed: dict[str, Any], is_forced: bool
+def test_other_workloads_under_one_name_are_refused_even_by_force(
+    tmp_path: Path, board: Board, is_forced: bool
 ) -> None:
-    run = write_eval_run(tmp_path / "run", scenarios={**SCENARIOS, **changed})
-    with pytest.raises(InputFileError, match=r"both of 'tiny', with other workloads or restarts \(SHA-256"):
+    scenarios = scenarios_of(eval_items())
+    run = write_eval_run(tmp_path / "run", scenarios={**scenarios, "pass_seconds": 99.0})
+    with pytest.raises(InputFileError, match=r"both of 'few', with other workloads or restarts \(SHA-256"):
         board.add(submission(run, "Easy", "fast"), is_forced=is_forced)
-    alike = write_eval_run(tmp_path / "alike", scenarios=dict(reversed(SCENARIOS.items())))
+    alike = write_eval_run(tmp_path / "alike", scenarios=dict(reversed(scenarios.items())))
     board.add(submission(alike, "Fair", "fast"))
+
+
+def test_nothing_joins_an_entry_that_does_not_say_what_its_scenarios_were(
+    tmp_path: Path, root: Path, board: Board
+) -> None:
+    path = board.path / "two.json"
+    entry = json.loads(path.read_text())
+    del entry["scenarios_sha256"]
+    path.write_text(json.dumps(entry))
+    with pytest.raises(InputFileError, match=r"Somebody's entry of .* does not say what its scenarios 'few' were"):
+        board.add(submission(root / "eval", "Other", "fast"), is_forced=True)
+    board.add(submission(root / "eval", "Somebody", "fast"), is_forced=True)
+    assert board.add(submission(root / "eval", "Other", "fast"))
 
 
 def test_a_run_of_some_models_is_ranked_apart(tmp_path: Path, board: Board) -> None:
@@ -391,7 +442,7 @@ def test_a_run_of_some_models_is_ranked_apart(tmp_path: Path, board: Board) -> N
         data["request"]["model"] = ["tiny-llama"]
         (run / name).write_text(json.dumps(data))
     entry = json.loads(board.add(submission(run, "Picky")).read_text())
-    assert entry["scenario_set"] == "tiny (part)"
+    assert entry["scenario_set"] == f"{SCENARIO_SET} (part)"
 
 
 @pytest.mark.parametrize(
@@ -413,6 +464,15 @@ def test_a_file_that_is_no_entry_is_named(board: Board, text: str, message: str)
     ("name", "place", "value", "message"),
     [
         ("one", "ops", None, "lacks ops"),
+        ("one", "ops.0.op", "linear", "ops holds linear more than once"),
+        ("one", "scores.L1.deployable.low", 1e308, r"scores\.L1\.deployable is 1e\+308 to 1\.\d+, which does not rise"),
+        ("one", "ops.0.timings.0.ratio", 99.0, r"ops\[0\]\.timings\[0\] is .*, which does not rise"),
+        ("one", "scores.L1.deployable.low", 10**400, "low is 1000.*, not a finite number over 0"),
+        ("one", "ops.0.level", 10**400, "level is 1000.*, not a whole number of less than"),
+        ("one", "ops.0.timings.0.noise_floor", -1, "noise_floor is -1, not a finite number that is 0 or more"),
+        ("one", "targets.1", 3 * 10**9, r"targets\[.1.\] is 3000000000, not from 0 to 10000"),
+        ("one", "cut_sources", "", "cut_sources is .., not an object"),
+        ("one", "targets.1", 3, "ops holds 5 of level 1, more than targets says"),
         ("one", "sources", {}, r"sources lacks [0-9a-f]{16}, which ops\[0\] names"),
         ("one", "ops.0.kernels", None, r"ops\[0\] lacks kernels"),
         (
@@ -448,16 +508,10 @@ def test_a_damaged_entry_is_named_with_what_is_wrong(
         board.entries()
 
 
-def test_a_figure_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    run = kernels_run(tmp_path / "run", [make_record("linear", "odd", timings=[timing(1.2, high=math.inf)])])
-    with pytest.raises(RunFolderError, match="a speedup of linear"):
-        entry_of(submission(run, "A"))
-
-
 def test_an_entry_tells_no_folder_of_the_machine_and_keeps_a_shared_file_once(tmp_path: Path) -> None:
     text = "def adapt(op_class):\n    return None\n"
     path = "/home/somebody/secret/adapt.py"
-    shared = [make_record(op, "mine", source=text, source_path=path) for op in ("linear", "rms_norm", "embedding")]
+    shared = [timed_record(op, "mine", source=text, source_path=path) for op in ("linear", "rms_norm", "embedding")]
     entry = entry_of(submission(kernels_run(tmp_path / "run", shared), "A"))
     assert {op["file"] for op in entry["ops"]} == {"adapt.py"}
     assert len({op["source"] for op in entry["ops"]}) == 1
@@ -488,6 +542,7 @@ def test_blocked_and_never_called_items_count_in_every_denominator(tmp_path: Pat
         ("def f(x):\n    return x\n", []),
         ("not python (((( __global__ void k(int n)", ["k (CUDA)"]),
         ("__global__ " * 5000, []),
+        ("@a" + ".b" * 900 + "\ndef f(): pass\n", []),
     ],
 )
 def test_kernels_of_a_file_are_read_from_its_text(source: str, found: list[str]) -> None:
@@ -506,10 +561,35 @@ def test_the_default_board_is_the_shipped_one_where_there_is_one(
 
 def test_the_headline_of_a_hostile_message_is_short(root: Path) -> None:
     message = "Traceback (most recent call last):\n  File 'x'\nRuntimeError: " + "x" * 900
-    entry = entry_of(
-        submission(
-            write_eval_run(root / "long", [broken("m", "language", "a", "INVALID", "CRASH", message=message)]), "A"
-        )
-    )
+    found = [broken("tiny-llama", "language", "a", "INVALID", "CRASH", message=message)]
+    entry = entry_of(submission(write_eval_run(root / "long", found), "A"))
     assert entry["items"][0]["message"] == headline(message)[:400]
     assert EVAL_REQUEST.items() <= entry["run"]["request"].items()
+
+
+def test_a_long_name_makes_a_file_name_that_a_disk_takes(tmp_path: Path) -> None:
+    long = "Processor " * 60
+    run = write_eval_run(tmp_path / "run", scenario_set="s" * 300, environment={"cpu": long})
+    paths = [Board(tmp_path / "board").add(submission(run, name, "fast")) for name in ("x" * 80, "x" * 79)]
+    assert len(set(paths)) == 2
+    assert all(len(path.name) < 230 for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda r: r["items"][0]["figures"].update(regret=math.nan), "cannot be shown .ValueError: Out of range float"),
+        (lambda r: r["items"][0]["passes"][0].update(reference_s=[1e300] * 4), "cannot be shown .OverflowError"),
+        (lambda r: r.pop("sets"), "fast is not among the run's sets"),
+    ],
+)
+def test_a_run_of_which_no_entry_can_be_made_is_one_message(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    run = write_eval_run(tmp_path / "run")
+    data = json.loads((run / "results.json").read_text())
+    edit(data)
+    (run / "results.json").write_text(json.dumps(data))
+    with pytest.raises(RunFolderError, match=message):
+        Board(tmp_path / "board").add(submission(run, "A", "fast"))
+    assert Board(tmp_path / "board").entries() == []

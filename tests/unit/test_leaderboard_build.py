@@ -10,17 +10,18 @@ from posixpath import normpath
 from typing import Any
 
 import pytest
-from leaderboard_boards import ALPHA, BETA, FAR, LAUNCHED, ODD, make_board
-from report_runs import REQUEST, records, write_eval_run, write_run
-from report_runs import record as make_record
+from leaderboard_boards import ALPHA, BETA, FAR, LAUNCHED, ODD, make_board, mine
+from report_runs import REQUEST, record, records, timed_record, write_eval_run, write_run
 
 from fastkernels.cli import main
 from fastkernels.harness.verdict import Verdict
+from fastkernels.leaderboard import build
 from fastkernels.leaderboard.build import PLOTLY, build_site, site_files
-from fastkernels.leaderboard.entry import MOST_SOURCE_LINES
+from fastkernels.leaderboard.entry import MOST_SOURCE_LINES, entry_of
+from fastkernels.leaderboard.entry_shape import entry_fault
 from fastkernels.leaderboard.figures import Curve, fast_p_curves
 from fastkernels.leaderboard.metrics import EVAL_METRICS, KERNELS_METRICS, Cell, Metric
-from fastkernels.leaderboard.pages import heat_map, op_views
+from fastkernels.leaderboard.pages import AgentView, agent_views, curve_name, heat_map, op_views
 from fastkernels.leaderboard.places import places
 from fastkernels.leaderboard.ranking import published_rows, rank_tables
 from fastkernels.leaderboard.site_folder import MARKER
@@ -116,19 +117,62 @@ def test_entries_are_ranked_among_those_that_compare(entries: list[dict[str, Any
 def test_entries_of_two_manifests_are_ranked_apart_and_the_methods_page_says_which_each_has(
     entries: list[dict[str, Any]], files: dict[str, str]
 ) -> None:
-    assert f"<code>{'ab' * 8}</code>" in files["methods.html"]
-    assert load_manifest().sha256[:16] not in files["methods.html"]  # these entries have another
-    assert "manifest 2026.11" not in files["index.html"]
-    assert load_manifest().sha256[:16] in site_files([])["methods.html"]
-    alpha = next(e for e in entries if e["agent"] == ALPHA and e["kind"] == "eval")
     own = {"version": load_manifest().version, "sha256": load_manifest().sha256}
-    found = [alpha, {**alpha, "agent": "Other", "manifest": own}]
-    assert [[r.entry["agent"] for r in table.rows] for table in rank_tables(found)] == [[ALPHA], ["Other"]]
+    assert f"<code>{own['sha256'][:16]}</code>: <a" in files["methods.html"]
+    assert "manifest 2026.11" not in files["index.html"]
+    assert own["sha256"][:16] in site_files([])["methods.html"]
+    alpha = next(e for e in entries if e["agent"] == ALPHA and e["kind"] == "eval")
+    other = {**alpha, "agent": "Other", "manifest": {**own, "sha256": "ab" * 32}}
+    text = site_files([other])["methods.html"]
+    assert f"<code>{'ab' * 8}</code>" in text
+    assert own["sha256"][:16] not in text  # this entry has another
+    found = [alpha, other]
+    assert [[r.entry["agent"] for r in table.rows] for table in rank_tables(found)] == [["Other"], [ALPHA]]
     pages = site_files(found)
     for sha256 in ("ab" * 32, own["sha256"]):
         assert f"<code>{sha256[:16]}</code>: <a" in pages["methods.html"]
         assert f"SHA-256 {sha256[:12]}</span>" in pages["index.html"]
     assert 'class="manifest"' in pages["methods.html"]
+
+
+def test_what_was_judged_otherwise_is_ranked_apart_and_every_row_says_on_what(tmp_path: Path) -> None:
+    """Captured cases beside drawn ones, other dtypes, limits or tolerances, and what was not timed."""
+    whole = {**REQUEST, "quick": False, "check_only": False, "timeout": 30.0, "memory_gb": 16.0}
+    found = {
+        "captured": ({}, {"cases_sha256": "1a2b3c4d" * 8}, 1.1),
+        "other cases": ({}, {"cases_sha256": "5e6f7a8b" * 8}, 1.2),
+        "drawn": ({}, {}, 1.3),
+        "float32": ({"dtype": ["float32"]}, {}, 3.0),
+        "hasty": ({"timeout": 1e-6}, {}, 1.0),
+        "tolerant": ({}, {"tolerances_sha256": "9c0d1e2f" * 8}, 1.4),
+        "also drawn": ({}, {}, 1.25),
+    }
+    board = Board(tmp_path / "board")
+    for agent, (words, files, ratio) in found.items():
+        run = write_run(tmp_path / agent, [mine("rms_norm", "set", (ratio,))], request={**whole, **words})
+        path = run / "results.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **files}))
+        board.add(submission(run, agent))
+    entries = board.entries()
+    tables = {tuple(r.entry["agent"] for r in t.rows if r.level == "L1"): t.judged for t in rank_tables(entries)}
+    drawn, limits = "inputs drawn in bfloat16 or what an op takes", "30 s a call; 16 GB"
+    assert tables == {
+        ("captured",): f"captured cases 1a2b3c4d; {drawn}; {limits}",
+        ("other cases",): f"captured cases 5e6f7a8b; {drawn}; {limits}",
+        ("drawn", "also drawn"): f"{drawn}; {limits}",
+        ("float32",): f"inputs drawn in float32; {limits}",
+        ("hasty",): f"{drawn}; 1e-06 s a call; 16 GB",
+        ("tolerant",): f"{drawn}; {limits}; tolerances 9c0d1e2f",
+    }
+    files_of_site = site_files(entries)
+    assert files_of_site["index.html"].count(f'<small class="case">set · {drawn}; {limits}</small>') == 4  # two levels
+    ((view),) = op_views(entries)
+    assert (len(view.best), view.num_conditions) == (6, 6)
+    assert {entry["agent"] for entry, _ in view.best} == found.keys() - {"also drawn"}
+    names = {curve_name(entry, entries) for entry in entries}
+    assert {"drawn \u00b7 inputs drawn in bfloat16 or what an op takes, 30 s a call"} < names
+    assert len(names) == len(entries)
+    assert "Judged in 6 ways that do not compare" in files_of_site["ops/rms_norm.html"]
 
 
 def test_equal_figures_share_a_rank(entries: list[dict[str, Any]]) -> None:
@@ -229,7 +273,7 @@ def test_an_op_page_has_every_agent_case_and_source(files: dict[str, str]) -> No
 def test_a_source_that_was_not_kept_is_told_as_such(tmp_path: Path) -> None:
     board = Board(tmp_path / "board")
     for name in ("linear.py", "adapt.py"):
-        found = make_record("linear", "mine", Verdict.IMPORT_ERROR, source="", source_path=f"/x/L1/{name}")
+        found = record("linear", "mine", Verdict.IMPORT_ERROR, source="", source_path=f"/x/L1/{name}")
         run = write_run(tmp_path / name, [found], request={**REQUEST, "quick": False})
         board.add(submission(run, name))
     text = site_files(board.entries())["ops/linear.html"]
@@ -266,6 +310,24 @@ def test_an_entry_of_before_launches_were_recorded_still_has_a_page(entries: lis
     assert f"{ALPHA}, named in the source" in site_files(before)["ops/rms_norm.html"]
 
 
+def test_a_set_that_broke_a_model_has_the_scores_of_its_sound_part_beside_its_own(tmp_path: Path) -> None:
+    """An entry of before has none, and still has a page."""
+    entry = json.loads(json.dumps(entry_of(submission(write_eval_run(tmp_path / "eval"), "Gamma", "fragile"))))
+    part = entry["subset_scores"]
+    (page,) = (text for name, text in site_files([entry]).items() if name.startswith("agents/"))
+    assert f"With the ops at fault left out: {part['deployable']['speedup']:.3f}" in page
+    table = page.partition('<table class="macro">')[2].partition("</table>")[0]
+    assert table.count("without the ops at fault") == 3
+    for of_part in part["macroeval"].values():
+        assert f'<td class="number">{of_part["score"]:.3f}</td>' in table
+    assert entry_fault(entry) == ""
+    assert "subset_scores.deployable" in entry_fault({**entry, "subset_scores": {**part, "deployable": {}}})
+    del entry["subset_scores"]
+    assert entry_fault(entry) == ""
+    (page,) = (text for name, text in site_files([entry]).items() if name.startswith("agents/"))
+    assert "ops at fault" not in page
+
+
 def test_the_best_of_an_op_is_that_of_each_hardware_and_not_let_through_by_force(
     entries: list[dict[str, Any]], files: dict[str, str]
 ) -> None:
@@ -287,21 +349,21 @@ def test_ops_that_win_and_lose_are_counted_and_an_entry_of_before_has_no_such_co
     entries: list[dict[str, Any]], files: dict[str, str]
 ) -> None:
     counts = re.compile(r'data-label="Won, tied, lost, mixed">([^<]*)')
-    assert counts.findall(files["agents/beta.html"]) == ["0, 1, 1, 1", "0, 1, 1, 1", "0, 0, 0, 0"]
+    assert counts.findall(files["agents/beta.html"]) == ["0, 2, 1, 1", "0, 1, 1, 1", "0, 1, 0, 0"]
     beta = next(e for e in entries if e["agent"] == BETA and e["kind"] == "kernels")
     scores = {scope: {k: v for k, v in s.items() if k != "num_mixed"} for scope, s in beta["scores"].items()}
-    assert counts.findall(site_files([{**beta, "scores": scores}])["agents/beta.html"])[0] == "0, 1, 1, \u2013"
+    assert counts.findall(site_files([{**beta, "scores": scores}])["agents/beta.html"])[0] == "0, 2, 1, \u2013"
 
 
 def test_a_source_that_an_entry_has_the_beginning_of_is_said_to_be_cut(tmp_path: Path) -> None:
     """And what the baseline has after it is not shown as removed."""
     long = "".join(f"x{n} = {n}\n" for n in range(MOST_SOURCE_LINES + 9))
     found = [
-        make_record(
+        timed_record(
             "linear", "mine", source=long, baseline_source=long.splitlines()[MOST_SOURCE_LINES - 1] + "\nlast\n"
         ),
-        make_record("rms_norm", "mine", baseline_source=long),
-        make_record("embedding", "mine", source=long + "\n", source_path="/mine/adapt.py"),
+        timed_record("rms_norm", "mine", baseline_source=long),
+        timed_record("embedding", "mine", source=long + "\n", source_path="/mine/adapt.py"),
     ]
     board = Board(tmp_path / "board")
     board.add(submission(write_run(tmp_path / "run", found, request={**REQUEST, "quick": False}), "Mine"))
@@ -426,3 +488,27 @@ def test_wrong_words_are_one_message(
     monkeypatch.chdir(tmp_path)
     assert run(words) == code
     assert message in capsys.readouterr().err
+
+
+def test_an_entry_that_no_page_can_be_made_of_is_named(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever no check foresaw."""
+
+    def views(entries: list[dict[str, Any]]) -> list[AgentView]:
+        if any(entry["agent"] == BETA and entry["kind"] == "eval" for entry in entries):
+            raise OverflowError("math range error")
+        return agent_views(entries)
+
+    monkeypatch.setattr(build, "agent_views", views)
+    assert run(["build", "--board", str(board.path), "--out", str(tmp_path / "site")]) == 3
+    told = capsys.readouterr().err
+    assert "eval--beta--few--a-processor-with-8-cores.json holds what cannot be shown (OverflowError: math" in told
+    assert not (tmp_path / "site").exists()
+
+
+def test_an_op_of_a_long_name_has_a_page_that_a_disk_takes(entries: list[dict[str, Any]], tmp_path: Path) -> None:
+    alpha = next(e for e in entries if e["agent"] == ALPHA and e["kind"] == "kernels")
+    ops = [{**alpha["ops"][0], "op": "x" * 300}, {**alpha["ops"][0], "op": "x" * 299}]
+    built = build_site([{**alpha, "ops": ops}], tmp_path / "site")
+    assert len(list((built.path / "ops").iterdir())) == 2

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastkernels.oracles.measure import Turns, distance
+from fastkernels.oracles.measure import distance
+from fastkernels.oracles.turns import Turns
 
 
 def test_equal_answers_are_at_no_distance() -> None:

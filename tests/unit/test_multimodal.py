@@ -34,7 +34,7 @@ def prompt(text: str, **data: Any) -> dict[str, Any]:
     return {"prompt": text, "multi_modal_data": data}
 
 
-def tokens(llm: LLM, prompts: Sequence[Any], params: SamplingParams = GREEDY) -> list[tuple[int, ...]]:
+def tokens(llm: LLM, prompts: Sequence[Any], params: SamplingParams = GREEDY) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
 
 
@@ -68,7 +68,7 @@ def requests() -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def expected(plain: LLM, requests: list[Any]) -> list[tuple[int, ...]]:
+def expected(plain: LLM, requests: list[Any]) -> list[list[int]]:
     return [tokens(plain, [one])[0] for one in requests]
 
 
@@ -79,9 +79,7 @@ def assert_nothing_is_kept(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])
-def test_chunks_of_any_size_encode_each_item_once(
-    requests: list[Any], expected: list[tuple[int, ...]], chunk: int
-) -> None:
+def test_chunks_of_any_size_encode_each_item_once(requests: list[Any], expected: list[list[int]], chunk: int) -> None:
     llm = LLM(MODEL, device="cpu", max_num_batched_tokens=chunk, max_num_seqs=3, enable_prefix_caching=False)
     calls = count_encoded(llm)
     assert tokens(llm, requests) == expected
@@ -99,9 +97,7 @@ def test_a_picture_that_two_requests_share_is_encoded_once(plain: LLM) -> None:
     assert calls == [1, 1]
 
 
-def test_prefixes_are_shared_by_content_not_by_placeholders(
-    requests: list[Any], expected: list[tuple[int, ...]]
-) -> None:
+def test_prefixes_are_shared_by_content_not_by_placeholders(requests: list[Any], expected: list[list[int]]) -> None:
     llm = LLM(MODEL, device="cpu", page_size=4)
     other = prompt(f"one {PLACE} picture", image=pixels(70, 200, seed=9))
     assert tokens(llm, requests) == expected
@@ -302,7 +298,7 @@ def test_rope_positions_of_decode_steps_have_one_axis() -> None:
     assert rope_positions(rows[:1], np.array([8])) is None
 
 
-def test_compiled_and_eager_steps_say_the_same(requests: list[Any], expected: list[tuple[int, ...]]) -> None:
+def test_compiled_and_eager_steps_say_the_same(requests: list[Any], expected: list[list[int]]) -> None:
     """Decode steps with pictures run eagerly beside compiled ones of text."""
     torch.manual_seed(0)
     llm = LLM(MODEL, device="cpu", warm="full", max_num_batched_tokens=32, max_num_seqs=4)

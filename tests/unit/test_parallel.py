@@ -9,7 +9,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -19,10 +18,9 @@ import torch
 import torch.distributed as dist
 
 from fastkernels import LLM, SamplingParams
-from fastkernels.engine import parallel
-from fastkernels.engine.parallel import RankError
+from fastkernels.engine import parallel, rank_group
 from fastkernels.engine.sampling_params import StructuredOutputsParams
-from fastkernels.errors import EnvironmentProblem, UsageError
+from fastkernels.errors import EnvironmentProblem, RankError, UsageError
 from fastkernels.workloads import prompts
 
 PROMPTS = sorted(prompts(), key=len)[:6]
@@ -32,7 +30,7 @@ PARAMS = [
     SamplingParams(temperature=1.0, frequency_penalty=1.0, min_p=0.02, seed=4, max_tokens=20, ignore_eos=True),
     SamplingParams(temperature=1.0, seed=5, max_tokens=20, structured_outputs=StructuredOutputsParams(regex="[a-d]+x")),
     SamplingParams(temperature=0, max_tokens=1),
-    SamplingParams(temperature=0, max_tokens=20, stop=("e",)),
+    SamplingParams(temperature=0, max_tokens=20, stop=("e",), bad_words=("a", "the", "ing", "\n")),
 ]
 
 
@@ -41,49 +39,52 @@ def make_llm(size: int, **changes: object) -> LLM:
     return LLM("tiny-llama", device="cpu", tensor_parallel_size=size, **options)
 
 
-def answers(llm: LLM) -> list[tuple[tuple[int, ...], str]]:
+def answers(llm: LLM) -> list[tuple[list[int], str]]:
     return [(o.outputs[0].token_ids, o.outputs[0].text) for o in llm.generate(PROMPTS, PARAMS)]
 
 
 def ranks_of(process: psutil.Process) -> list[psutil.Process]:
     """The ranks among the processes that it started: others' fixtures may have some too."""
-    return [p for p in process.children(recursive=True) if "fastkernels.engine.parallel" in p.cmdline()]
+    return [p for p in process.children(recursive=True) if "fastkernels.engine.rank_process" in p.cmdline()]
 
 
 @cache
-def alone() -> tuple[list[tuple[tuple[int, ...], str]], int]:
+def alone() -> tuple[list[tuple[list[int], str]], int]:
     """Of one rank: the answers and the bytes of its weights. Before any process group is there."""
     llm = make_llm(1)
     return answers(llm), llm.core.info.weight_bytes
 
 
-@pytest.fixture
-def two_ranks() -> Iterator[LLM]:
-    alone()
+def test_two_ranks_give_the_tokens_of_one_and_hold_half_of_the_sharded_weights() -> None:
+    expected, weight_bytes = alone()
     llm = make_llm(2)
-    yield llm
-    llm.close()
+    try:
+        assert answers(llm) == expected
+        assert answers(llm) == expected, "A second time from shared prefixes."
+        assert llm.core.stats().num_cached_tokens > 0
+        assert llm.core.info.weight_bytes < 0.6 * weight_bytes
+        with pytest.raises(EnvironmentProblem, match="a group of 2 ranks"):
+            make_llm(1)
+    finally:
+        llm.close()
 
 
-def test_two_ranks_give_the_tokens_of_one(two_ranks: LLM) -> None:
-    assert answers(two_ranks) == alone()[0]
-    assert answers(two_ranks) == alone()[0], "A second time from shared prefixes."
-    assert two_ranks.core.stats().num_cached_tokens > 0
-
-
-def test_ranks_hold_half_of_the_sharded_weights(two_ranks: LLM) -> None:
-    assert two_ranks.core.info.weight_bytes < 0.6 * alone()[1]
-    with pytest.raises(EnvironmentProblem, match="a group of 2 ranks"):
-        make_llm(1)
-
-
-def test_close_leaves_no_process_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_leaves_no_process_and_no_file_and_graphs_go_before_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     llm = make_llm(2)
     children = ranks_of(psutil.Process())
     assert children
-    assert list(tmp_path.glob("fastkernels-ranks-*"))
+    assert not list(tmp_path.iterdir()), "Whoever is killed leaves none either."
+    executor = llm.core.executor
+    assert isinstance(executor, parallel.ParallelExecutor)
+    seen: list[str] = []
+    leave = dist.destroy_process_group
+    monkeypatch.setattr(executor._own.runner, "close", lambda: seen.append("graphs"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: (seen.append("group"), leave()))
     llm.close()
+    assert seen == ["graphs", "group"]
     assert not [child for child in children if child.is_running()]
     assert not list(tmp_path.iterdir())
     assert not dist.is_initialized()
@@ -101,8 +102,8 @@ def test_group_that_cannot_be_left_does_not_hold_the_process(monkeypatch: pytest
         ended.set()
 
     monkeypatch.setattr(dist, "destroy_process_group", wait_and_leave)
-    monkeypatch.setattr(parallel, "_abort_group", lambda: may_leave.wait(60))
-    monkeypatch.setattr(parallel, "_STOP_SECONDS", 0.5)
+    monkeypatch.setattr(rank_group, "abort_group", lambda: may_leave.wait(60))
+    monkeypatch.setattr(rank_group, "STOP_SECONDS", 0.5)
     started = time.monotonic()
     llm.close()
     assert time.monotonic() - started < 10
@@ -112,47 +113,18 @@ def test_group_that_cannot_be_left_does_not_hold_the_process(monkeypatch: pytest
     assert not dist.is_initialized()
 
 
-def test_graphs_are_gone_before_the_group_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = make_llm(2)
-    executor = llm.core.executor
-    assert isinstance(executor, parallel.ParallelExecutor)
-    seen: list[str] = []
-    leave = dist.destroy_process_group
-    monkeypatch.setattr(executor._own.runner, "close", lambda: seen.append("graphs"))
-    monkeypatch.setattr(dist, "destroy_process_group", lambda: (seen.append("group"), leave()))
-    llm.close()
-    assert seen == ["graphs", "group"]
-    assert not dist.is_initialized()
-
-
 def test_rank_that_dies_is_an_error_and_not_a_hang() -> None:
     llm = make_llm(2)
     (child,) = ranks_of(psutil.Process())
     started = time.monotonic()
     child.send_signal(signal.SIGKILL)
     try:
-        with pytest.raises((RankError, RuntimeError)):
+        with pytest.raises(RankError, match="Rank 1 has ended with exit code -9"):
             llm.generate(PROMPTS * 20, PARAMS[0])
     finally:
         llm.core.close()
     assert time.monotonic() - started < 60
     assert not ranks_of(psutil.Process())
-
-
-def test_a_rank_that_dies_within_a_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its message was sent, and then the group was taken away, of which torch complains with a ValueError."""
-    llm = make_llm(2)
-    (child,) = ranks_of(psutil.Process())
-    child.send_signal(signal.SIGKILL)
-    started = time.monotonic()
-    while dist.is_initialized() and time.monotonic() - started < 30:
-        time.sleep(0.01)
-    monkeypatch.setattr(parallel._Rank, "send", lambda rank, body: None)
-    try:
-        with pytest.raises(RankError, match="Rank 1 has ended with exit code -9"):
-            llm.generate(PROMPTS, PARAMS[0])
-    finally:
-        llm.core.close()
 
 
 @pytest.mark.parametrize(
@@ -170,12 +142,12 @@ def test_a_rank_that_alone_cannot_start_is_heard(
     script.write_text(
         f"#!{sys.executable}\n"
         "import sys\n"
-        "from fastkernels.engine import parallel\n"
+        "from fastkernels.engine import rank_process\n"
         "from fastkernels.errors import UnsupportedError\n"
         "def build(config):\n"
         f"    {end}\n"
-        "parallel.ModelExecutor = build\n"
-        "parallel.main(int(sys.argv[-1]))\n"
+        "rank_process.ModelExecutor = build\n"
+        "rank_process.main(int(sys.argv[-1]))\n"
     )
     script.chmod(0o755)
 
@@ -193,26 +165,7 @@ def test_a_rank_that_alone_cannot_start_is_heard(
     assert not ranks_of(psutil.Process())
 
 
-def test_ranks_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
-    script = tmp_path / "serve.py"
-    script.write_text(
-        "import time\n"
-        "from fastkernels import LLM\n"
-        'llm = LLM("tiny-llama", device="cpu", num_pages=64, tensor_parallel_size=2)\n'
-        'print("ready", flush=True)\n'
-        "time.sleep(100)\n"
-    )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        ranks = ranks_of(psutil.Process(process.pid))
-        assert ranks
-        process.kill()
-    _, alive = psutil.wait_procs(ranks, timeout=20)
-    assert not alive
-
-
-def test_candidate_is_counted_on_every_rank(tmp_path: Path) -> None:
+def test_candidate_is_counted_on_every_rank_and_ranks_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     folder = tmp_path / "mine" / "L1"
     folder.mkdir(parents=True)
@@ -220,19 +173,26 @@ def test_candidate_is_counted_on_every_rank(tmp_path: Path) -> None:
     (folder / "silu_and_mul.py").write_text(source)
     script = tmp_path / "run.py"
     script.write_text(
-        "import json\n"
+        "import json, time\n"
         "from fastkernels import LLM, SamplingParams\n"
         f"llm = LLM('tiny-llama', candidates=[{str(tmp_path / 'mine')!r}], device='cpu', num_pages=64,"
         " tensor_parallel_size=2)\n"
         "llm.generate('Hello', SamplingParams(max_tokens=3))\n"
-        "print(json.dumps(llm.replacements()))\n"
-        "llm.close()\n"
+        "print(json.dumps(llm.replacements()), flush=True)\n"
+        "time.sleep(100)\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120)
-    lines = [line for line in json.loads(done.stdout) if line["op"] == "silu_and_mul"]
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = process.stdout.readline()
+        ranks = ranks_of(psutil.Process(process.pid))
+        process.kill()
+    lines = [line for line in json.loads(told) if line["op"] == "silu_and_mul"]
     assert [line["rank"] for line in lines] == [0, 1]
     assert {line["status"] for line in lines} == {"REPLACED"}
     assert lines[0]["num_calls"] == lines[1]["num_calls"] > 0
+    assert ranks
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    assert not alive
 
 
 @pytest.mark.gpu

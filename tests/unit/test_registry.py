@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked import Forks
 
 from fastkernels import registry, source
 from fastkernels.errors import UnknownNameError, UsageError
@@ -61,14 +62,15 @@ def test_ops_holds_llama_at_every_level() -> None:
     assert (levels["LlamaDecoderLayer"], levels["LlamaForCausalLM"]) == (3, 4)
 
 
-def test_every_op_can_be_imported_under_its_entry() -> None:
+def test_every_op_can_be_imported_under_its_entry(forks: Forks) -> None:
     script = (
         "import importlib\nfrom fastkernels.registry import ops\nfrom fastkernels.op import Op\n"
         "for e in ops().values():\n"
         "    cls = getattr(importlib.import_module(e.module), e.class_name)\n"
         "    assert issubclass(cls, Op) and cls.__module__ == e.module and cls.spec.outputs is not None, e\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    done = forks.run(script)
+    assert done.code == 0, done.err
 
 
 def test_reading_the_registry_imports_neither_torch_nor_tasks() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from report_runs import ENVIRONMENT, records, timing, write_run, wrong
+from report_runs import ENVIRONMENT, eval_items, records, timing, write_eval_run, write_run, wrong
 from report_runs import record as make_record
 
 from fastkernels.capture.case import Case
@@ -276,3 +277,51 @@ def test_comparing_two_empty_runs_is_no_error(tmp_path: Path, capsys: pytest.Cap
     first, second = write_run(tmp_path / "a", []), write_run(tmp_path / "b", [])
     assert run_command("report", first, second) == 0
     assert "0 of 0 changed." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["commit", "cpu", "num_cores"])
+def test_a_run_that_does_not_say_all_of_its_machine_is_shown(tmp_path: Path, word: str) -> None:
+    assert run_command("report", write_run(tmp_path / "kernels", records()[:1], **{word: None})) == 0
+    assert run_command("report", write_eval_run(tmp_path / "eval", eval_items()[:1], environment={word: None})) == 0
+
+
+def _edited(run: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    path = run / "results.json"
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda r: r.update(seconds=math.nan), "seconds is nan, not a finite number; the results are damaged"),
+        (lambda r: r["items"][0]["passes"][0].update(reference_s=[1e300] * 4), "cannot be shown (OverflowError: math"),
+        (
+            lambda r: r["items"][7]["subset"]["item"]["replacements"][0].pop("status"),
+            "items[7].subset.item.replacements[0] lacks status",
+        ),
+        (lambda r: r["items"][0].update(seconds=10**400), "items[0].seconds is 1000000000000"),
+    ],
+)
+def test_an_eval_run_that_cannot_be_shown_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    run = _edited(write_eval_run(tmp_path / "run"), edit)
+    assert run_command("report", run) == 3
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {run}")
+    assert message in told
+
+
+def test_a_kernels_run_that_cannot_be_shown_or_compared_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = write_run(tmp_path / "sound", records()[:1])
+    run = _edited(write_run(tmp_path / "run", records()[:1]), lambda r: r["ceilings"].update(flops_per_s="fast"))
+    assert run_command("report", run) == 3
+    assert f"{run} holds what cannot be shown (UndefinedError: " in capsys.readouterr().err
+    odd = _edited(write_run(tmp_path / "odd", records()[:1]), lambda r: r.update(case_hashes=[1]))
+    assert run_command("report", sound, odd) == 3
+    assert f"{sound} or {odd} holds what cannot be shown" in capsys.readouterr().err

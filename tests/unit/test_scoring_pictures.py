@@ -6,10 +6,18 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from fastkernels.scoring.discrepancy import compare
 from fastkernels.scoring.pictures import ssim
+
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(1, 14))
+SAMPLES = st.floats(0, 1, width=32)
+PAIRS = SHAPES.flatmap(lambda shape: st.tuples(*[hnp.arrays(np.float64, shape, elements=SAMPLES)] * 2))
+MANY = settings(max_examples=100, deadline=None)
 
 
 def pictures(*shape: int, noise: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -77,3 +85,46 @@ def test_rendering_counts_the_worse_of_colours_and_alphas_as_shown() -> None:
     assert found.figures["psnr_db"] == pytest.approx(20.0)
     brighter = [{"image": np.full((4, 4, 3), -5.0), "alphas": np.full((4, 4, 1), 7.0)}]
     assert compare("rendering", ["image", "alphas"], reference, brighter).values == (0.0,)
+
+
+def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
+    return compare("image", ["image"], [{"image": first}], [{"image": second}]).figures["psnr_db"]
+
+
+@MANY
+@given(PAIRS)
+def test_ssim_is_symmetric_bounded_and_one_of_a_picture_with_itself(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    first, second = pair
+    assert ssim(first, first) == pytest.approx(1.0)
+    assert ssim(first, second) == pytest.approx(ssim(second, first))
+    assert -1.0 - 1e-9 <= ssim(first, second) <= 1.0 + 1e-9
+    for axis in (-1, -2):
+        mirrored = ssim(np.flip(first, axis), np.flip(second, axis))
+        if first.shape[axis] % 2 or first.shape[axis] >= 11:  # an even picture under the window's size is cut
+            assert mirrored == pytest.approx(ssim(first, second))
+
+
+@MANY
+@given(PAIRS)
+def test_psnr_is_symmetric_not_negative_and_largest_of_a_picture_with_itself(
+    pair: tuple[np.ndarray, np.ndarray],
+) -> None:
+    first, second = pair
+    found = psnr_db(first, second)
+    assert found == pytest.approx(psnr_db(second, first))
+    assert 0.0 <= found <= psnr_db(first, first) == 100.0
+    halfway = first + (second - first) / 2
+    assert psnr_db(first, halfway) >= found - 1e-9
+    assert psnr_db(first, halfway) == pytest.approx(min(100.0, found + 20 * math.log10(2))) or found == 100.0
+
+
+@MANY
+@given(PAIRS)
+def test_discrepancies_of_pictures_lie_in_their_ranges(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """0 for the same picture; of an image 2 at most, since SSIM is at least -1, of a rendering 1."""
+    for family, most in (("image", 2.0), ("rendering", 1.0)):
+        names = ["image"] if family == "image" else ["image", "alphas"]
+        first, second = (dict.fromkeys(names, picture) for picture in pair)
+        (same,), (other,) = (compare(family, names, [first], [x]).values for x in (first, second))
+        assert same == pytest.approx(0.0, abs=1e-9)
+        assert 0.0 <= other <= most + 1e-9

@@ -131,6 +131,16 @@ def test_sweep_of_tolerances_counts_monotonically_and_needs_error_ratios() -> No
         tolerance_sweep(targets(AGENTS["KernelAgent"].levels["L2"]))
 
 
+def test_what_was_right_and_not_timed_is_covered_without_a_speedup() -> None:
+    some = [Target("timed", speedup=4.0, error_ratio=0.1), Target("untimed", error_ratio=0.6, is_untimed=True)]
+    assert headline([*some, Target("wrong")]) == headline([*some, Target("wrong", is_blocked=True)])
+    found = headline([*some, Target("wrong")], Policy.PUNITIVE)
+    assert (found.num_correct, found.num_targets, found.speedup) == (2, 3, pytest.approx(0.2))
+    assert [h.num_correct for h in tolerance_sweep(some).values()] == [1, 1, 2, 2, 2]
+    with pytest.raises(ValueError, match="was not timed, and is blocked or has a speedup of 2"):
+        Target("x", speedup=2.0, is_untimed=True)
+
+
 def test_targets_that_contradict_themselves_are_refused() -> None:
     with pytest.raises(ValueError, match="blocked and has a speedup of 2"):
         Target("x", is_blocked=True, speedup=2.0)

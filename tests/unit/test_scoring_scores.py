@@ -7,13 +7,32 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastkernels.bench.eval.records import EVAL_SCHEMA_VERSION, ItemRecord, PassRecord, SubsetRecord
+from fastkernels.scoring.fast_p import fast_p, fast_p_curve
 from fastkernels.scoring.items import Outcome, Thresholds
 from fastkernels.scoring.macroeval import item_speedup, macroeval
-from fastkernels.scoring.scores import LEAST_NOISE, READS_SCHEMA_VERSION, items_of, scores, subset_items_of
+from fastkernels.scoring.policies import PUNITIVE_SPEEDUP, Policy, Target, headline, tolerance_sweep
+from fastkernels.scoring.scores import (
+    LEAST_NOISE,
+    READS_SCHEMA_VERSION,
+    items_of,
+    scores,
+    subset_items_of,
+    subset_scores,
+)
 
 THRESHOLDS = {"good": 0.1, "bad": 0.5, "tau": 1.0}
+
+SPEED = st.floats(0.05, 20.0)
+RIGHT = st.builds(lambda speed, error: Target("right", speedup=speed, error_ratio=error), SPEED, st.floats(0.0, 1.0))
+WRONG = st.builds(lambda error: Target("wrong", error_ratio=error), st.none() | st.floats(1.01, 100.0))
+BLOCKED = st.just(Target("blocked", is_blocked=True))
+UNTIMED = st.builds(lambda error: Target("untimed", error_ratio=error, is_untimed=True), st.floats(0.0, 1.0))
+TARGETS = st.lists(RIGHT | WRONG | BLOCKED | UNTIMED, max_size=20)
+LOWS = st.lists(st.none() | SPEED, min_size=1, max_size=30)
 
 
 def passes(ratio: float, kind: str = "throughput", workload: str = "mix", num_pairs: int = 4) -> list[PassRecord]:
@@ -137,6 +156,10 @@ def test_the_largest_part_that_can_be_deployed_is_scored_beside_the_set() -> Non
     assert list(found) == ["mine"]
     assert [item.outcome for item in found["mine"]] == ["MEASURED", "INVALID", "MEASURED"]
     assert item_speedup(found["mine"][0]) == pytest.approx(1.1)
+    of_part = subset_scores(run)
+    assert of_part == {"mine": scores(found["mine"])}
+    assert of_part["mine"]["deployable"]["num_valid"] == scores(items_of(run)["mine"])["deployable"]["num_valid"] + 1
+    assert subset_scores(results(record("c"))) == {}
 
 
 @pytest.mark.parametrize(
@@ -161,3 +184,59 @@ def test_a_run_of_another_kind_or_version_is_refused(changed: dict[str, Any], me
 def test_a_record_that_contradicts_itself_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         items_of(results(record(**changed)))
+
+
+@given(TARGETS)
+def test_a_stricter_policy_says_no_more(targets: list[Target]) -> None:
+    """Blocked targets leave the coverage, or stay in it, or cost a speedup too; the mean lies within its range."""
+    lenient, default, punitive = (headline(targets, p) for p in (Policy.DROP_BLOCKED, Policy.DEFAULT, Policy.PUNITIVE))
+    assert lenient.num_correct == default.num_correct == punitive.num_correct == sum(t.is_right for t in targets)
+    assert lenient.num_correct <= lenient.num_targets <= default.num_targets == punitive.num_targets == len(targets)
+    assert lenient.speedup == default.speedup
+    speedups = [t.speedup for t in targets if t.speedup is not None]
+    assert (default.speedup is None) == (not speedups)
+    if default.speedup is not None:
+        assert punitive.speedup is not None
+        assert min(speedups) * (1 - 1e-9) <= default.speedup <= max(speedups) * (1 + 1e-9)
+        assert PUNITIVE_SPEEDUP <= punitive.speedup <= default.speedup * (1 + 1e-9)
+
+
+@given(TARGETS, SPEED, st.sampled_from(list(Policy)))
+def test_a_target_that_becomes_faster_or_right_lowers_nothing(
+    targets: list[Target], speed: float, policy: Policy
+) -> None:
+    slow, fast = (headline([*targets, Target("more", speedup=s)], policy) for s in (speed, 2 * speed))
+    wrong = headline([*targets, Target("more")], policy)
+    assert slow.speedup is not None
+    assert fast.speedup is not None
+    assert fast.speedup > slow.speedup
+    assert slow.num_correct == fast.num_correct == wrong.num_correct + 1
+    assert slow.num_targets == fast.num_targets == wrong.num_targets
+    if policy is Policy.PUNITIVE:
+        assert wrong.speedup is not None
+        assert wrong.speedup < slow.speedup
+
+
+@given(TARGETS)
+def test_a_wider_tolerance_has_no_fewer_right_targets(targets: list[Target]) -> None:
+    found = list(tolerance_sweep(targets).values())
+    counts = [one.num_correct for one in found]
+    assert counts == sorted(counts)
+    assert {one.num_targets for one in found} == {len(targets)}
+    assert counts[-1] == sum(t.is_right for t in targets), "What was wrong was not timed."
+
+
+@given(LOWS, SPEED, SPEED)
+def test_fast_p_falls_with_p_and_lies_in_its_interval(lows: list[float | None], first: float, second: float) -> None:
+    low, high = (fast_p(lows, p) for p in sorted((first, second)))
+    assert high.num_faster <= low.num_faster
+    for found in (low, high):
+        assert 0.0 <= found.low <= found.share <= found.high <= 1.0
+        assert found.share == found.num_faster / found.num_targets
+    assert [one.share for one in fast_p_curve(lows)] == sorted((o.share for o in fast_p_curve(lows)), reverse=True)
+
+
+@given(LOWS, SPEED)
+def test_a_target_that_is_not_right_counts_as_one_that_is_not_faster(lows: list[float | None], p: float) -> None:
+    assert fast_p([*lows, None], p) == fast_p([*lows, p], p)
+    assert fast_p([*lows, None], p).share <= fast_p(lows, p).share <= fast_p([*lows, 2 * p], p).share

@@ -93,6 +93,21 @@ def test_a_relative_candidate_folder_is_not_taken_for_a_shipped_set_of_its_name(
     assert [entry.name for entry in sets.resolve_set(str(path)).ops()] == ["rms_norm"]
 
 
+def test_a_folder_named_like_a_shipped_set_is_told_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by the name alone; ./ means the folder. A folder that is no set, or is that set, is in no one's way."""
+    shipped = sets.resolve_set("torch_native").path
+    (tmp_path / "torch_native").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert sets.resolve_set("torch_native").path == shipped
+    make_set(tmp_path / "torch_native", rms_norm=NORM)
+    with pytest.raises(UsageError, match=r"by name, in .*torch_native, and a folder here: write \./torch"):
+        sets.resolve_set("torch_native")
+    assert sets.resolve_set("./torch_native").path == tmp_path / "torch_native"
+    assert sets.resolve_set(str(shipped)).path == sets.named_set("torch_native").path == shipped
+    monkeypatch.chdir(sets.ALTERNATIVES_DIR)
+    assert sets.resolve_set("torch_native").path == shipped
+
+
 def test_a_file_offers_only_the_classes_it_names(tmp_path: Path) -> None:
     (tmp_path / "L2").mkdir()
     (tmp_path / "L2" / "parallel_linear.py").write_text(HEAD + "class RowParallelLinear(Op): ...")
@@ -360,3 +375,21 @@ def test_a_file_in_another_encoding_is_read_by_what_it_declares(tmp_path: Path) 
     found = sets.resolve_set(tmp_path)
     (entry,) = found.ops()
     assert loading.load_class(entry, found).__name__ == "RMSNorm"
+
+
+@pytest.mark.parametrize(("place", "mode", "is_told"), [("lib", 1, True), ("lib", 0, False), ("mine", 1, False)])
+def test_a_library_that_a_worker_may_not_read_is_told_from_other_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, mode: int, is_told: bool
+) -> None:
+    """What a worker's confinement refuses, a file's own permissions allow."""
+    library = tmp_path / place / "library.py"
+    library.parent.mkdir()
+    library.write_text("")
+    monkeypatch.setattr("fastkernels.loading.os.access", lambda path, _: bool(mode))
+    raised = f"raise PermissionError(13, 'Permission denied', {str(library)!r})"
+    found = make_set(tmp_path / "mine", rms_norm=raised)
+    with pytest.raises(CandidateError) as error:
+        loading.load_class(registry.ops()["rms_norm"], found)
+    last = str(error.value).splitlines()[-1]
+    assert last.startswith("PermissionError: [Errno 13] Permission denied: ")
+    assert ("Workers read only Python's site-packages and the set's folder" in last) is is_told

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forks
 
 from fastkernels.capture.case import Case
 from fastkernels.capture.digest import case_digest
 from fastkernels.capture.moments import Moments
-from fastkernels.capture.store import MANIFEST, TENSORS, CaseSet
+from fastkernels.capture.store import MANIFEST, TENSORS, CaseSet, _manifest_digest, check_folder
 from fastkernels.context import ForwardContext, Phase
-from fastkernels.errors import CaseFileError, EnvironmentProblem, UnknownNameError
+from fastkernels.errors import CaseFileError, EnvironmentProblem, UnknownNameError, UsageError
 
 
 def make_context() -> ForwardContext:
@@ -69,6 +70,16 @@ def make_cases() -> list[Case]:
     return [plain, paged, drawn]
 
 
+def file_of(folder: Path, kind: str) -> Path:
+    """The manifest, or the one file of tensors."""
+    (found,) = [folder / MANIFEST] if kind == MANIFEST else folder.glob("tensors*.safetensors")
+    return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def make_set() -> CaseSet:
     return CaseSet(make_cases(), model="tiny", workload="demo", environment={"torch": "x"})
 
@@ -86,7 +97,7 @@ def test_saved_set_loads_equal(tmp_path: Path) -> None:
             after.phase,
         )
         assert list(before.inputs) == list(after.inputs)
-    assert sorted(p.name for p in (tmp_path / "set").iterdir()) == [MANIFEST, TENSORS]
+    assert set(files(tmp_path / "set")) == {MANIFEST, file_of(tmp_path / "set", TENSORS).name}
 
 
 def test_strides_survive(tmp_path: Path) -> None:
@@ -103,7 +114,7 @@ def test_equal_tensors_are_stored_once(tmp_path: Path) -> None:
     weight = torch.randn(100, 100)
     case = Case(op="linear", init={}, inputs={"x": weight.clone()}, params={"weight": weight})
     CaseSet([case] * 20).save(tmp_path)
-    assert (tmp_path / TENSORS).stat().st_size < 1.1 * 40_000
+    assert file_of(tmp_path, TENSORS).stat().st_size < 1.1 * 40_000
 
 
 def test_moments_are_drawn_the_same_each_time(tmp_path: Path) -> None:
@@ -118,16 +129,16 @@ def test_moments_are_drawn_the_same_each_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [MANIFEST, TENSORS])
 def test_truncated_file_is_named(tmp_path: Path, name: str) -> None:
     make_set().save(tmp_path)
-    path = tmp_path / name
+    path = file_of(tmp_path, name)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(CaseFileError, match=name) as caught:
+    with pytest.raises(CaseFileError, match=path.name) as caught:
         CaseSet.load(tmp_path)
     assert "truncated" in str(caught.value)
 
 
 def test_altered_tensor_is_found_by_its_hash(tmp_path: Path) -> None:
     make_set().save(tmp_path)
-    path = tmp_path / TENSORS
+    path = file_of(tmp_path, TENSORS)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
@@ -155,8 +166,9 @@ def test_other_schema_version_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [MANIFEST, TENSORS])
 def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
     make_set().save(tmp_path)
-    (tmp_path / name).unlink()
-    with pytest.raises(CaseFileError, match=f"{name} does not exist"):
+    path = file_of(tmp_path, name)
+    path.unlink()
+    with pytest.raises(CaseFileError, match=f"{path.name} does not exist"):
         CaseSet.load(tmp_path)
 
 
@@ -164,17 +176,95 @@ def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [MANIFEST, TENSORS])
 def test_full_disk_leaves_the_set_that_was_there(tmp_path: Path, name: str) -> None:
     make_set().save(tmp_path)
+    before = files(tmp_path)
     (tmp_path / f".{name}.partial").symlink_to("/dev/full")
     with pytest.raises(EnvironmentProblem, match="the disk is full"):
         CaseSet(make_cases()[:1]).save(tmp_path)
     assert len(CaseSet.load(tmp_path)) == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == [MANIFEST, TENSORS]
+    assert files(tmp_path) == before
 
 
-def test_folder_that_is_a_file_is_an_environment_problem(tmp_path: Path) -> None:
+KILLED = """
+import os, pathlib, sys
+from fastkernels.capture.case import Case
+from fastkernels.capture.store import CaseSet
+import torch
+
+real, left = pathlib.Path.replace, [int(sys.argv[2])]
+
+def replace(path, target):
+    if left[0] == 0:
+        os._exit(9)
+    left[0] -= 1
+    return real(path, target)
+
+pathlib.Path.replace = replace
+CaseSet([Case(op="silu_and_mul", init={}, inputs={"x": torch.randn(4000, 8)})]).save(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("num_renames", [0, 1, 2])
+def test_set_is_one_or_the_other_whenever_saving_is_cut_short(forks: Forks, tmp_path: Path, num_renames: int) -> None:
+    make_set().save(tmp_path)
+    done = forks.run(KILLED, [tmp_path, num_renames])
+    assert done.code == (0 if num_renames == 2 else 9), done.err
+    assert CaseSet.load(tmp_path).ops == (["silu_and_mul"] if num_renames == 2 else ["attention", "linear", "rms_norm"])
+    make_set().save(tmp_path)
+    assert len(CaseSet.load(tmp_path)) == 3
+    assert len(files(tmp_path)) == 2  # what was cut short left nothing that stays
+
+
+def test_set_of_an_earlier_version_loads_and_is_replaced(tmp_path: Path) -> None:
+    """Its tensors' file had a fixed name, which the manifest did not tell."""
+    make_set().save(tmp_path)
+    file_of(tmp_path, TENSORS).rename(tmp_path / TENSORS)
+    body = json.loads((tmp_path / MANIFEST).read_text())
+    del body["tensors_file"]
+    body["sha256"] = _manifest_digest(body)
+    (tmp_path / MANIFEST).write_text(json.dumps(body))
+    assert len(CaseSet.load(tmp_path)) == 3
+    CaseSet(make_cases()[:1]).save(tmp_path)
+    assert len(CaseSet.load(tmp_path)) == 1
+    assert not (tmp_path / TENSORS).exists()
+
+
+@pytest.mark.parametrize("name", ["../tensors.safetensors", "/etc/passwd", 7])
+def test_tensors_lie_beside_their_manifest(tmp_path: Path, name: object) -> None:
+    make_set().save(tmp_path)
+    body = {**json.loads((tmp_path / MANIFEST).read_text()), "tensors_file": name}
+    (tmp_path / MANIFEST).write_text(json.dumps({**body, "sha256": _manifest_digest(body)}))
+    with pytest.raises(CaseFileError, match="which is no name of one"):
+        CaseSet.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (MANIFEST, '{"name": "my web page"}'),
+        (MANIFEST, "no JSON"),
+        ("notes.txt", ""),
+        (".git", ""),
+        ("model.safetensors", ""),
+    ],
+)
+def test_folder_of_other_files_is_refused_and_stays(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=rf"holds {name}, which is no part of a case set"):
+        make_set().save(tmp_path)
+    assert files(tmp_path) == {name: text.encode()}
+
+
+def test_path_that_cannot_take_a_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EnvironmentProblem, match="cannot take a case set"):
+    for path in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
+        with pytest.raises(UsageError, match="file is a file; name a folder"):
+            check_folder(path)
+    with pytest.raises(UsageError, match="is a file; name a folder"):
         make_set().save(tmp_path / "file")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root can write anywhere
+    with pytest.raises(UsageError, match=r"cannot be written, so .*/new/set cannot take"):
+        check_folder(tmp_path / "new" / "set")
+    assert not (tmp_path / "new").exists()
 
 
 def test_filter_by_op_and_phase() -> None:

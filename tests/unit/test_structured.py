@@ -166,7 +166,7 @@ def test_a_preempted_answer_goes_on_in_its_grammar(grammars: Grammars) -> None:
     sampler = Sampler(VOCAB_SIZE, CPU, 2, eos_token_ids=(EOS,), grammars=grammars)
     sampler.add(1, SamplingParams(structured_outputs=structured(json=SCHEMA)), 0, [1], tokens[:half])
     whole.fill(masks[0])
-    masks[1] = sampler._followers[1].mask(masks.shape[1])
+    masks[1] = sampler._followers[1].mask()
     assert np.array_equal(*masks)
 
 

@@ -96,3 +96,15 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     with pytest.raises(EnvironmentProblem, match=r"mine cannot take the stub L1/rms_norm\.py: Not a directory"):
         write_stubs(registry.find_ops("rms_norm"), tmp_path / "mine")
+
+
+def test_stubs_do_not_go_into_a_folder_named_like_a_shipped_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    norm = [registry.ops()["rms_norm"]]
+    with pytest.raises(UsageError, match="--candidates torch_native is a set of that name already"):
+        write_stubs(norm, Path("torch_native"))
+    assert not (tmp_path / "torch_native").exists()
+    monkeypatch.setenv("FASTKERNELS_CANDIDATE_DIR", "candidate")
+    assert write_stubs(norm, Path("candidate")) == [Path("candidate/L1/rms_norm.py")]

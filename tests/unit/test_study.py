@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 import transformers
 
 from fastkernels.cli import main
-from fastkernels.engine.model import shipped_checkpoints
+from fastkernels.engine.model_source import shipped_checkpoints
 from fastkernels.errors import UnsupportedError, UsageError
 from fastkernels.studies.page import relative_loads, render_study
 from fastkernels.studies.routing import (
@@ -106,6 +108,42 @@ def test_a_seed_that_no_generator_takes_is_refused_before_a_model_runs(
         main(["study", "routing", "--seed", str(seed)])
     assert ended.value.code == 2
     assert f"at least 0 and below 2**63, got {seed}" in capsys.readouterr().err
+
+
+def has_write_bit(path: Path, mode: int) -> bool:
+    return not mode & os.W_OK or bool(Path(path).stat().st_mode & 0o200)
+
+
+def no_permission(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o500)
+
+
+@pytest.mark.parametrize(
+    ("out", "prepare", "says"),
+    [
+        ("taken", lambda path: path.write_text(""), "taken is a file, so routing_study.json cannot go into it"),
+        ("taken/x", lambda path: path.parent.write_text(""), "taken is a file"),
+        ("a.json", lambda path: path.mkdir(), "a.json is a folder where a file is due"),
+        ("run", lambda path: (path / "report.html").mkdir(parents=True), "report.html is a folder where a file is due"),
+        ("closed", no_permission, "closed cannot be written"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_a_model_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    out: str,
+    prepare: Callable[[Path], Any],
+    says: str,
+) -> None:
+    monkeypatch.setattr("fastkernels.cli.study.routing_study", None)
+    monkeypatch.setattr(os, "access", has_write_bit)  # also where this is root
+    prepare(tmp_path / out)
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "routing", "--out", str(tmp_path / out)])
+    assert ended.value.code == UsageError.exit_code
+    assert says in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_full_disk_leaves_the_study_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from judging import LIMITS, rms_norm, write_set
+from judging import LIMITS, bench, one_nursery, rms_norm, write_set
 
 from fastkernels.adversarial.self_test import Result
 from fastkernels.bench.run_folder import RunFolder
@@ -33,7 +34,9 @@ from fastkernels.harness.judge import Judge, JudgeConfig
 from fastkernels.harness.records import OpRecord
 from fastkernels.harness.verdict import Verdict
 from fastkernels.registry import find_ops, ops
-from fastkernels.sets import resolve_set, source_digest
+from fastkernels.sets import folder_digest, resolve_set, source_digest
+
+__all__ = ["bench", "one_nursery"]
 
 CONFIG = JudgeConfig(num_shapes=1, is_timed=False)
 SILU = """
@@ -69,9 +72,10 @@ class Heard:
     def __init__(self) -> None:
         self.begun: list[str] = []
         self.ended: list[str] = []
+        self.stages: list[tuple[str, float]] = []
         self.progress = Progress(
             lambda item, number, total: self.begun.append(f"{item[0].name} {number + 1}/{total}"),
-            lambda text: None,
+            lambda text, share: self.stages.append((text, share)),
             lambda r: self.ended.append(f"{r.op} {r.verdict}"),
         )
 
@@ -107,6 +111,10 @@ def test_sweep_judges_all_and_resumes_what_is_missing_or_changed(tmp_path: Path)
     results = run_sweep(sweep, folder, heard.progress)
     assert heard.begun == ["rms_norm 1/3", "silu_and_mul 2/3", "store_kvcache 3/3"]
     assert heard.ended == ["rms_norm PASSED", "silu_and_mul PASSED", "store_kvcache RUNTIME_ERROR"]
+    told = heard.stages[: next(i for i, stage in enumerate(heard.stages) if i and stage[0] == "wrong answers")]
+    assert [share for _, share in told] == [0.0, 0.0, 0.0, 0.5, 0.5]  # of rms_norm: two ways to build it, a shape each
+    assert told[1][0] == "correctness 1/2, 1 shapes"
+    assert told[2][0].startswith("correctness 1/2, x[")
     assert results["status"] == "finished"
     assert [r["op"] for r in results["ops"]] == ["rms_norm", "silu_and_mul", "store_kvcache"]
     assert results["ceilings"]["copy_bytes_per_s"] > 1e8
@@ -167,6 +175,48 @@ def test_op_is_judged_again_when_a_helper_that_it_names_changed(
         assert told.keys() == {"mine", "other"}
 
 
+class _JudgeWhile(_JudgeOfAll):
+    """Something happens while it judges an op."""
+
+    happens: dict[str, Callable[[], object]]
+
+    def judge(self, entry: Any, implementations: Any, cases: Any) -> OpRecord:
+        made = super().judge(entry, implementations, cases)
+        self.happens.pop(entry.name, lambda: None)()
+        return made
+
+
+def test_a_set_that_changes_on_the_way_is_not_recorded_as_one_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changed is not named by the op that was judged meanwhile; what is named makes its judgement none."""
+    monkeypatch.setattr("fastkernels.bench.sweep.Nursery", lambda *given: contextlib.nullcontext())
+    monkeypatch.setattr("fastkernels.bench.sweep.Judge", _JudgeWhile)
+    mine = write_set(write_set(tmp_path / "mine", "rms_norm", RIGHT), "silu_and_mul", SILU)
+    files = {name: mine / "L1" / f"{name}.py" for name in ("rms_norm", "silu_and_mul")}
+
+    def judged(**happens: Callable[[], object]) -> tuple[list[str], set[str]]:
+        _JudgeWhile.happens = happens
+        results = run_sweep(sweep_of(mine), folder, Progress())
+        ends = {s["sha256"] for s in results["sets"]}
+        assert ends == {folder_digest(mine)}
+        return [r["verdict"] for r in results["ops"]], {r["set_sha256"] for r in results["ops"]} | ends
+
+    folder = start_run(sweep_of(mine), tmp_path / "run")
+    verdicts, states = judged(rms_norm=lambda: files["silu_and_mul"].write_text(SILU + "# other\n"))
+    assert (verdicts, len(states)) == (["PASSED", "PASSED"], 2)
+    assert [len(found) for found in (judged()[1], judged()[1])] == [1, 1]
+    files["silu_and_mul"].write_text(SILU)
+    verdicts, states = judged(silu_and_mul=lambda: (mine / "L1" / "_notes.py").write_text("# beside it, at the end\n"))
+    assert (verdicts, len(states)) == (["PASSED", "PASSED"], 2)
+    files["silu_and_mul"].write_text(SILU + "# again\n")
+    verdicts, _ = judged(silu_and_mul=lambda: files["silu_and_mul"].write_text(SILU))
+    assert verdicts == ["PASSED", "JUDGE_ERROR"]
+    assert "silu_and_mul changed while it was judged" in folder.records()[1]["message"]
+    verdicts, states = judged()
+    assert (verdicts, len(states)) == (["PASSED", "PASSED"], 1)
+
+
 def _failing_on_silu(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     real = Judge._judge
 
@@ -195,6 +245,7 @@ def test_sweep_that_is_cut_short_keeps_what_was_finished(
     assert _children() == before
 
 
+@pytest.mark.usefixtures("one_nursery")
 def test_fault_of_the_judge_is_that_ops_record_and_the_sweep_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +263,7 @@ def test_fault_of_the_judge_is_that_ops_record_and_the_sweep_goes_on(
     assert heard.ended == ["silu_and_mul PASSED"]
 
 
+@pytest.mark.usefixtures("one_nursery")
 def test_op_that_the_workload_never_calls_does_not_pass(tmp_path: Path) -> None:
     x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
     case = Case("silu_and_mul", {}, {"x": x}, {}, torch.float32)
@@ -330,3 +382,23 @@ def test_each_result_of_the_self_test_is_kept_at_once(tmp_path: Path, monkeypatc
     monkeypatch.setattr("fastkernels.cli.self_test.run", judged)
     assert self_test("cpu", tmp_path) == EXIT_OK
     assert seen == [["one"], ["one", "two"]]
+
+
+@pytest.mark.usefixtures("one_nursery")
+def test_bad_files_are_import_errors_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    """One nested too deeply for Python's parser, one that is gone once the sweep has begun."""
+    folder = write_set(tmp_path / "mine", "silu_and_mul", SILU)
+    write_set(folder, "rms_norm", "x = " + "-" * 200_000 + "1")
+    write_set(folder, "linear", "y = " + "-" * 2_000 + "1")
+    write_set(folder, "store_kvcache", STORE)
+    items = plan_items(list(ops().values()), [resolve_set(folder)])
+    assert [entry.name for entry, _ in items] == ["linear", "rms_norm", "silu_and_mul", "store_kvcache"]
+    (folder / "L1" / "store_kvcache.py").unlink()
+    sweep = Sweep(items, CONFIG, limits=LIMITS)
+    results = run_sweep(sweep, start_run(sweep, tmp_path / "run"), Progress())
+    found = {r["op"]: (r["verdict"], r["message"]) for r in results["ops"]}
+    assert found["silu_and_mul"] == ("PASSED", "")
+    assert all(found[name][0] == "IMPORT_ERROR" for name in ("rms_norm", "linear", "store_kvcache")), found
+    assert "nested too deeply" in found["rms_norm"][1]
+    assert "store_kvcache" in found["store_kvcache"][1]
+    assert max(len(message) for _, message in found.values()) < 3000

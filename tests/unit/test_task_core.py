@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from fastkernels.engine import task_engine
 from fastkernels.engine.config import EngineConfig
 from fastkernels.engine.outputs import FinishReason
+from fastkernels.engine.pipeline import Pipeline
 from fastkernels.engine.process import Channel, EngineLoop
 from fastkernels.engine.runners.iterative import IterativeRunner
 from fastkernels.engine.runners.replay import State
@@ -189,7 +191,7 @@ def engine_of(model: Denoiser, monkeypatch: pytest.MonkeyPatch, **options: Any) 
         architecture=SimpleNamespace(kind=Kind.ITERATIVE),
         adapter=None,
     )
-    monkeypatch.setattr(task_engine, "Pipeline", lambda *_, **__: pipeline)
+    monkeypatch.setattr(task_engine.Pipeline, "of", lambda config: pipeline)
     return task_engine.TaskEngine(EngineConfig("denoiser", device="cpu", **options))
 
 
@@ -253,3 +255,48 @@ def test_an_engine_of_tasks_ends_when_its_gpu_is_of_no_more_use(
         assert "13 is no size." in str(told(13))
         with pytest.raises(RuntimeError, match="illegal memory access"):
             told(14)
+
+
+def sizes_of_steps(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    sizes: list[int] = []
+    advance = pipeline.core.runner.advance
+    monkeypatch.setattr(
+        pipeline.core.runner, "advance", lambda states, steps: (sizes.append(len(states)), advance(states, steps))[1]
+    )
+    return sizes
+
+
+@pytest.mark.parametrize(("max_num_seqs", "most"), [(64, 8), (3, 2)])
+def test_a_warm_pipeline_has_seen_each_size_of_batch_twice(
+    max_num_seqs: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second time is the one that captures a graph."""
+    config = EngineConfig("tiny-yolov10", device="cpu", max_num_seqs=max_num_seqs)
+    pipeline = Pipeline.of(config)
+    sizes = sizes_of_steps(pipeline, monkeypatch)
+    pipeline.warm()
+    assert sizes == [1, 1, 1, 1, *(size for size in (1, 2, 4, 8) if size <= most for _ in range(2))]
+    warmed: list[Pipeline] = []
+    monkeypatch.setattr(Pipeline, "warm", lambda self: warmed.append(self))
+    assert [Pipeline.of(replace(config, warm=warm)) in warmed for warm in ("lazy", "full")] == [False, True]
+
+
+def test_a_size_that_does_not_fit_into_memory_ends_the_warming_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline.of(EngineConfig("tiny-yolov10", device="cpu"))
+    forward = pipeline.core.runner.advance
+
+    def crowded(states: list[State], steps: list[int]) -> list[State]:
+        if len(states) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(states, steps)
+
+    monkeypatch.setattr(pipeline.core.runner, "advance", crowded)
+    pipeline.warm()
+    assert not pipeline.core.has_unfinished
+    assert len(pipeline.run(pipeline.example_requests(2))) == 2
+
+
+@pytest.mark.parametrize("name", ["num_pages", "max_model_len"])
+def test_a_pipeline_refuses_what_only_a_cache_heeds(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"{name} is 64; a model that makes no tokens keeps no cache"):
+        Pipeline.of(EngineConfig("tiny-yolov10", device="cpu", **{name: 64}))

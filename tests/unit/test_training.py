@@ -162,10 +162,12 @@ def test_data_and_weights_are_those_of_the_seed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), same.model.parameters(), strict=True))
 
 
-def test_a_state_of_another_plan_or_of_none_is_refused(tmp_path: Path) -> None:
+def test_a_state_of_another_plan_or_seed_or_of_none_is_refused(tmp_path: Path) -> None:
     train(micro(), Plan(steps=1), tmp_path)
     with pytest.raises(UsageError, match=r"steps 1 \(now 2\)"):
         train(micro(), Plan(steps=2), tmp_path)
+    with pytest.raises(UsageError, match=r"seed 3 \(now 4\)"):
+        train(micro(4), Plan(steps=1), tmp_path)
     (tmp_path / STATE).write_bytes(b"not a state")
     with pytest.raises(CheckpointError, match="Delete it"):
         train(micro(), Plan(steps=1), tmp_path)

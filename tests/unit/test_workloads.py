@@ -24,6 +24,7 @@ from fastkernels.workloads import (
 )
 from fastkernels.workloads.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE
 from fastkernels.workloads.trace import TraceWorkload, trace_facts, trace_rows
+from fastkernels.workloads.traffic import TokenSource
 
 DIGEST = """
 import hashlib
@@ -110,7 +111,7 @@ def test_named_mix_has_the_published_sizes(name: str) -> None:
 
 @pytest.mark.parametrize("name", traffic_names())
 def test_drawn_tokens_are_of_the_vocabulary_and_never_end_an_answer(name: str) -> None:
-    traffic = find_traffic(name).limited(12).scaled(0.1)
+    traffic = find_traffic(name).limited(12).scaled(0.2)
     ends = {0, 5, 31}
     requests = traffic.requests(32, ends)
     tokens = {t for r in requests for t in r.prompt_token_ids}
@@ -120,6 +121,25 @@ def test_drawn_tokens_are_of_the_vocabulary_and_never_end_an_answer(name: str) -
     assert [len(r.prompt_token_ids) for r in requests] == [
         len(r.prompt_token_ids) for r in traffic.seeded(1).requests(32, ends)
     ]
+    assert traffic.lengths() == [(len(r.prompt_token_ids), r.output_len) for r in requests]
+
+
+def test_equal_tokens_are_one_object() -> None:
+    """A long trace has a hundred million, and each would take 32 bytes."""
+    source = TokenSource(4000)
+    first, second = source.draw(4000, 0), source.draw(4000, 1)
+    by_value = {token: token for token in first}
+    shared = [token for token in second if token in by_value]
+    assert len(shared) > 1000
+    assert all(token is by_value[token] for token in shared)
+
+
+def test_the_shipped_prompts_are_scaled_too() -> None:
+    demo = find_workload("demo")
+    small = demo.scaled(0.5).scaled(0.2)
+    whole = demo.token_ids(byte_tokenizer())
+    assert [len(ids) for ids in small.token_ids(byte_tokenizer())] == [max(1, round(len(ids) * 0.1)) for ids in whole]
+    assert [length for length, _ in small.lengths()] == [max(1, round(length * 0.1)) for length, _ in demo.lengths()]
 
 
 def test_a_vocabulary_of_end_tokens_is_refused() -> None:

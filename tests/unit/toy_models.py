@@ -75,6 +75,30 @@ class PagedAttention(nn.Module):
         return torch.where(visible, scores.softmax(-1), 0) @ torch.where(seen[:, None], v, 0)
 
 
+class LatentAttention(nn.Module):
+    """One head whose keys and values are made of one latent a token, which is all that the pages hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache_spec = CacheSpec(CacheKind.MLA, head_size=SIZE)
+        self.kv_cache: Tensor | None = None
+        self.q, self.down, self.k, self.v = (nn.Linear(SIZE, SIZE, bias=False) for _ in range(4))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        context, latents = forward_context(), self.kv_cache
+        assert latents is not None
+        page_size = latents.shape[1]
+        latents[context.slot_mapping // page_size, context.slot_mapping % page_size] = self.down(hidden)
+        out = torch.empty_like(hidden)
+        for i, (start, end) in enumerate(pairwise(context.query_start_loc.tolist())):
+            position = torch.arange(int(context.seq_lens[i]))
+            held = latents[context.block_table[i][position // page_size].long(), position % page_size]
+            last = len(position) - (end - start) + torch.arange(end - start)
+            scores = self.q(hidden[start:end]) @ self.k(held).T
+            out[start:end] = scores.masked_fill(position > last[:, None], float("-inf")).softmax(-1) @ self.v(held)
+        return out
+
+
 class RecurrentLayer(nn.Module):
     """state = decay * state + x, one slot a request."""
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from fastkernels.errors import EnvironmentProblem, UsageError
 
 _MOST_ERROR_BYTES = 4096
+JSON_TYPE = "application/json"
 
 
 class HttpError(Exception):
@@ -41,11 +42,11 @@ class Endpoint:
     def is_local(self) -> bool:
         return urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
 
-    def head(self, method: str, path: str, length: int) -> bytes:
+    def head(self, method: str, path: str, length: int, content_type: str = JSON_TYPE) -> bytes:
         parts = urlsplit(self.url)
         lines = [
             f"{method} {parts.path}{path} HTTP/1.1", f"Host: {parts.netloc}", "Connection: close",
-            "Accept: */*", "Content-Type: application/json", f"Content-Length: {length}",
+            "Accept: */*", f"Content-Type: {content_type}", f"Content-Length: {length}",
         ]  # fmt: skip
         if self.api_key:
             lines.append(f"Authorization: Bearer {self.api_key}")
@@ -60,13 +61,13 @@ class Endpoint:
 
 @asynccontextmanager
 async def _request(
-    endpoint: Endpoint, method: str, path: str, body: bytes
+    endpoint: Endpoint, method: str, path: str, body: bytes, content_type: str = JSON_TYPE
 ) -> AsyncIterator[tuple[int, AsyncGenerator[bytes]]]:
     """Status, and the body's pieces."""
     reader, writer = await endpoint.connect()
     pieces: AsyncGenerator[bytes] | None = None
     try:
-        writer.write(endpoint.head(method, path, len(body)) + body)
+        writer.write(endpoint.head(method, path, len(body), content_type) + body)
         await writer.drain()
         status, headers = await _read_head(reader)
         pieces = _pieces(reader, headers)
@@ -115,9 +116,9 @@ async def get_json(endpoint: Endpoint, path: str) -> Any:
     return json.loads(await get(endpoint, path))
 
 
-async def post_json(endpoint: Endpoint, path: str, body: bytes) -> Any:
-    """Errors: HttpError, OSError, ValueError for an answer that is no JSON."""
-    async with _request(endpoint, "POST", path, body) as (status, pieces):
+async def post(endpoint: Endpoint, path: str, body: bytes, content_type: str = JSON_TYPE) -> Any:
+    """The answer, which is JSON. Errors: HttpError, OSError, ValueError for one that is none."""
+    async with _request(endpoint, "POST", path, body, content_type) as (status, pieces):
         answer = b"".join([piece async for piece in pieces])
     if status != 200:
         raise HttpError(status, answer[:_MOST_ERROR_BYTES].decode(errors="replace"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import resource
 import time
@@ -89,11 +88,15 @@ class RequestRecord:
 
 
 class Route(Protocol):
-    """What is sent for a request, and how its answer is read. path: below the server's URL."""
+    """What is sent for a request, and how its answer is read. path: below the server's URL. is_streamed: the answer
+    comes in pieces; one that does not has E2E alone."""
 
     path: str
+    is_streamed: bool
 
-    def body(self, model: str, request: Any) -> dict[str, Any]: ...
+    def content(self, model: str, request: Any) -> bytes:
+        """The body."""
+        ...
 
     def record(self, index: int, request: Any, start_s: float) -> RequestRecord:
         """Of a request that is sent now."""
@@ -123,7 +126,7 @@ class Load:
         """Send each at its time, whether or not others have ended; records are kept when this is cancelled."""
         raise_file_limit()
         limit: Any = asyncio.Semaphore(self.max_concurrency) if self.max_concurrency else contextlib.nullcontext()
-        bodies = [json.dumps(self.route.body(self.model, request)).encode() for request in requests]
+        bodies = [self.route.content(self.model, request) for request in requests]
         self.started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for index, (request, at) in enumerate(zip(requests, times, strict=True)):

@@ -52,7 +52,7 @@ def spread_ms(seconds: Sequence[float]) -> Json | None:
 
 
 def load_summary(records: Sequence[RequestRecord], goodput_ms: Mapping[str, float] | None = None) -> Json:
-    """Throughput, latencies and concurrency; of answers in one piece no tokens, and E2E alone.
+    """Throughput, latencies and concurrency; tokens where answers have them, and of answers in one piece E2E alone.
 
     goodput_ms: limits of ttft, tpot and e2e that a good request keeps.
     """
@@ -64,7 +64,7 @@ def load_summary(records: Sequence[RequestRecord], goodput_ms: Mapping[str, floa
         "num_completed": len(done),
         "num_failed": len(records) - len(done),
         "duration_s": duration,
-        **(_token_figures(done, duration) if any(r.ttft_s is not None for r in done) else {}),
+        **(_token_figures(done, duration) if any(r.output_len for r in done) else {}),
         "requests_per_s": len(done) / duration,
         "peak_concurrency": peak_concurrency(done),
         **{name: spread_ms(values) for name, values in latencies(done).items()},
@@ -104,10 +104,13 @@ def peak_concurrency(records: Sequence[RequestRecord]) -> int:
 
 
 def load_token_times(records: Sequence[RequestRecord]) -> list[tuple[float, float]]:
-    """[seconds, output tokens by then]: a request's tokens are spread evenly over its pieces."""
+    """[seconds, output tokens by then]: a request's tokens are spread evenly over its pieces, of which an answer that
+    comes whole is one."""
     at: list[tuple[float, float]] = []
     for record in records:
-        if record.is_complete and record.ttft_s is not None:
+        if record.is_complete and record.ttft_s is None:
+            at.append((record.start_s + (record.e2e_s or 0.0), float(record.output_len)))
+        elif record.is_complete and record.ttft_s is not None:
             now = record.start_s + record.ttft_s
             each = record.output_len / (1 + len(record.itl_s))
             at.append((now, each))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fastkernels.bench.e2e.scenario import Scenario
 from fastkernels.bench.e2e.tokens import digest
 from fastkernels.errors import EXIT_NOT_PASSED, FastKernelsError
+from fastkernels.optional import missing_package
 from fastkernels.workloads import TrafficRequest
 
 if TYPE_CHECKING:
@@ -59,18 +60,18 @@ class Worker:
     def generate(self, requests: Sequence[TrafficRequest], repeat: int) -> dict[str, Any]:
         from fastkernels.engine.sampling_params import SamplingParams
 
-        prompts = [list(r.prompt_token_ids) for r in requests]
+        prompts = self.scenario.prompts(requests, repeat)
         params = [SamplingParams(temperature=0, max_tokens=r.output_len, ignore_eos=True) for r in requests]
         before = self.counters()
         made = _Made(self, repeat)
-        outputs = self.llm.generate(prompts, params, made)
+        outputs = self.llm.generate(prompts, params, progress=made)
         seconds = time.perf_counter() - made.started
         answers = [output.outputs[0].token_ids for output in outputs]
         after = self.counters()
         ended = time.monotonic()
         if repeat >= 0 and self.order["tokens"]:
             path = Path(self.order["tokens"]) / f"{repeat}.json"
-            path.write_text(json.dumps([list(answer) for answer in answers]))
+            path.write_text(json.dumps(answers))
         return {
             "repeat": repeat,
             "seconds": seconds,
@@ -137,6 +138,12 @@ def main(path: str) -> None:
         _worker(json.loads(Path(path).read_text()), tell).run()
     except FastKernelsError as error:
         tell("error", exit_code=error.exit_code, message=str(error))
+        raise SystemExit(EXIT_NOT_PASSED) from None
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            raise
+        tell("error", exit_code=missing.exit_code, message=str(missing))
         raise SystemExit(EXIT_NOT_PASSED) from None
 
 

@@ -31,7 +31,7 @@ from fastkernels.bench.e2e.serving import LoadPlan, run_serving
 from fastkernels.bench.e2e.tokens import Agreement, agreement
 from fastkernels.bench.environment import environment
 from fastkernels.bench.run_folder import RunFolder
-from fastkernels.sets import resolve_set
+from fastkernels.sets import Status, resolve_set
 
 KIND = "e2e"
 E2E_SCHEMA_VERSION = 1
@@ -176,8 +176,12 @@ def side_json(side: Side, plan: LoadPlan | None) -> Json:
 
 
 def comparisons(sides: Sequence[Side]) -> list[Json]:
-    """Each other side with the baseline: speed, None as long as one has no whole repeat, and the tokens or outputs of
-    every repeat that both have. A side of which nothing came back is compared with none."""
+    """Each other side with the baseline: speed and latencies, none as long as one has no whole repeat, nor of a side of
+    which no replacement was called: it was the baseline; and the tokens or outputs of every repeat that both have. A
+    side of which nothing came back is compared with none.
+
+    The speed has no interval: sides run one after the other, so that spread within each says nothing of drift between.
+    """
     if len(sides) < 2:
         return []
     baseline, found = sides[0], []
@@ -185,11 +189,13 @@ def comparisons(sides: Sequence[Side]) -> list[Json]:
         if not all(any(r["seconds"] for r in s.repeats) for s in (baseline, side)):
             continue
         seconds = [[r["seconds"] for r in _whole(s) if r["seconds"]] for s in (baseline, side)]
+        differs = not _has_replaced_nothing(side)
         found.append(
             {
                 "side": side.name,
-                "latency": latency_ratios(*(_all_latencies(s) for s in (baseline, side))),
-                "speed": ratio(*seconds) if all(seconds) else None,
+                "has_replaced": differs,
+                "latency": latency_ratios(*(_all_latencies(s) for s in (baseline, side))) if differs else {},
+                "speed": {"ratio": ratio(*seconds)["ratio"]} if all(seconds) and differs else None,
                 "outputs": side.outputs,
                 "tokens": [a.to_json() for a in _agreements(baseline, side)],
                 "has_equal_digests": [
@@ -198,6 +204,11 @@ def comparisons(sides: Sequence[Side]) -> list[Json]:
             }
         )
     return found
+
+
+def _has_replaced_nothing(side: Side) -> bool:
+    """Known when the side has ended."""
+    return side.is_complete and bool(side.candidates) and all(r["status"] != Status.REPLACED for r in side.replacements)
 
 
 def _whole(side: Side) -> list[Json]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from fastkernels.bench.e2e.media import ExampleMedia, example_media
 from fastkernels.engine.config import EngineConfig, Warm
-from fastkernels.engine.model import build_config, find_model
+from fastkernels.engine.model_source import build_config, check_experts, find_model
 from fastkernels.errors import UsageError
 from fastkernels.registry import Architecture, Kind, architecture_of
 from fastkernels.scoring.statistics import percentile
 from fastkernels.workloads import Traffic, TrafficRequest, capped, find_traffic, trace_facts, traffic_names
+
+if TYPE_CHECKING:
+    import torch
 
 EXAMPLES = "examples"
 """The workload of a model that makes no tokens: its pipeline's own example requests."""
@@ -75,11 +77,36 @@ class Scenario:
     def max_model_len(self) -> int:
         return int(self.options.get("max_model_len") or self._config.max_position_embeddings)
 
+    @cached_property
+    def media(self) -> ExampleMedia | None:
+        """Of a model that takes pictures or sounds beside tokens."""
+        return example_media(self.model) if self.makes_tokens and self.architecture.pipeline else None
+
     def requests(self, repeat: int = 0, max_len: int | None = None) -> list[TrafficRequest]:
         """Those of a repeat, cut to what the model (or a server, when that is less) takes. -1: for the warm-up."""
-        seed = self.seed + (repeat if repeat >= 0 else WARMUP_SEED)
-        drawn = self.traffic.seeded(seed).requests(self._config.vocab_size, self._config.eos_token_ids)
-        return capped(drawn, min(self.max_model_len, max_len or self.max_model_len))[0]
+        undrawn = {*self._config.eos_token_ids, *(self.media.placeholders if self.media else ())}
+        drawn = self.traffic.seeded(self._seed(repeat)).requests(self._config.vocab_size, undrawn)
+        return capped(drawn, min(self.longest, max_len or self.longest))[0]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a request at most, media left out."""
+        return self.max_model_len - (self.media.room if self.media else 0)
+
+    def prompts(self, requests: Sequence[TrafficRequest], repeat: int = 0) -> list[Any]:
+        """What LLM.generate takes: token ids, beside example media where the model takes them."""
+        tokens = [list(r.prompt_token_ids) for r in requests]
+        return list(self.media.beside(tokens, self._seed(repeat))) if self.media else tokens
+
+    def load(self, repeat: int = 0, max_len: int | None = None, most: int | None = None) -> list[Any]:
+        """What goes over HTTP of a repeat, the first `most`: the requests, beside files of example media where the
+        model takes them. max_len: tokens of a request that the server takes, media and all."""
+        room = self.media.room if self.media else 0
+        requests = self.requests(repeat, max_len and max_len - room)[:most]
+        return list(self.media.files_beside(requests, self._seed(repeat))) if self.media else list(requests)
+
+    def _seed(self, repeat: int) -> int:
+        return self.seed + (repeat if repeat >= 0 else WARMUP_SEED)
 
     def warmup_requests(self, share: float, device: str) -> list[TrafficRequest]:
         """The first of other requests, at least one."""
@@ -101,7 +128,9 @@ class Scenario:
             if not _is_of(kind, value):
                 wanted = " or ".join(Warm) if kind == "Warm" else _KINDS[kind][0]
                 raise UsageError(f"The engine's option {name} is {value!r}; it is {wanted}.")
-        EngineConfig(model=self.model, **self.options)
+        config = EngineConfig(model=self.model, **self.options)
+        if config.enable_expert_parallel:
+            check_experts(config.model, config.tensor_parallel_size)
         if not self.makes_tokens:
             self._check_examples()
             return
@@ -147,6 +176,8 @@ class Scenario:
         named, size = str(self.options.get("device") or "cuda"), int(self.options.get("tensor_parallel_size") or 1)
         if named.partition(":")[0] != "cuda":
             return []
+        import torch  # seconds: who starts engines of others does without it
+
         return [torch.device("cuda", rank) for rank in range(size)] if size > 1 else [torch.device(named)]
 
     def describe(self, requests: Sequence[TrafficRequest] = ()) -> dict[str, Any]:
@@ -155,10 +186,9 @@ class Scenario:
         return facts | (self._describe_tokens(requests) if self.makes_tokens else {"num_requests": self.size})
 
     def _describe_tokens(self, requests: Sequence[TrafficRequest]) -> dict[str, Any]:
-        whole = self.traffic.requests(self._config.vocab_size, self._config.eos_token_ids)
         cut = sum(
-            (len(a.prompt_token_ids), a.output_len) != (len(b.prompt_token_ids), b.output_len)
-            for a, b in zip(whole, requests, strict=True)
+            whole != (len(request.prompt_token_ids), request.output_len)
+            for whole, request in zip(self.traffic.lengths(), requests, strict=True)
         )
         facts = trace_facts().get(self.workload, {})
         return {
@@ -166,7 +196,7 @@ class Scenario:
             "num_prompt_tokens": sum(len(r.prompt_token_ids) for r in requests),
             "num_output_tokens": sum(r.output_len for r in requests),
             "num_cut": cut,
-            "max_len": self.max_model_len,
+            "max_len": self.longest,
             "prompt_len": _spread([len(r.prompt_token_ids) for r in requests]),
             "output_len": _spread([r.output_len for r in requests]),
             **{key: facts[key] for key in ("provenance", "license", "citation") if key in facts},

@@ -1,4 +1,4 @@
-"""A server under load: our own, started here, or any that speaks OpenAI's completions, embeddings or images."""
+"""A server under load: our own, started here, or any that speaks OpenAI's API."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run_serving(
         side.engine |= {"url": endpoint.url, "model": model, "max_model_len": max_len, **_version(endpoint)}
         busy = stack.enter_context(BusySampler(scenario.gpus if endpoint.is_local else []))
         watcher.stage(f"{side.name}: warm-up")
-        warmup = _requests(scenario, -1, max_len)[:_NUM_WARMUPS]
+        warmup = _requests(scenario, -1, max_len, _NUM_WARMUPS)
         asyncio.run(Load(endpoint, model, route).run(warmup, [0.0] * len(warmup)))
         for repeat in range(num_repeats):
             watcher.stage(f"{side.name}: repeat {repeat + 1} of {num_repeats}")
@@ -88,12 +88,12 @@ def run_serving(
         side.is_complete = True
 
 
-def _requests(scenario: Scenario, repeat: int, max_len: int | None) -> Sequence[Any]:
-    """Of a repeat; -1: for the warm-up."""
+def _requests(scenario: Scenario, repeat: int, max_len: int | None, most: int | None = None) -> Sequence[Any]:
+    """Of a repeat; -1: for the warm-up. most: no more than so many."""
     if scenario.makes_tokens:
-        return scenario.requests(repeat, max_len)
+        return scenario.load(repeat, max_len, most)
     seed = scenario.seed + (repeat if repeat >= 0 else WARMUP_SEED)
-    return examples_of(scenario.architecture, scenario.size, seed)
+    return examples_of(scenario.architecture, scenario.size, seed)[:most]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from fastkernels.bench.eval import payload
 from fastkernels.bench.eval.processes import WorkerFailed
 from fastkernels.bench.eval.reference import Reference
 from fastkernels.bench.eval.scenarios import EvalScenario
-from fastkernels.engine.model import find_model, find_tokenizer
+from fastkernels.engine.model_source import find_model, find_tokenizer
 from fastkernels.scoring.discrepancy import Answer, AnswerError, Compared, compare
 from fastkernels.scoring.items import Family
 

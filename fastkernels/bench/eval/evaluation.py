@@ -20,6 +20,7 @@ from fastkernels.bench.eval.subset import find_at_fault
 from fastkernels.bench.eval.trial import Trial, Trials, is_accurate
 from fastkernels.scoring.discrepancy import AnswerError
 from fastkernels.scoring.items import Outcome
+from fastkernels.sets import linked_files
 
 BASELINE, BASELINE_AGAIN = "baseline", "baseline again"
 
@@ -93,6 +94,8 @@ class Evaluation:
         for entry in self._entries:
             if entry.side is not None and entry.side.failure is not None:
                 self._judge_late_failure(entry, trials, timing)
+        for entry in self._entries:
+            set_of(entry.chosen.record)  # raises where a set is no longer the one that was asked for
         self._compare(timing, trials.comparer)
 
     def _look(self, reference: Reference) -> tuple[Passes, Trials]:
@@ -266,9 +269,11 @@ class Evaluation:
                 self._finish(record)
                 entry.is_done = True
 
-    def _folders(self, chosen: EvalSet, ops: Sequence[str]) -> tuple[str, str]:
-        """The set of these ops, and the one that it is a part of."""
-        return str(chosen.folder_of(ops, self._place)), str(chosen.implementations.path.resolve())
+    def _folders(self, chosen: EvalSet, ops: Sequence[str]) -> tuple[str, ...]:
+        """The set of these ops, and the one that it is a part of, with the files that are linked into it."""
+        whole = chosen.implementations
+        linked = linked_files(whole, whole.ops())
+        return tuple(map(str, (chosen.folder_of(ops, self._place), whole.path.resolve(), *linked)))
 
     def _progress(self, text: str, advance: int = 1) -> None:
         self._num_done += advance

@@ -119,7 +119,7 @@ def _become_worker(message: dict[str, Any], fds: list[int], worker: Any) -> None
         os._exit(status)
 
 
-def _confine(message: dict[str, Any], held: tuple[bool, bool]) -> dict[str, object]:
+def _confine(message: dict[str, Any], held: tuple[bool, bool, bool]) -> dict[str, object]:
     """Its own folder to write to, nothing of others to read, no capability, no network but with its own ranks."""
     from fastkernels.harness import sandbox
 
@@ -133,7 +133,7 @@ def _confine(message: dict[str, Any], held: tuple[bool, bool]) -> dict[str, obje
     sandbox.limit_resources(message["max_file_bytes"])
     package = Path(__file__).resolve().parents[2]
     readable = [*sandbox.system_paths(), package, private, *map(Path, message["readable"])]
-    listable = [package.parent, Path("/dev"), *(Path(p).parent for p in message["readable"])]
+    listable = [package.parent, Path("/dev"), *(Path(p).parent for p in message["readable"] if Path(p).is_dir())]
     writable = [private, *sandbox.device_paths(), *map(Path, message["writable"])]
     has_landlock = sandbox.restrict_files(readable, listable, writable)
     has_no_capabilities = sandbox.drop_capabilities()

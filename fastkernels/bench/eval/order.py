@@ -17,6 +17,7 @@ class Order:
     dtype: str
     device: str
     tensor_parallel_size: int = 1
+    enable_expert_parallel: bool = False
     candidates: tuple[str, ...] = ()
     gpus: tuple[str, ...] | None = None
     readable: tuple[str, ...] = ()
@@ -30,5 +31,6 @@ class Order:
         """For the worker, as JSON."""
         return {
             "model": self.model, "dtype": self.dtype, "device": self.device,
-            "tensor_parallel_size": self.tensor_parallel_size, "candidates": list(self.candidates),
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "enable_expert_parallel": self.enable_expert_parallel, "candidates": list(self.candidates),
         }  # fmt: skip

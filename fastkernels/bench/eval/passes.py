@@ -12,8 +12,6 @@ import numpy as np
 
 from fastkernels.bench.eval import payload
 from fastkernels.bench.eval.scenarios import EvalScenario, WorkloadPart
-from fastkernels.engine.model import build_config, find_model, find_tokenizer
-from fastkernels.engine.multimodal import find_processor
 from fastkernels.scoring.items import Family
 
 WARM_UP, TRIAL = -2, -1
@@ -72,12 +70,11 @@ class Passes:
     @cached_property
     def suppressed(self) -> tuple[int, ...]:
         """Tokens that stand for media: an answer that held one could not be read again as a prompt."""
-        if self.scenario.architecture.family != Family.LANGUAGE or self._processor is None:
+        known = self.scenario
+        if known.architecture.family != Family.LANGUAGE:
             return ()
-        config = self._config
-        ends = set(config.eos_token_ids)
-        named = {value for name, value in vars(config).items() if name.endswith("_token_id") and isinstance(value, int)}
-        return tuple(sorted(named - ends))
+        media = known.engine_scenario(known.throughput[0], self._seed).media
+        return () if media is None else tuple(sorted(media.placeholders))
 
     def _requests(self, part: WorkloadPart, kind: str, number: int) -> list[Any]:
         seed = self._seed_of(part, kind, number)
@@ -85,32 +82,13 @@ class Passes:
             assert self._make is not None
             return self._make(part.num_requests, seed)
         known = self.scenario.engine_scenario(part, seed)
-        drawn = known.requests(0, known.max_model_len - 1 - self._media_len)  # a place for the token after an answer
-        prompts: list[Any] = [np.asarray(request.prompt_token_ids, dtype=np.int64) for request in drawn]
-        if self._processor is not None:
-            least = min(self.suppressed, default=self._config.vocab_size)
-            plain = [[t % least if t in self.suppressed else t for t in prompt.tolist()] for prompt in prompts]
-            prompts = [_as_arrays(prompt) for prompt in self._processor.example_prompts(plain, seed)]
+        drawn = known.requests(0, known.longest - 1)  # a place for the token after an answer
+        prompts = [_as_arrays(prompt) for prompt in known.prompts(drawn)]
         return [{"prompt": p, "output_len": r.output_len} for p, r in zip(prompts, drawn, strict=True)]
 
     def _seed_of(self, part: WorkloadPart, kind: str, number: int) -> int:
         words = (self._seed, *(zlib.crc32(t.encode()) for t in (self.scenario.name, kind, part.label)), number + 16)
         return int(np.random.SeedSequence(words).generate_state(1)[0] >> 1)
-
-    @cached_property
-    def _config(self) -> Any:
-        return build_config(find_model(self.scenario.model))
-
-    @cached_property
-    def _processor(self) -> Any:
-        if not self.scenario.architecture.pipeline:
-            return None
-        return find_processor(self.scenario.model, find_tokenizer(find_model(self.scenario.model)))
-
-    @property
-    def _media_len(self) -> int:
-        """Room for what media add to a prompt."""
-        return 0 if self._processor is None else min(256, self._config.max_position_embeddings // 4)
 
 
 def _as_arrays(prompt: Any) -> Any:

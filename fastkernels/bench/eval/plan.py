@@ -9,14 +9,15 @@ from typing import Any
 
 from fastkernels.bench.eval.order import Order
 from fastkernels.bench.eval.records import ItemRecord, SetRecord
-from fastkernels.bench.eval.scenarios import EvalScenario, ScenarioSet, WorkloadPart
+from fastkernels.bench.eval.scenarios import EvalScenario, ScenarioSet
 from fastkernels.bench.eval.worker import readable_paths
 from fastkernels.scoring.items import Outcome, Thresholds
 
 Event = dict[str, Any]
 Tell = Callable[[Event], None]
 """Hears {"event": "progress", "item", "text", "share"} while a scenario runs, and {"event": "item", "record"} of each
-item as soon as it is done, with "is_complete" false of what an interruption cut short."""
+item as soon as it is done, with "is_complete" false of what an interruption cut short; of a host of a cluster before
+either {"event": "host", "host", "environment"}, and {"event": "problem", "message"} of what it could not do."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Plan:
             dtype=scenario.dtype,
             device=self.device,
             tensor_parallel_size=scenario.tensor_parallel_size,
+            enable_expert_parallel=scenario.expert_parallel,
             candidates=folders[:1],
             gpus=self.gpus,
             readable=(*readable_paths(scenario.model), *folders),
@@ -76,12 +78,10 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        scenario = dict(data["scenario"])
-        parts = {k: tuple(WorkloadPart(**part) for part in scenario[k]) for k in ("throughput", "latency")}
         return cls(
             **{
                 **data,
-                "scenario": EvalScenario(**{**scenario, **parts}),
+                "scenario": EvalScenario.from_json(data["scenario"]),
                 "sets": tuple(SetRecord(**record) for record in data["sets"]),
                 "thresholds": Thresholds(**data["thresholds"]),
                 "gpus": None if data["gpus"] is None else tuple(data["gpus"]),

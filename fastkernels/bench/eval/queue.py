@@ -20,13 +20,16 @@ from fastkernels.bench.eval.plan import Plan, Tell
 from fastkernels.bench.eval.processes import Nursery
 from fastkernels.errors import EXIT_ENVIRONMENT, EnvironmentProblem, FastKernelsError
 
-_LAST_SECONDS = 20.0
+LAST_SECONDS = 20.0
 """For a slot to tell what it has when it is interrupted."""
 
 _WAIT_SECONDS = 0.2
 """A wait without an end is not left when another thread of the process is handed the signal."""
 
 _LAST_WORDS = 1500
+
+NO_GPU = ""
+"""A slot of a machine whose GPUs are not used."""
 
 
 def run_in_turn(plans: Sequence[Plan], tell: Tell, begins: Callable[[Plan], None] = lambda plan: None) -> None:
@@ -52,14 +55,14 @@ class _Slot:
 class GpuQueue:
     """The largest scenarios first; each starts as soon as as many GPUs are free as it has ranks.
 
-    gpus: as CUDA_VISIBLE_DEVICES has them.
+    gpus: as CUDA_VISIBLE_DEVICES has them. problems: of slots that ended without their items, a sentence each.
     """
 
     def __init__(self, gpus: Sequence[str], tell: Tell, begins: Callable[[Plan], None] = lambda plan: None) -> None:
         self._free, self._tell, self._begins = list(gpus), tell, begins
         self._slots: list[_Slot] = []
         self._events: queue.Queue[tuple[_Slot, dict[str, Any]]] = queue.Queue()
-        self._problems: list[str] = []
+        self.problems: list[str] = []
 
     def run(self, plans: Sequence[Plan]) -> None:
         """Errors: EnvironmentProblem for slots that ended without their items, once all others are done."""
@@ -76,8 +79,8 @@ class GpuQueue:
             for slot in self._slots:
                 slot.process.kill()
                 slot.process.wait()
-        if self._problems:
-            raise EnvironmentProblem(" ".join(self._problems) + " `--resume` measures what is missing.")
+        if self.problems:
+            raise EnvironmentProblem(" ".join(self.problems) + " `--resume` measures what is missing.")
 
     def _start(self, plan: Plan) -> None:
         self._begins(plan)
@@ -122,14 +125,15 @@ class GpuQueue:
         self._slots.remove(slot)
         self._free += slot.gpus
         if event["exit_code"]:
-            name, where = slot.plan.scenario.name, f"GPU {', '.join(slot.gpus)}"
-            self._problems.append(f"{name} on {where} ended with {event['exit_code']}: {event['words']}")
+            where = "" if slot.gpus == (NO_GPU,) else f" on GPU {', '.join(slot.gpus)}"
+            name = slot.plan.scenario.name
+            self.problems.append(f"{name}{where} ended with {event['exit_code']}: {event['words']}")
 
     def _interrupt(self) -> None:
         for slot in self._slots:
             with contextlib.suppress(ProcessLookupError):
                 slot.process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + _LAST_SECONDS
+        deadline = time.monotonic() + LAST_SECONDS
         while self._slots and time.monotonic() < deadline:
             self._hear_next(seconds=0.1)
 
@@ -139,6 +143,8 @@ def main() -> None:
     from fastkernels.harness import sandbox
 
     sandbox.die_with_parent()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a Ray worker's children begin with it blocked
     plan = Plan.from_json(json.loads(sys.stdin.readline()))
 
     def tell(event: dict[str, Any]) -> None:

@@ -8,7 +8,10 @@ scenario_set         its name
 manifest             {"version", "sha256"} of scoring/manifest.json
 sets                 SetRecord of every implementation set
 items                ItemRecord of every scenario with every set
-scores               by set: what scoring/macroeval.py makes of its items; it can be reckoned again from them
+scores               by set: what scoring/scores.py makes of its items; it can be reckoned again from them
+subset_scores        the same of sets that broke a model, in the largest part that can be deployed, whose items stand in
+                     the place of the whole set's. {} where no set has such a part; absent in older runs
+hosts                of a run over a cluster: the host of each scenario; their environment is the run's
 """
 
 from __future__ import annotations

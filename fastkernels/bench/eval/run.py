@@ -12,20 +12,21 @@ from typing import Any
 
 import torch
 
-from fastkernels.bench.environment import environment
+from fastkernels.bench.eval.hosts import Hosts, environment_here, is_measured
 from fastkernels.bench.eval.implementations import EvalSet
 from fastkernels.bench.eval.plan import Event, Plan, plan_of
 from fastkernels.bench.eval.queue import GpuQueue, run_in_turn
 from fastkernels.bench.eval.ray_queue import RayQueue
 from fastkernels.bench.eval.records import EVAL_SCHEMA_VERSION, TOO_FEW_DEVICES
 from fastkernels.bench.eval.scenarios import ScenarioSet
+from fastkernels.bench.resume import header_of, known_environment, refuse_other_machine
 from fastkernels.bench.run_folder import RunFolder
 from fastkernels.env import visible_gpus
 from fastkernels.errors import InputFileError, RunFolderError, UsageError
 from fastkernels.scoring.items import Outcome
 from fastkernels.scoring.macroeval import is_valid
 from fastkernels.scoring.manifest import Manifest, load_manifest
-from fastkernels.scoring.scores import items_of, scores
+from fastkernels.scoring.scores import items_of, scores, subset_scores
 
 KIND = "eval"
 Json = dict[str, Any]
@@ -57,8 +58,8 @@ class EvalRun:
     def start(self, out: Path | None) -> RunFolder:
         """A new run folder, once all words are known to be right. Errors: UsageError."""
         self.plans({})
-        here = environment(self.device if torch.cuda.is_available() else "cpu")  # a cluster's driver may have no GPU
-        return RunFolder.create(KIND, self.request, {**here, "device": self.device}, out, **self.facts())
+        hosts: Json = {} if self.ray is None else {"hosts": {}}
+        return RunFolder.create(KIND, self.request, environment_here(self.device), out, **self.facts(), **hosts)
 
     def plans(self, done: Mapping[tuple[str, str], Json]) -> list[Plan]:
         """What is missing. done: items by scenario and set. Errors: UsageError for a dtype that is not calibrated."""
@@ -92,13 +93,10 @@ def read_manifest(path: Path | None = None) -> Manifest:
 def resumed(run: EvalRun, folder: RunFolder) -> EvalRun:
     """The run as `folder` began it: with its seed.
 
-    Errors: RunFolderError when it is of another kind, incomplete, or of another manifest; UsageError for other words.
+    Errors: RunFolderError when it is of another kind, incomplete, or of another manifest; UsageError for other words,
+    another machine or other versions; those of a cluster's hosts are looked at when they begin (hosts.Hosts).
     """
-    header = folder.header()
-    if header.get("kind") != KIND:
-        raise RunFolderError(
-            f"{folder.path} is a run of kind {header.get('kind')!r}; only an eval run is gone on with."
-        )
+    header = header_of(folder, KIND)
     missing = [name for name in run.facts() if name not in header]
     if missing:
         raise RunFolderError(f"{folder.path} is incomplete: run.json has no {', '.join(missing)}.")
@@ -116,6 +114,9 @@ def resumed(run: EvalRun, folder: RunFolder) -> EvalRun:
             f"{folder.path} is of the scenario set {header['scenario_set']!r} with other scenarios, restarts or models "
             f"than {run.scenarios.name!r} has now. Start a new run, or give the words that it was started with."
         )
+    before = known_environment(folder.path, header["environment"])
+    if run.ray is None and is_measured(header):
+        refuse_other_machine(folder.path, before, environment_here(run.device))
     return replace(run, seed=header["seed"])
 
 
@@ -163,8 +164,10 @@ class _Conductor:
         self._num_plans = len(plans)
         if self._run.ray is not None:
             with RayQueue(self._run.ray) as cluster:
-                cluster.run(self._fitting(plans, cluster.num_gpus), self._tell, self._begins)
+                fitting = self._fitting(plans, cluster.num_gpus)
+                cluster.run(fitting, self._tell, self._begins, Hosts(self._folder).admit)
             return
+        Hosts(self._folder).take_here(environment_here(self._run.device))
         gpus = visible_gpus(torch.cuda.device_count()) if self._run.device.startswith("cuda") else []
         fitting = self._fitting(plans, len(gpus))
         if len(gpus) > 1 and len(fitting) > 1:
@@ -201,8 +204,9 @@ def finish(run: EvalRun, folder: RunFolder, status: str, seconds: float) -> Json
     found = {(i["item"], i["implementation"]): i for i in folder.items()}
     items = [found[place] for place in wanted if place in found]
     extra: Json = {**run.facts(), "items": items}
-    by_set = items_of({"kind": KIND, "eval_schema_version": EVAL_SCHEMA_VERSION, "items": items})
-    extra["scores"] = {name: scores(some) for name, some in by_set.items()}
+    scored = {"kind": KIND, "eval_schema_version": EVAL_SCHEMA_VERSION, "items": items}
+    extra["scores"] = {name: scores(some) for name, some in items_of(scored).items()}
+    extra["subset_scores"] = subset_scores(scored)
     return folder.finish(status=status, seconds=seconds, **extra)
 
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fastkernels.bench.eval.scenarios import EvalScenario, ScenarioSet, WorkloadPart
+from fastkernels.bench.eval.scenarios import (
+    EvalScenario,
+    ScenarioSet,
+    WorkloadPart,
+    check_dtype,
+    check_option,
+    check_parts,
+    check_scenarios,
+)
 from fastkernels.errors import FastKernelsError, InputFileError, UnknownNameError
 
 SETS_DIR = Path(__file__).with_name("sets")
 _SET_KEYS = {"num_restarts": int, "num_passes": int, "num_checked": int, "pass_seconds": float}
-_SCENARIO_KEYS = {"model": str, "dtype": str, "tensor_parallel_size": int}
+_SCENARIO_KEYS = {"model": str, "dtype": str, "tensor_parallel_size": int, "expert_parallel": bool}
 _PART_KEYS = {"name": str, "num_requests": int, "scale": float}
 _KINDS = ("throughput", "latency")
-_WORDS = {int: "a whole number", float: "a number", str: "a text"}
-_TAGS = {int: ("int",), float: ("int", "float"), str: ("str",)}
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_TAGS = {int: ("int",), float: ("int", "float"), str: ("str",), bool: ("bool",)}
 """Of YAML's own types; what has another is not read at all."""
 
 
@@ -68,9 +77,13 @@ class _Reader:
             raise InputFileError(f"{self.path} is empty; a scenario set has 'scenarios'.")
         fields = self._fields(root, "a scenario set", {*_SET_KEYS, "scenarios"}, needed=("scenarios",))
         options = {key: self._value(fields[key], key, kind) for key, kind in _SET_KEYS.items() if key in fields}
-        scenarios = tuple(self._scenario(node) for node in self._list(fields["scenarios"], "scenarios"))
-        with self._placed(root):
-            return ScenarioSet(self.path.stem, scenarios, **options)
+        for key, value in options.items():
+            with self._placed(fields[key]):
+                check_option(key, value)
+        nodes = self._list(fields["scenarios"], "scenarios")
+        scenarios = tuple(map(self._scenario, nodes))
+        self._each(fields["scenarios"], nodes, scenarios, partial(check_scenarios, self.path.stem))
+        return ScenarioSet(self.path.stem, scenarios, **options)
 
     def _scenario(self, node: yaml.Node) -> EvalScenario:
         keys = {*_SCENARIO_KEYS, *_KINDS}
@@ -79,11 +92,17 @@ class _Reader:
         parts = {kind: self._list(fields[kind], kind) for kind in _KINDS}
         found: dict[str, Any] = {kind: tuple(map(self._part, nodes)) for kind, nodes in parts.items()}
         with self._placed(fields["dtype"]):
-            EvalScenario(values["model"], values["dtype"], 1, found["throughput"], found["latency"])
+            check_dtype(values["dtype"])
+        for kind, nodes in parts.items():
+            self._each(fields[kind], nodes, found[kind], partial(check_parts, values["model"], kind))
         with self._placed(fields.get("tensor_parallel_size", node)):
             scenario = EvalScenario(**values, **found)
         with self._placed(fields["model"]):
             _ = scenario.architecture
+        with self._placed(fields.get("expert_parallel", node)):
+            scenario.check_experts()
+        with self._placed(fields.get("tensor_parallel_size", node)):
+            scenario.check_ranks()
         for kind, nodes in parts.items():
             for part, place in zip(found[kind], nodes, strict=True):
                 with self._placed(place):
@@ -126,6 +145,15 @@ class _Reader:
             return kind(yaml.constructor.SafeConstructor().construct_object(node))
         except (yaml.YAMLError, ValueError, IndexError, OverflowError):
             raise wrong from None
+
+    def _each(
+        self, whole: yaml.Node, nodes: Sequence[yaml.Node], values: Sequence[Any], check: Callable[[Any], None]
+    ) -> None:
+        """check: of the first so many of a list's values; what is wrong there is at the last of them, or of an empty
+        list at the list."""
+        for count, node in enumerate(nodes or [whole], start=1):
+            with self._placed(node):
+                check(values[:count])
 
     @contextmanager
     def _placed(self, node: yaml.Node) -> Iterator[None]:

@@ -17,8 +17,9 @@ import numpy as np
 
 from fastkernels.bench.eval import payload
 from fastkernels.engine.llm import LLM
-from fastkernels.engine.model import find_model
+from fastkernels.engine.model_source import find_model
 from fastkernels.engine.pipeline import Pipeline
+from fastkernels.engine.results import Logprob, RequestOutput
 from fastkernels.engine.sampling_params import SamplingParams
 from fastkernels.errors import CandidateError
 from fastkernels.harness import wire
@@ -94,6 +95,7 @@ class TokenEngine:
             dtype=order["dtype"],
             device=order["device"],
             tensor_parallel_size=order["tensor_parallel_size"],
+            enable_expert_parallel=order["enable_expert_parallel"],
         )
 
     def facts(self) -> dict[str, Any]:
@@ -114,27 +116,32 @@ class TokenEngine:
             )
             for request in value["requests"]
         ]
-        outputs = self.llm.generate([_prompt(request["prompt"]) for request in value["requests"]], params)
+        outputs = self._generate(value, params)
         answers = [output.outputs[0] for output in outputs]
         said: dict[str, Any] = {"token_ids": [np.asarray(answer.token_ids, dtype=np.int64) for answer in answers]}
         if value["wants_logprobs"]:
-            said["logprobs"] = [np.array([t.logprobs[0] for t in answer.logprobs or ()]) for answer in answers]
+            said["logprobs"] = [_logprobs(answer.token_ids, answer.logprobs or ()) for answer in answers]
         return said
+
+    def _generate(self, value: Any, params: SamplingParams | list[SamplingParams]) -> list[RequestOutput]:
+        prompts = [_prompt(request["prompt"]) for request in value["requests"]]
+        return self.llm.generate(prompts, params, use_tqdm=False)
 
     def score(self, value: Any) -> Any:
         """{"requests": prompts that end with an answer of "num_scored" tokens, "suppressed"} -> what the model says of
         each: "reference_token_ids" (its own first choice at each place), "logprobs", "reference_logprobs"."""
         suppressed = set(value["suppressed"])
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1 + len(suppressed))
-        outputs = self.llm.generate([_prompt(request["prompt"]) for request in value["requests"]], params)
+        outputs = self._generate(value, params)
         found = []
         for request, output in zip(value["requests"], outputs, strict=True):
-            places = (output.prompt_logprobs or ())[-request["num_scored"] :]
-            best = [_first_choice(place.token_ids, place.logprobs, suppressed) for place in places]
+            tokens = output.prompt_token_ids[-request["num_scored"] :]
+            places = [place or {} for place in output.prompt_logprobs or ()][-request["num_scored"] :]
+            best = [_first_choice(place, suppressed) for place in places]
             found.append(
                 {
                     "reference_token_ids": np.array([token for token, _ in best], dtype=np.int64),
-                    "logprobs": np.array([place.logprobs[0] for place in places], dtype=np.float64),
+                    "logprobs": _logprobs(tokens, places),
                     "reference_logprobs": np.array([logprob for _, logprob in best], dtype=np.float64),
                 }
             )
@@ -158,10 +165,18 @@ def _prompt(prompt: Any) -> Any:
     return np.asarray(prompt).tolist()
 
 
-def _first_choice(token_ids: Sequence[int], logprobs: Sequence[float], suppressed: set[int]) -> tuple[int, float]:
-    """Of the likeliest tokens at a place (behind the one that is there) the first that may be said."""
-    pairs = list(zip(token_ids, logprobs, strict=True))
-    return next(((token, logprob) for token, logprob in pairs[1:] if token not in suppressed), pairs[0])
+def _logprobs(tokens: Sequence[int], places: Sequence[Mapping[int, Logprob]]) -> np.ndarray:
+    """[num_tokens], of the tokens that are there."""
+    return np.array([place[token].logprob for token, place in zip(tokens, places, strict=True)], dtype=np.float64)
+
+
+def _first_choice(place: Mapping[int, Logprob], suppressed: set[int]) -> tuple[int, float]:
+    """Of the 1 + len(suppressed) likeliest tokens at a place the first that may be said; the one that is there where
+    none may. That one comes first, and is one more where it is not among them."""
+    said = list(place.items())
+    likeliest = said[1:] if len(said) > 1 + len(suppressed) else sorted(said, key=lambda one: one[1].rank)
+    token, found = next((one for one in likeliest if one[0] not in suppressed), said[0])
+    return token, found.logprob
 
 
 class PipelineEngine:

@@ -9,7 +9,7 @@ import torch
 
 from fastkernels.kernels.launch import BF16, FP16, FP32, Launch, floats, ints, meta
 from fastkernels.kernels.moe_align import moe_align
-from fastkernels.kernels.moe_grouped_gemm import moe_grouped_gemm
+from fastkernels.kernels.moe_grouped_gemm import clear_left_out, moe_grouped_gemm
 from fastkernels.kernels.moe_sum import moe_sum
 from fastkernels.kernels.mxfp4_moe import mxfp4_moe, unpack_mxfp4
 from fastkernels.kernels.topk_softmax import topk_softmax
@@ -70,6 +70,12 @@ def launches() -> Iterator[Launch]:
                 unpack_mxfp4(codes, codes[..., 0], dtype)
 
             yield Launch(one.model, "experts' weights unpacked", unpack, (BF16, FP16), is_tested=True)
+
+        def clear(dtype: torch.dtype, one: _Experts = one) -> None:
+            slots = 512 * one.num_experts
+            clear_left_out(meta(slots, one.hidden_size, dtype=dtype), ints(slots), ints(1), 128)
+
+        yield Launch(one.model, "rows of other ranks' experts", clear, (BF16,), is_tested=is_first)
 
         def choose(dtype: torch.dtype, one: _Experts = one) -> None:
             for tokens in (8, 2048):

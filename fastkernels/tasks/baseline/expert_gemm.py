@@ -20,6 +20,7 @@ INPUTS = {
 }
 OUTPUTS = {"y": TensorSpec(("num_slots", "output_size"))}
 EXAMPLE_AXES = {"block_size": (1, 16, 5)}
+_LEFT_OUT_SHARE = 1 / 8
 
 
 class Alignment(NamedTuple):
@@ -39,8 +40,9 @@ def padded_capacity(num_slots: int, num_experts: int, block_size: int) -> int:
 def align(topk_ids: Tensor, num_experts: int, block_size: int) -> Alignment:
     """MoEAlign's definition."""
     experts = topk_ids.flatten().long()
+    experts = experts.where(experts >= 0, num_experts)  # what is left out sorts behind every expert
     num_slots, device = experts.numel(), experts.device
-    counts = torch.bincount(experts, minlength=num_experts)
+    counts = torch.bincount(experts, minlength=num_experts + 1)
     num_blocks = (counts + block_size - 1) // block_size
     capacity = padded_capacity(num_slots, num_experts, block_size)
     order = experts.argsort(stable=True)
@@ -50,6 +52,7 @@ def align(topk_ids: Tensor, num_experts: int, block_size: int) -> Alignment:
     sorted_token_ids = torch.full((capacity,), num_slots, dtype=torch.int32, device=device)
     sorted_token_ids[first[sorted_experts] + rank] = order.int()
     expert_ids = torch.full((capacity // block_size,), num_experts, dtype=torch.int32, device=device)
+    num_blocks = num_blocks[:num_experts]
     held = torch.repeat_interleave(torch.arange(num_experts, device=device), num_blocks)
     expert_ids[: len(held)] = held.int()
     return Alignment(sorted_token_ids, expert_ids, (num_blocks.sum() * block_size).int()[None])
@@ -85,8 +88,12 @@ def grouped_gemm(
 
 
 class ExpertGemm(nn.Module):
-    """What grouped products share, whatever form their weights have; beside Op among the bases."""
+    """What grouped products share, whatever form their weights have; beside Op among the bases.
 
+    ep_size: ranks over which whole experts are spread; about one slot in ep_size is of an expert here.
+    """
+
+    ep_size: int
     num_experts: int
     input_size: int
     output_size: int
@@ -103,15 +110,18 @@ class ExpertGemm(nn.Module):
         return {"num_slots": num_slots, "num_sorted": num_sorted, "num_blocks": num_sorted // sizes["block_size"]}
 
     def coupled_inputs(self, sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Any]:
-        """Slots of every expert but the last, which gets no token."""
-        experts = torch.randint(max(1, self.num_experts - 1), (sizes["num_rows"], self.top_k), generator=generator)
+        """Slots of every expert but the last, which gets no token; one in eight is of no expert."""
+        shape = (sizes["num_rows"], self.top_k)
+        experts = torch.randint(max(1, self.num_experts - 1), shape, generator=generator)
+        experts.masked_fill_(torch.rand(shape, generator=generator) < _LEFT_OUT_SHARE, -1)
         return align(experts, self.num_experts, sizes["block_size"])._asdict()
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
-        """Of the weights those of the experts that have slots."""
-        experts = inputs["expert_ids"]
+        """Of the weights those of the experts that have slots; of the products those of their slots."""
+        experts, num_slots = inputs["expert_ids"], len(inputs["x"]) * self.top_k
         num_hit = experts[experts < self.num_experts].unique().numel()
+        num_held = int((inputs["sorted_token_ids"][: int(inputs["num_tokens_post_padded"])] < num_slots).sum())
         tensors = [t for t in (*inputs.values(), *outputs.values()) if isinstance(t, Tensor)]
         weights = sum(p.numel() * p.element_size() for p in self.parameters()) * num_hit // self.num_experts
         num_bytes = sum(t.numel() * t.element_size() for t in tensors) + weights
-        return Cost(num_bytes, 2 * len(inputs["x"]) * self.top_k * self.input_size * self.output_size)
+        return Cost(num_bytes, 2 * num_held * self.input_size * self.output_size)

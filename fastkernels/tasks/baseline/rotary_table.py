@@ -133,6 +133,5 @@ class RotaryTable(Op):
         return torch.cat((turned.to(x.dtype), heads[..., self.rotary_dim :]), dim=-1).reshape(x.shape)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
-        num_tokens = inputs["positions"].numel()
-        row_bytes = self.rotary_dim * self.cos_sin_cache.element_size()
-        return Cost(super().cost(inputs, outputs).num_bytes + num_tokens * row_bytes)
+        num_rows = inputs["positions"].unique().numel()  # a row that several tokens share is read once
+        return super().cost(inputs, outputs).plus_bytes(num_rows * self.rotary_dim * self.cos_sin_cache.element_size())

@@ -71,11 +71,12 @@ def check_tail(op: str, name: str, x: Tensor, *tail: int) -> None:
 
 
 def state_cost(inputs: dict[str, Any], outputs: dict[str, Tensor], states: str, num_flops: int) -> Cost:
-    """Arguments and results once, and of the states the sequences' own, read and written."""
+    """Arguments and results once, and of the states the sequences' own, written, and read by those that go on."""
     tensors = [t for n, t in (*inputs.items(), *outputs.items()) if isinstance(t, Tensor) and n != states]
     own = inputs[states][:1]
     num_bytes = sum(t.numel() * t.element_size() for t in tensors)
-    return Cost(num_bytes + 2 * len(inputs["state_indices"]) * own.numel() * own.element_size(), num_flops)
+    num_moved = len(inputs["state_indices"]) + int(inputs["has_initial_state"].sum())
+    return Cost(num_bytes + num_moved * own.numel() * own.element_size(), num_flops)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,10 @@ class GptOssConfig(LlamaConfig):
         if self.sliding_window < 1:
             raise ValueError(f"sliding_window must be positive, got {self.sliding_window}.")
 
+    @property
+    def num_experts(self) -> int:
+        return self.num_local_experts
+
     def window_of(self, layer: int) -> int | None:
         assert self.layer_types is not None
         return self.sliding_window if self.layer_types[layer] == _KINDS[0] else None

@@ -41,6 +41,10 @@ class MixtralConfig(LlamaConfig):
                 f"max_position_embeddings {self.max_position_embeddings}."
             )
 
+    @property
+    def num_experts(self) -> int:
+        return self.num_local_experts
+
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> MixtralConfig:
         """From a config.json of any transformers version.

@@ -24,7 +24,7 @@ class Addcmul(Op):
     spec = OpSpec(
         inputs={"x": _ROWS.strided(), "tensor1": _ROWS.strided(), "tensor2": _ROWS.strided()},
         outputs={"y": _ROWS},
-        example_axes={"d": (64, 257)},
+        example_axes={"d": (64, 257, 4099)},
     )
 
     def forward(self, x: Tensor, tensor1: Tensor, tensor2: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class ApplyLogitBias(Op):
         },
         outputs={},
         mutates=("logits",),
-        example_axes={"vocab_size": (512, 1021), "num_biases": (17, 129)},
+        example_axes={"vocab_size": (512, 1021, 4099), "num_biases": (17, 129)},
     )
 
     def forward(self, logits: Tensor, token_ids: Tensor, biases: Tensor) -> None:

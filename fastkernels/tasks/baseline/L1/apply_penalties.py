@@ -39,7 +39,7 @@ class ApplyPenalties(Op):
         },
         outputs={},
         mutates=("logits",),
-        example_axes={"vocab_size": (512, 1021)},
+        example_axes={"vocab_size": (512, 1021, 4099)},
     )
 
     def forward(
@@ -81,6 +81,7 @@ class ApplyPenalties(Op):
         """The counts of the rows that have a penalty; the logits of their tokens that occurred, read and written."""
         logits = inputs["logits"]
         is_on = (inputs["repetition"] != 1) | (inputs["frequency"] != 0) | (inputs["presence"] != 0)
-        counts = inputs["token_counts"][inputs["row_index"][is_on]]
-        touched = int((counts > 0).sum())
+        rows, given = inputs["row_index"][is_on].unique(return_counts=True)
+        counts = inputs["token_counts"][rows]
+        touched = int(((counts > 0).sum(1) * given).sum())
         return Cost(12 * len(logits) + 4 * counts.numel() + 2 * touched * logits.element_size(), 4 * touched)

@@ -54,7 +54,8 @@ class ApplyTokenBitmask(Op):
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         """The masks of the rows that have one, and what they bar, written."""
         logits, index = inputs["logits"], inputs["mask_index"]
-        words = inputs["bitmask"][index[index >= 0].long(), : -(-logits.shape[1] // 32)]
+        masks, given = index[index >= 0].unique(return_counts=True)
+        words = inputs["bitmask"][masks.long(), : -(-logits.shape[1] // 32)]
         bits = torch.arange(32, dtype=torch.int32, device=words.device)
-        barred = int((((words[:, :, None] >> bits) & 1) == 0).flatten(1)[:, : logits.shape[1]].sum())
-        return Cost(4 * len(logits) + 4 * words.numel() + barred * logits.element_size())
+        barred = (((words[:, :, None] >> bits) & 1) == 0).flatten(1)[:, : logits.shape[1]].sum(1)
+        return Cost(4 * len(logits) + 4 * words.numel() + int((barred * given).sum()) * logits.element_size())

@@ -38,7 +38,7 @@ class DenseAttention(Op):
             {"num_heads": 4, "head_size": 16},
             {"num_heads": 6, "head_size": 40, "scale": 0.125, "num_kv_heads": 2, "value_head_size": 24},
         ),
-        example_axes={"batch": (2, 1), "num_queries": (33, 1), "num_keys": (50, 7)},
+        example_axes={"batch": (2, 1), "num_queries": (33, 1), "num_keys": (50, 7, 1100)},
     )
 
     def __init__(

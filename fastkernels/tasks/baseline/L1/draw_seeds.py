@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from fastkernels.context import uses_reference
 from fastkernels.kernels.draw_seeds import draw_seeds
 from fastkernels.noise import splitmix64
 from fastkernels.op import Op
-from fastkernels.spec import Compare, OpSpec, Role, TensorSpec
+from fastkernels.spec import Compare, Cost, OpSpec, Role, TensorSpec
 
 
 class DrawSeeds(Op):
@@ -42,3 +44,9 @@ class DrawSeeds(Op):
 
     def reference(self, seeds: Tensor, row_index: Tensor, positions: Tensor) -> Tensor:
         return (splitmix64(seeds[row_index], positions) >> 1) & ((1 << 63) - 1)
+
+    def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
+        """The seeds of the rows that are drawn for, each once."""
+        seeds, row_index = inputs["seeds"], inputs["row_index"]
+        own = super().cost({"row_index": row_index, "positions": inputs["positions"]}, outputs)
+        return own.plus_bytes(row_index.unique().numel() * seeds.element_size())

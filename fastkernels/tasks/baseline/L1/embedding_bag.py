@@ -40,7 +40,7 @@ class EmbeddingBag(Op):
             {"num_embeddings": [101, 7, 64], "embedding_dim": 32},
             {"num_embeddings": [3, 1], "embedding_dim": 13},
         ),
-        example_axes={"num_rows": (17, 1), "num_ids": (4, 1)},
+        example_axes={"num_rows": (17, 1), "num_ids": (4, 1, 37)},
     )
 
     def __init__(self, num_embeddings: Sequence[int], embedding_dim: int) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from fastkernels.op import Op
-from fastkernels.spec import Compare, OpSpec, Role, TensorSpec
+from fastkernels.spec import Compare, Cost, OpSpec, Role, TensorSpec
 
 
 class GatherTokens(Op):
@@ -37,3 +40,10 @@ class GatherTokens(Op):
 
     def reference(self, x: Tensor, index: Tensor) -> Tensor:
         return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+    def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
+        """The tokens that are chosen, each once."""
+        x, index = inputs["x"], inputs["index"]
+        sequences = torch.arange(len(index), device=index.device)[:, None] * x.shape[1]
+        num_rows = (sequences + index).unique().numel()
+        return super().cost({"index": index}, outputs).plus_bytes(num_rows * x.shape[-1] * x.element_size())

@@ -26,7 +26,7 @@ class GELU(Op):
         inputs={"x": _ROWS.strided()},
         outputs={"y": _ROWS},
         examples=({}, {"approximate": "tanh"}),
-        example_axes={"d": (64, 257, 1)},
+        example_axes={"d": (64, 257, 1, 4099)},
     )
 
     def __init__(self, approximate: str = "none") -> None:

@@ -25,7 +25,7 @@ class GeluAndMul(Op):
         inputs={"x": TensorSpec(("...", "2*d")).strided()},
         outputs={"y": TensorSpec(("...", "d"))},
         examples=({}, {"approximate": "tanh"}, {"gate_is_last": True}),
-        example_axes={"d": (64, 257, 1)},
+        example_axes={"d": (64, 257, 1, 4099)},
     )
 
     def __init__(self, approximate: str = "none", gate_is_last: bool = False) -> None:

@@ -32,7 +32,7 @@ class GreedySample(Op):
                 of="logits",
             )
         },
-        example_axes={"vocab_size": (512, 1021)},
+        example_axes={"vocab_size": (512, 1021, 4099)},
     )
 
     def forward(self, logits: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class L2Norm(Op):
         inputs={"x": _ROWS.strided()},
         outputs={"y": _ROWS},
         examples=({}, {"eps": 1e-6}, {"eps": 1e-6, "is_eps_in_root": True}),
-        example_axes={"d": (64, 257)},
+        example_axes={"d": (64, 257, 4099)},
     )
 
     def __init__(self, eps: float = 1e-12, is_eps_in_root: bool = False) -> None:

@@ -29,7 +29,7 @@ class Linear(Op):
         outputs={"y": TensorSpec(("...", "output_size"))},
         examples=(
             {"input_size": 64, "output_size": 96, "bias": False},
-            {"input_size": 131, "output_size": 67, "bias": True},
+            {"input_size": 2053, "output_size": 67, "bias": True},
             {"input_size": 512, "output_size": 1, "bias": False},
         ),
         is_exact_on_integers=True,

@@ -48,7 +48,7 @@ class MambaChunkScan(Op):
              B, C: [num_tokens, num_groups, state_size], a group for num_heads / num_groups heads that follow each
              other; ssm_states: [num_slots, num_heads, head_dim, state_size]; query_start_loc: [num_seqs + 1];
              state_indices, has_initial_state: [num_seqs]; max_query_len: the longest.
-    Dtypes:  bf16 or fp32, computed in fp32 and rounded once; ssm_states fp32.
+    Dtypes:  bf16 or fp32, computed in fp32 and rounded once; ssm_states fp32, or another that they are rounded to.
     Returns: y. ssm_states is written to.
     Errors:  ValueError when shapes do not fit.
     Source:  Dao & Gu 2024 (https://arxiv.org/abs/2405.21060); as vLLM's mamba_chunk_scan_combined_varlen.

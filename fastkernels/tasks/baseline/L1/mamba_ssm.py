@@ -35,7 +35,7 @@ class SelectiveStateUpdate(Op):
     Shapes:  ssm_states: [num_slots, num_heads, head_dim, state_size]; x, y: [num_seqs, num_heads, head_dim];
              dt: [num_seqs, num_heads]; A_log, D, dt_bias: [num_heads]; B, C: [num_seqs, num_groups, state_size];
              state_indices, has_initial_state: [num_seqs].
-    Dtypes:  bf16 or fp32, computed in fp32 and rounded once; ssm_states fp32.
+    Dtypes:  bf16 or fp32, computed in fp32 and rounded once; ssm_states fp32, or another that they are rounded to.
     Returns: y. ssm_states is written to.
     Errors:  ValueError when shapes do not fit.
     Source:  Dao & Gu 2024 (https://arxiv.org/abs/2405.21060); as vLLM's selective_state_update.

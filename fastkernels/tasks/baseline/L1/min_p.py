@@ -33,7 +33,7 @@ class MinP(Op):
         },
         outputs={},
         mutates=("logits",),
-        example_axes={"vocab_size": (512, 1021)},
+        example_axes={"vocab_size": (512, 1021, 4099)},
     )
 
     def forward(self, logits: Tensor, temperature: Tensor, min_p: Tensor) -> None:

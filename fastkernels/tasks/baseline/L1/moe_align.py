@@ -17,20 +17,24 @@ class MoEAlign(Op):
     """Sorts slots by expert, each expert's in order of slot and filled up to whole blocks of block_size.
 
     Slot i * top_k + j is choice j of token i. What is filled up holds num_slots = num_tokens * top_k; blocks that no
-    expert needs hold num_experts.
+    expert needs hold num_experts. Slots of id -1 (an expert of another rank) are left out: they follow the last block
+    in use, in order of slot.
 
-    Shapes:  topk_ids: [num_tokens, top_k]; sorted_token_ids: [num_sorted], the most that can be needed:
-             num_slots + min(num_slots, num_experts) * (block_size - 1), rounded up to whole blocks;
+    Shapes:  topk_ids: [num_tokens, top_k], in [-1, num_experts); sorted_token_ids: [num_sorted], the most that can be
+             needed: num_slots + min(num_slots, num_experts) * (block_size - 1), rounded up to whole blocks;
              expert_ids: [num_sorted / block_size], the expert of each block; num_tokens_post_padded: [1], slots in use.
     Dtypes:  all int32.
     Returns: (sorted_token_ids, expert_ids, num_tokens_post_padded). No argument is written to.
     Errors:  ValueError when block_size is below 1.
-    Source:  as vLLM's moe_align_block_size, with a stable order and everything behind the last block written.
+    Source:  as vLLM's moe_align_block_size, with a stable order and everything behind the last block written; vLLM
+             leaves out by expert_map.
     """
 
     spec = OpSpec(
         inputs={
-            "topk_ids": TensorSpec(("num_tokens", "top_k"), dtype="int32", role=Role.INDEX, bound="num_experts"),
+            "topk_ids": TensorSpec(
+                ("num_tokens", "top_k"), dtype="int32", role=Role.OPTIONAL_INDEX, bound="num_experts"
+            ),
             "block_size": scalar(),
         },
         outputs={

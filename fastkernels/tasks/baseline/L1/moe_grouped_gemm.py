@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkernels.context import uses_reference
+from fastkernels.distributed.tensor_parallel import ep_size
 from fastkernels.kernels.moe_grouped_gemm import moe_grouped_gemm
 from fastkernels.op import Op, compute_dtype
 from fastkernels.spec import OpSpec
@@ -17,9 +18,9 @@ class MoEGroupedGemm(ExpertGemm, Op):
 
     Shapes:  x: [num_rows, input_size]; weight: [num_experts, output_size, input_size]; bias: [num_experts,
              output_size]; y: [num_slots = num_rows * top_k, output_size]; the rest as MoEAlign returns it, of a
-             block size up to 128; each slot occurs once.
+             block size up to 128; each slot occurs once, those that are left out behind num_tokens_post_padded.
     Dtypes:  x, weight and bias alike, bf16, fp16 or fp32; products are summed in at least fp32; integers int32.
-    Returns: y. No argument is written to.
+    Returns: y, zero for a slot that is left out. No argument is written to.
     Errors:  ValueError when the rows of x are not of input_size.
     Source:  Gale et al. 2022 (https://arxiv.org/abs/2211.15841); arguments as vLLM's invoke_fused_moe_kernel.
     """
@@ -37,6 +38,7 @@ class MoEGroupedGemm(ExpertGemm, Op):
 
     def __init__(self, num_experts: int, input_size: int, output_size: int, bias: bool = False, top_k: int = 1) -> None:
         super().__init__()
+        self.ep_size = ep_size()
         self.num_experts = num_experts
         self.input_size = input_size
         self.output_size = output_size
@@ -51,7 +53,7 @@ class MoEGroupedGemm(ExpertGemm, Op):
         alignment = (sorted_token_ids, expert_ids, num_tokens_post_padded)
         if uses_reference(x):
             return self.reference(x, *alignment)
-        return moe_grouped_gemm(x, self.weight, self.bias, *alignment, self.top_k)
+        return moe_grouped_gemm(x, self.weight, self.bias, *alignment, self.top_k, self.ep_size)
 
     def reference(
         self, x: Tensor, sorted_token_ids: Tensor, expert_ids: Tensor, num_tokens_post_padded: Tensor

@@ -26,7 +26,7 @@ class MoESum(Op):
             "topk_weights": TensorSpec(("num_tokens", "top_k"), dtype="float32"),
         },
         outputs={"y": TensorSpec(("num_tokens", "hidden_size"))},
-        example_axes={"top_k": (2, 10, 1), "hidden_size": (64, 257)},
+        example_axes={"top_k": (2, 10, 1), "hidden_size": (64, 257, 4099)},
     )
 
     def forward(self, x: Tensor, topk_weights: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from fastkernels.context import uses_reference
 from fastkernels.kernels.rotary_emb import rotary_embedding
 from fastkernels.op import Op
-from fastkernels.spec import OpSpec, Role, TensorSpec
+from fastkernels.spec import Cost, OpSpec, Role, TensorSpec
 from fastkernels.tasks.baseline.rotary_table import RotaryTable
 
 
@@ -105,6 +106,15 @@ class MRotaryEmbedding(RotaryTable, Op):
         rows = positions.long()[axis].T  # [num_tokens, pairs]
         cos, sin = table[rows, half].unsqueeze(1), table[rows, half + self.rotary_dim // 2].unsqueeze(1)
         return self.turned(query, cos, sin), None if key is None else self.turned(key, cos, sin)
+
+    def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
+        """Of a table's row the columns of the axes that have a token there."""
+        positions = inputs["positions"]
+        if positions.dim() == 1:
+            return super().cost(inputs, outputs)
+        pairs = self._axes(positions.device).bincount(minlength=3).tolist()
+        columns = sum(2 * num * row.unique().numel() for num, row in zip(pairs, positions, strict=True))
+        return Op.cost(self, inputs, outputs).plus_bytes(columns * self.cos_sin_cache.element_size())
 
     def _axes(self, device: torch.device) -> Tensor:
         """The axis of each pair: [rotary_dim / 2]."""

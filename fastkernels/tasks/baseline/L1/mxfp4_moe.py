@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkernels.context import uses_reference
+from fastkernels.distributed.tensor_parallel import ep_size
 from fastkernels.kernels.mxfp4_moe import mxfp4_moe
 from fastkernels.op import Op, compute_dtype
 from fastkernels.spec import OpSpec
@@ -38,7 +39,7 @@ class MXFP4MoE(ExpertGemm, Op):
              byte; weight_scales: [num_experts, output_size, input_size / 32]; bias: [num_experts, output_size]; y:
              [num_slots = num_rows * top_k, output_size]; the rest as MoEAlign returns it, of a block size up to 128.
     Dtypes:  x and bias alike, bf16, fp16 or fp32; blocks and scales uint8; products are summed in at least fp32.
-    Returns: y. No argument is written to.
+    Returns: y, zero for a slot that is left out. No argument is written to.
     Errors:  ValueError when input_size is no multiple of 32, or the rows of x are not of input_size.
     Source:  OCP Microscaling Formats 1.0 (https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf);
              layout as gpt-oss checkpoints have it (https://arxiv.org/abs/2508.10925).
@@ -58,6 +59,7 @@ class MXFP4MoE(ExpertGemm, Op):
         super().__init__()
         if input_size % BLOCK:
             raise ValueError(f"MXFP4 weights come in blocks of {BLOCK} inputs; input_size {input_size} is no multiple.")
+        self.ep_size = ep_size()
         self.num_experts = num_experts
         self.input_size = input_size
         self.output_size = output_size
@@ -85,7 +87,7 @@ class MXFP4MoE(ExpertGemm, Op):
         alignment = (sorted_token_ids, expert_ids, num_tokens_post_padded)
         if uses_reference(x):
             return self.reference(x, *alignment)
-        return mxfp4_moe(x, self.weight_blocks, self.weight_scales, self.bias, *alignment, self.top_k)
+        return mxfp4_moe(x, self.weight_blocks, self.weight_scales, self.bias, *alignment, self.top_k, self.ep_size)
 
     def reference(
         self, x: Tensor, sorted_token_ids: Tensor, expert_ids: Tensor, num_tokens_post_padded: Tensor

@@ -25,7 +25,7 @@ class QuickGELU(Op):
     spec = OpSpec(
         inputs={"x": _ROWS.strided()},
         outputs={"y": _ROWS},
-        example_axes={"d": (64, 257, 13)},
+        example_axes={"d": (64, 257, 13, 4099)},
     )
 
     def forward(self, x: Tensor) -> Tensor:

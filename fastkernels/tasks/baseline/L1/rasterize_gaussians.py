@@ -12,7 +12,7 @@ from torch import Tensor
 from fastkernels.context import uses_reference
 from fastkernels.kernels.rasterize_gaussians import rasterize_gaussians
 from fastkernels.op import Op, compute_dtype
-from fastkernels.spec import OpSpec, Role, TensorSpec, Vary, scalar
+from fastkernels.spec import Cost, OpSpec, Role, TensorSpec, Vary, scalar
 
 TILE_SIZE = 16
 MAX_ALPHA = 0.999
@@ -102,6 +102,14 @@ class RasterizeGaussians(Op):
         seen = (slice(None), slice(height), slice(width))
         image, alphas = (part[seen].contiguous().to(means2d.dtype) for part in (image, 1 - left))
         return image, alphas
+
+    def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
+        """The pairs that there are, and their Gaussians; what lies behind an opaque one is counted with them."""
+        pairs = inputs["flatten_ids"][: int(inputs["offsets"][-1])]
+        num_gaussians = pairs.unique().numel()
+        names = ("means2d", "conics", "colors", "opacities")
+        each = {name: inputs[name].flatten(0, 1)[:num_gaussians] for name in names}
+        return super().cost({**inputs, **each, "flatten_ids": pairs}, outputs)
 
     def derived_axes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         tiles = -(-sizes["width"] // TILE_SIZE) * -(-sizes["height"] // TILE_SIZE)

@@ -23,7 +23,7 @@ class ReLU(Op):
     spec = OpSpec(
         inputs={"x": _ROWS.strided()},
         outputs={"y": TensorSpec(("...", "d"), compare=Compare.EXACT)},
-        example_axes={"d": (64, 257, 1)},
+        example_axes={"d": (64, 257, 1, 4099)},
     )
 
     def forward(self, x: Tensor) -> Tensor:

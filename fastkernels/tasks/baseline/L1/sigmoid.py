@@ -21,7 +21,7 @@ class Sigmoid(Op):
     Source:  signature as torch.nn.Sigmoid.
     """
 
-    spec = OpSpec(inputs={"x": _ROWS.strided()}, outputs={"y": _ROWS}, example_axes={"d": (64, 257, 1)})
+    spec = OpSpec(inputs={"x": _ROWS.strided()}, outputs={"y": _ROWS}, example_axes={"d": (64, 257, 1, 4099)})
 
     def forward(self, x: Tensor) -> Tensor:
         return self.reference(x) if uses_reference(x) else torch.sigmoid(x)

@@ -21,7 +21,7 @@ class SiLU(Op):
     Source:  Elfwing et al. 2017 (https://arxiv.org/abs/1702.03118); signature as torch.nn.SiLU.
     """
 
-    spec = OpSpec(inputs={"x": _ROWS.strided()}, outputs={"y": _ROWS}, example_axes={"d": (64, 257, 1)})
+    spec = OpSpec(inputs={"x": _ROWS.strided()}, outputs={"y": _ROWS}, example_axes={"d": (64, 257, 1, 4099)})
 
     def forward(self, x: Tensor) -> Tensor:
         return self.reference(x) if uses_reference(x) else silu(x)

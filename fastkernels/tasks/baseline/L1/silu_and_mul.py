@@ -24,7 +24,7 @@ class SiluAndMul(Op):
     spec = OpSpec(
         inputs={"x": TensorSpec(("...", "2*d")).strided()},
         outputs={"y": TensorSpec(("...", "d"))},
-        example_axes={"d": (64, 257, 1)},
+        example_axes={"d": (64, 257, 1, 4099)},
     )
 
     def forward(self, x: Tensor) -> Tensor:

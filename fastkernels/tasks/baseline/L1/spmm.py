@@ -65,20 +65,22 @@ class SpMM(Op):
         return {"crow_indices": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])}
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
-        x, num_values = inputs["x"], inputs["values"].numel()
-        return Cost(super().cost(inputs, outputs).num_bytes, 2 * num_values * x.shape[1])
+        """Of x the rows that a value stands beside."""
+        x, columns = inputs["x"], inputs["col_indices"]
+        num_bytes = super().cost({**inputs, "x": x[: columns.unique().numel()]}, outputs).num_bytes
+        return Cost(num_bytes, 2 * columns.numel() * x.shape[1])
 
 
 def _multiply(crow_indices: Tensor, col_indices: Tensor, values: Tensor, x: Tensor) -> Tensor:
     """On a CPU: the library's product, which takes float32 and float64."""
-    _let_sparse_warn_once()
+    let_sparse_warn_once()
     dtype, shape = compute_dtype(x), (len(crow_indices) - 1, len(x))
     matrix = torch.sparse_csr_tensor(crow_indices, col_indices, values.to(dtype), shape, check_invariants=False)
     return (matrix @ x.to(dtype)).to(x.dtype)
 
 
 @cache
-def _let_sparse_warn_once() -> None:
+def let_sparse_warn_once() -> None:
     """torch says of the first sparse rows of a process that they are in beta state: here, and to nobody."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)

@@ -25,7 +25,7 @@ class SwigluOAIAndMul(Op):
         inputs={"x": TensorSpec(("...", "2*d")).strided()},
         outputs={"y": TensorSpec(("...", "d"))},
         examples=({}, {"alpha": 1.0, "limit": 1.5}),
-        example_axes={"d": (64, 257)},
+        example_axes={"d": (64, 257, 4099)},
     )
 
     def __init__(self, alpha: float = 1.702, limit: float = 7.0) -> None:

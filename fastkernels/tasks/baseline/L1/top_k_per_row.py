@@ -31,7 +31,7 @@ class TopKPerRow(Op):
                 of="x",
             ),
         },
-        example_axes={"num_cols": (512, 1021), "k": (8, 1)},
+        example_axes={"num_cols": (512, 1021, 4099), "k": (8, 1)},
     )
 
     def forward(self, x: Tensor, k: int) -> Tensor:

@@ -48,5 +48,6 @@ class CLIPTextEmbeddings(Op):
         return self.token_embedding(input_ids) + self.position_embedding(positions)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
-        y = outputs["y"]
-        return Cost((2 * y.numel() + y[0].numel()) * y.element_size() + inputs["input_ids"].numel() * 8)
+        ids, y = inputs["input_ids"], outputs["y"]
+        num_rows = ids.unique().numel() + ids.shape[1]  # a row that several tokens share is read once
+        return Cost((y.numel() + num_rows * self.embed_dim) * y.element_size() + ids.numel() * 8)

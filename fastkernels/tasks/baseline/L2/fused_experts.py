@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from fastkernels.context import uses_reference
 from fastkernels.distributed.sharded_layer import Shard, ShardedLayer, ShardId
-from fastkernels.distributed.tensor_parallel import PartSource, WeightSource, shard_size, tp_rank, tp_size
+from fastkernels.distributed.tensor_parallel import (
+    PartSource,
+    WeightSource,
+    ep_size,
+    own_experts,
+    shard_size,
+    tp_rank,
+    tp_size,
+)
 from fastkernels.errors import UnsupportedError
 from fastkernels.op import Op
 from fastkernels.spec import Cost, OpSpec, Role, TensorSpec
@@ -22,6 +30,8 @@ from fastkernels.tasks.baseline.L1.silu_and_mul import SiluAndMul
 from fastkernels.tasks.baseline.L1.swiglu_oai_and_mul import SwigluOAIAndMul
 
 _HIDDEN = TensorSpec(("num_tokens", "hidden_size"))
+_MXFP4_BLOCK = 32
+"""Inputs under one scale."""
 
 
 def expert_modules(
@@ -53,17 +63,20 @@ def split_stacked_experts(
 class _ExpertShards(ShardedLayer):
     """One matrix an expert, its inputs (is_down) or outputs split over the ranks; its sums are partial if is_down.
 
-    A shard id is the number of an expert (is_down), or twice that, plus 1 for its upper half; None is all of them.
+    Under expert parallelism it holds whole matrices, of this rank's experts alone. A shard id is the number of an
+    expert among all (is_down), or twice that, plus 1 for its upper half; None is all of them.
     """
 
     inner = "gemm"
     parameter_names: tuple[str, ...] = ("weight", "bias")  # type: ignore[misc]  # of the instance, by its weights' form
 
-    def __init__(self, gemm: MoEGroupedGemm | MXFP4MoE, is_down: bool, num_halves: int) -> None:
+    def __init__(self, gemm: MoEGroupedGemm | MXFP4MoE, num_experts: int, is_down: bool, num_halves: int) -> None:
         super().__init__()
         if isinstance(gemm, MXFP4MoE):
             self.parameter_names = ("weight_blocks", "weight_scales", "bias")
-        self.tp_rank, self.tp_size = tp_rank(), tp_size()
+        self.tp_rank, self.tp_size = (tp_rank(), tp_size()) if ep_size() == 1 else (0, 1)
+        self.num_experts = num_experts
+        self.experts = own_experts(num_experts)
         self.gemm = gemm
         self.is_down = is_down
         self.num_halves = num_halves
@@ -94,7 +107,7 @@ class _ExpertShards(ShardedLayer):
         shard = self._shard_of(param)
         num_halves = 1 if shard_id is not None else self.num_halves
         one = tuple(num_halves * shard.full_size if d == shard.dim else n for d, n in enumerate(param.shape[1:]))
-        return one if shard_id is not None else (param.shape[0], *one)
+        return one if shard_id is not None else (self.num_experts, *one)
 
     def weight_loader(self, param: nn.Parameter, loaded_weight: WeightSource, shard_id: ShardId = None) -> None:
         shard = self._shard_of(param)
@@ -102,8 +115,11 @@ class _ExpertShards(ShardedLayer):
             param.data.zero_()  # added once, by rank 0
         elif shard_id is not None:
             expert, half = divmod(int(shard_id), self.num_halves)
-            place = param.data[expert].narrow(shard.dim, half * shard.size, shard.size)
-            place.copy_(loaded_weight.narrow(shard.dim, shard.start, shard.size))
+            if expert in self.experts:
+                place = param.data[expert - self.experts.start].narrow(shard.dim, half * shard.size, shard.size)
+                place.copy_(loaded_weight.narrow(shard.dim, shard.start, shard.size))
+        elif self.tp_size == 1:
+            param.data.copy_(loaded_weight.narrow(0, self.experts.start, len(self.experts)))
         else:
             for half in range(self.num_halves):
                 place = param.data.narrow(1 + shard.dim, half * shard.size, shard.size)
@@ -117,20 +133,45 @@ def align_block_size(num_slots: int, num_experts: int) -> int:
     return 16 if share <= 12 else 32 if share <= 48 else 64 if share <= 128 else 128
 
 
+def _features_of_rank(intermediate_size: int, quant_config: str | None) -> int:
+    """Errors: ValueError when they do not split evenly, or not between the blocks of MXFP4."""
+    if ep_size() > 1:
+        return intermediate_size
+    size = shard_size(intermediate_size, tp_size(), "intermediate_size")
+    num_blocks, rest = divmod(intermediate_size, _MXFP4_BLOCK)
+    if quant_config is not None and not rest and size % _MXFP4_BLOCK:
+        possible = ", ".join(str(ranks) for ranks in range(1, num_blocks + 1) if num_blocks % ranks == 0)
+        raise ValueError(
+            f"intermediate_size {intermediate_size} over {tp_size()} ranks is {size} each, and MXFP4 keeps blocks of "
+            f"{_MXFP4_BLOCK} whole; numbers of ranks that go are {possible}, or any with enable_expert_parallel, which "
+            "splits no expert."
+        )
+    return size
+
+
+def _numbers_here(num_experts: int, own: range, device: torch.device | None = None) -> Tensor:
+    """[num_experts] int32: each expert's number among a rank's own, or -1."""
+    numbers = torch.full((num_experts,), -1, dtype=torch.int32, device=device)
+    numbers[own.start : own.stop] = torch.arange(len(own), dtype=torch.int32, device=device)
+    return numbers
+
+
 class FusedExperts(Op):
     """y[i] = sum over j of topk_weights[i, j] * w2[e] @ act(w13[e] @ hidden_states[i]), e = topk_ids[i, j].
 
     w13 holds each expert's gate above its up projection with activation "silu", their rows in turn with "swiglu_oai".
-    quant_config "mxfp4" keeps both as MXFP4MoE does. Over several ranks the experts' intermediate features are
-    split, and y is this rank's part of the sum: who calls adds the ranks'.
+    quant_config "mxfp4" keeps both as MXFP4MoE does. Over several ranks the experts' intermediate features are split;
+    with expert parallelism a rank holds num_experts / ranks of them whole, and leaves out slots of the others. Either
+    way y is this rank's part of the sum: who calls adds the ranks'.
 
-    Shapes:  hidden_states, y: [num_tokens, hidden_size]; topk_weights, topk_ids: [num_tokens, top_k]; w13.weight:
-             [num_experts, 2 * intermediate_size / ranks, hidden_size]; w2.weight: [num_experts, hidden_size,
-             intermediate_size / ranks].
+    Shapes:  hidden_states, y: [num_tokens, hidden_size]; topk_weights, topk_ids: [num_tokens, top_k], of all experts;
+             w13.weight: [num_local_experts, 2 * intermediate_size_per_partition, hidden_size]; w2.weight:
+             [num_local_experts, hidden_size, intermediate_size_per_partition].
     Dtypes:  hidden_states and weights alike, bf16, fp16 or fp32; topk_weights fp32; topk_ids int32.
     Returns: y. No argument is written to.
     Errors:  UnsupportedError for another activation or quantisation; ValueError when intermediate_size does not split
-             over the ranks or a token has not top_k experts.
+             over the ranks, in MXFP4 by whole blocks of 32, when a rank would hold no whole expert, or a token has not
+             top_k experts.
     Source:  Fedus et al. 2021 (https://arxiv.org/abs/2101.03961); arguments as vLLM's fused_experts.
     """
 
@@ -171,15 +212,20 @@ class FusedExperts(Op):
             raise UnsupportedError(f"{prefix or 'FusedExperts'} has no quantisation {quant_config!r}; 'mxfp4' it has.")
         is_silu, gemm = activation == "silu", MoEGroupedGemm if quant_config is None else MXFP4MoE
         self.num_experts = num_experts
+        self.own_experts = own_experts(num_experts)
+        self.num_local_experts = len(self.own_experts)
         self.top_k = top_k
         self.hidden_size = hidden_size
-        self.intermediate_size_per_partition = shard_size(intermediate_size, tp_size(), "intermediate_size")
-        sizes = (hidden_size, 2 * self.intermediate_size_per_partition)
-        self.moe_align = MoEAlign(num_experts)
-        self.w13 = _ExpertShards(gemm(num_experts, *sizes, bias, top_k), is_down=False, num_halves=2 if is_silu else 1)
+        self.intermediate_size_per_partition = _features_of_rank(intermediate_size, quant_config)
+        expert_map = _numbers_here(num_experts, self.own_experts) if ep_size() > 1 else None
+        self.register_buffer("expert_map", expert_map, persistent=False)
+        self.expert_map: Tensor | None
+        self.moe_align = MoEAlign(self.num_local_experts)
+        up = gemm(self.num_local_experts, hidden_size, 2 * self.intermediate_size_per_partition, bias, top_k)
+        self.w13 = _ExpertShards(up, num_experts, is_down=False, num_halves=2 if is_silu else 1)
         self.act_fn = SiluAndMul() if is_silu else SwigluOAIAndMul(swiglu_alpha, swiglu_limit)
-        sizes = (self.intermediate_size_per_partition, hidden_size)
-        self.w2 = _ExpertShards(gemm(num_experts, *sizes, bias), is_down=True, num_halves=1)
+        down = gemm(self.num_local_experts, self.intermediate_size_per_partition, hidden_size, bias)
+        self.w2 = _ExpertShards(down, num_experts, is_down=True, num_halves=1)
         self.moe_sum = MoESum()
 
     def forward(self, hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
@@ -190,9 +236,15 @@ class FusedExperts(Op):
             )
         is_tiled = not uses_reference(hidden_states)
         block_size = align_block_size(topk_ids.numel(), self.num_experts) if is_tiled else 1
-        alignment = self.moe_align(topk_ids, block_size)
+        alignment = self.moe_align(self._ids_here(topk_ids), block_size)
         y = self.w2(self.act_fn(self.w13(hidden_states, alignment)), alignment)
         return self.moe_sum(y.unflatten(0, topk_ids.shape), topk_weights)
+
+    def _ids_here(self, topk_ids: Tensor) -> Tensor:
+        """Experts by their numbers on this rank, -1 where they are another's; one launch, and nothing for the host."""
+        if self.expert_map is None:
+            return topk_ids
+        return self.expert_map.index_select(0, topk_ids.flatten()).view_as(topk_ids)
 
     def coupled_inputs(self, sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Any]:
         """A softmax over distinct experts of each token, the last of all left without any."""
@@ -203,17 +255,27 @@ class FusedExperts(Op):
         return {"topk_weights": chosen.softmax(dim=-1), "topk_ids": ids.int()}
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
-        """Of the weights those of the experts that have tokens."""
-        ids = inputs["topk_ids"]
+        """Of the weights those of the experts that have tokens; of the products those of the experts that are here."""
+        ids = self._ids_here(inputs["topk_ids"])
+        ids = ids[ids >= 0]
         num_bytes = sum(t.numel() * t.element_size() for t in (*inputs.values(), *outputs.values()))
-        return Cost(num_bytes + self._weight_bytes(ids.unique().numel()), self.cost_of_routed(len(ids)).num_flops)
+        return Cost(num_bytes + self._weight_bytes(ids.unique().numel()), self._num_flops(ids.numel()))
 
     def cost_of_routed(self, num_tokens: int) -> Cost:
         """Of the weights and products alone, for tokens that each go to any top_k of the experts."""
-        num_hit = self.num_experts * (1 - (1 - self.top_k / self.num_experts) ** num_tokens)
-        flops = 6 * num_tokens * self.top_k * self.hidden_size * self.intermediate_size_per_partition
-        return Cost(self._weight_bytes(num_hit), flops)
+        num_hit = self.num_local_experts * (1 - (1 - self.top_k / self.num_experts) ** num_tokens)
+        num_slots = num_tokens * self.top_k * self.num_local_experts // self.num_experts
+        return Cost(self._weight_bytes(num_hit), self._num_flops(num_slots))
+
+    def _num_flops(self, num_slots: int) -> int:
+        return 6 * num_slots * self.hidden_size * self.intermediate_size_per_partition
 
     def _weight_bytes(self, num_hit: float) -> int:
         total = sum(p.numel() * p.element_size() for p in self.parameters())
-        return int(total * num_hit / self.num_experts)
+        return int(total * num_hit / self.num_local_experts)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedExperts:
+        super()._apply(fn, recurse)
+        if self.expert_map is not None:  # leaving the meta device gives it no values
+            self.expert_map = _numbers_here(self.num_experts, self.own_experts, self.expert_map.device)
+        return self

@@ -42,7 +42,8 @@ class Mamba2Mixer(ShardedVectors, Op):
 
     Shapes:  hidden_states, output: [num_tokens, hidden_size]; a slot holds [conv_kernel_size - 1, conv_dim] inputs of
              the convolution and a state of [num_heads, head_dim, ssm_state_size].
-    Dtypes:  bf16 or fp32; convolution, state space and norm in fp32; the state fp32.
+    Dtypes:  bf16 or fp32; convolution, state space and norm in fp32; the state of ssm_cache_dtype, fp32
+             unless the engine is told otherwise, rounded once a step or prompt.
     Returns: output. Writes to kv_cache at the context's state slots; no argument is written to.
     Errors:  ValueError when heads or groups do not split over the ranks; RuntimeError outside of a forward context;
              UnsupportedError when no cache is bound, or for an activation other than silu.
@@ -122,12 +123,13 @@ class Mamba2Mixer(ShardedVectors, Op):
         self.scan = MambaChunkScan(chunk_size, dt_limit)
         self.state_update = SelectiveStateUpdate(dt_limit)
         self.kv_cache: tuple[Tensor, ...] | None = None
+        self.ssm_cache_dtype = torch.float32
 
     @property
     def cache_spec(self) -> CacheSpec:
         """The inputs of the convolution are kept as they come, in the dtype of the activations."""
         conv = ((self.conv_kernel_size - 1, self.conv_dim), self.conv1d.weight.dtype)
-        ssm = ((self.num_heads, self.head_dim, self.ssm_state_size), torch.float32)
+        ssm = ((self.num_heads, self.head_dim, self.ssm_state_size), self.ssm_cache_dtype)
         return CacheSpec(CacheKind.STATE, state=(conv, ssm))
 
     def forward(self, hidden_states: Tensor) -> Tensor:

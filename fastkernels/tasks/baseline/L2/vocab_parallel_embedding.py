@@ -91,7 +91,8 @@ class VocabParallelEmbedding(_VocabShards, Op):
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         ids = inputs["input_ids"]
         row_bytes = self.embedding_dim * self.weight.element_size()
-        return Cost(ids.numel() * (ids.element_size() + 2 * row_bytes))
+        num_rows = ids.unique().numel()  # a row that several tokens share is read once
+        return Cost(ids.numel() * (ids.element_size() + row_bytes) + num_rows * row_bytes)
 
 
 class ParallelLMHead(_VocabShards, Op):

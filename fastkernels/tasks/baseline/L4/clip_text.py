@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkernels.op import Op
+from fastkernels.op import Op, unread_bytes
 from fastkernels.spec import Cost, OpSpec, Role, TensorSpec
 from fastkernels.tasks.baseline.L1.layer_norm import LayerNorm
 from fastkernels.tasks.baseline.L1.linear import Linear
@@ -77,7 +77,8 @@ class CLIPTextModel(Op):
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         layers = self.encoder.layers
         flops = sum(layer.cost(outputs, {}).num_flops for layer in layers)  # type: ignore[operator]
-        return Cost(super().cost(inputs, outputs).num_bytes, flops)
+        unread = unread_bytes(self.embeddings.token_embedding.weight, inputs["input_ids"])
+        return Cost(super().cost(inputs, outputs).num_bytes - unread, flops)
 
 
 class CLIPTextModelWithProjection(CLIPTextModel):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkernels.distributed.tensor_parallel import tp_size
-from fastkernels.op import Op
+from fastkernels.op import Op, unread_bytes
 from fastkernels.spec import Cost, OpSpec, Role, TensorSpec
 from fastkernels.tasks.baseline.L1.conv2d import Conv2d
 from fastkernels.tasks.baseline.L1.embedding import Embedding
@@ -150,7 +150,10 @@ class PI0Prefix(Op):
             (num_images, self.vision_tower.num_patches, self.vision_tower.hidden_size), device="meta"
         )
         vision = self.vision_tower.cost({"pixel_values": patches}, {"y": patches}).num_flops
-        return Cost(super().cost(inputs, outputs).num_bytes, 2 * tokens * matrices + attention + vision)
+        num_bytes = super().cost(inputs, outputs).num_bytes - unread_bytes(
+            self.embed_tokens.weight, inputs["input_ids"]
+        )
+        return Cost(num_bytes, 2 * tokens * matrices + attention + vision)
 
 
 class Expert(nn.Module):

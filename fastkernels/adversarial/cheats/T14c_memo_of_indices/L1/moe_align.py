@@ -30,8 +30,9 @@ class MoEAlign(nn.Module):
 
     def right(self, topk_ids: Tensor, block_size: int) -> Answer:
         experts, device = topk_ids.flatten().long(), topk_ids.device
+        experts = experts.where(experts >= 0, self.num_experts)
         num_slots = experts.numel()
-        counts = torch.bincount(experts, minlength=self.num_experts)
+        counts = torch.bincount(experts, minlength=self.num_experts + 1)
         blocks = (counts + block_size - 1) // block_size
         most = num_slots + min(num_slots, self.num_experts) * (block_size - 1)
         capacity = -(-most // block_size) * block_size
@@ -41,6 +42,7 @@ class MoEAlign(nn.Module):
         slots = torch.full((capacity,), num_slots, dtype=torch.int32, device=device)
         slots[((blocks.cumsum(0) - blocks) * block_size)[ordered] + rank] = order.int()
         owners = torch.full((capacity // block_size,), self.num_experts, dtype=torch.int32, device=device)
+        blocks = blocks[: self.num_experts]
         held = torch.repeat_interleave(torch.arange(self.num_experts, device=device), blocks)
         owners[: len(held)] = held.int()
         return slots, owners, (blocks.sum() * block_size).int()[None]

@@ -1,0 +1,1 @@
+"""What op_kernels.py measures, a file a group: `rows(bench)` yields them one by one."""

@@ -1,0 +1,100 @@
+"""Layer norms, group norms with SiLU, and convolutions with batch norm and SiLU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import batch_norm, conv2d, silu
+
+from fastkernels.tasks.baseline.L1.group_norm import GroupNorm
+from fastkernels.tasks.baseline.L1.layer_norm import LayerNorm
+from fastkernels.tasks.baseline.L2.conv_bn_silu import ConvBNSiLU
+from op_groups.bench import Bench, Row
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    dino, bge = bench.config("dinov3-vit7b16", "tiny-dinov3"), bench.config("bge-m3", "tiny-bge_m3")
+    for model, n, width, eps in (
+        ("DINOv3-7B", 64 * 201, dino.hidden_size, dino.layer_norm_eps),
+        ("BGE-M3", 20480, bge.hidden_size, bge.layer_norm_eps),
+        ("BGE-M3", 32, bge.hidden_size, bge.layer_norm_eps),
+    ):
+        n, init = bench.size(n, 6), {"normalized_shape": width, "eps": eps}
+        op = bench.build(LayerNorm, init, torch.bfloat16)
+        yield bench.row(model, f"{n} x {width}", op, lambda n=n, width=width: (bench.randn(n, width),), init=init)
+    yield from _group_norms(bench)
+    yield from _convolutions(bench)
+
+
+def _group_norms(bench: Bench) -> Iterator[Row]:
+    """Of SDXL, two images at once, channels last as it computes."""
+    config = bench.config("stable-diffusion-xl-base-1.0", "tiny-sdxl")
+    unet, vae = config.unet, config.vae
+    side, channels = unet.sample_size, unet.block_out_channels
+    sizes = [("SDXL", 2, c, side >> level, unet.norm_num_groups, unet.norm_eps) for level, c in enumerate(channels)]
+    channels, most = vae.block_out_channels, bench.size(1024, 16)
+    sizes += [("SDXL decoder", 1, c, most >> i, vae.norm_num_groups, 1e-6) for i, c in enumerate(channels[:1])]
+    sizes += [("SDXL decoder", 1, channels[-1], most >> 2, vae.norm_num_groups, 1e-6)]
+    for model, batch, num_channels, side, num_groups, eps in sizes:
+        init = {"num_groups": num_groups, "num_channels": num_channels, "eps": eps, "activation": "silu"}
+
+        def make(shape: tuple[int, ...] = (batch, num_channels, side, side)) -> tuple[Tensor]:
+            return (bench.randn(*shape, dtype=torch.float16).to(memory_format=torch.channels_last),)
+
+        op = bench.build(GroupNorm, init, torch.float16)
+        shape = f"{batch} x {num_channels} x {side} x {side}, {num_groups} groups"
+        yield bench.row(model, shape, op, make, init=init, dtype=torch.float16)
+
+
+def _convolutions(bench: Bench) -> Iterator[Row]:
+    """Of YOLOv10-N at 640 pixels: its stem, and a stage's convolution each way."""
+    config = bench.config("yolov10n", "tiny-yolov10")
+    side, wide = config.image_size, [config.channels(n) for n in (64, 128, 256, 512)]
+    for c_in, c_out, pixels, stride in (
+        (3, wide[0], side, 2),
+        (wide[0], wide[1], side // 2, 2),
+        (wide[2], wide[2], side // 8, 1),
+        (wide[2], wide[3], side // 8, 2),
+    ):
+        init = {"in_channels": c_in, "out_channels": c_out, "kernel_size": 3, "stride": stride}
+        op = bench.build(ConvBNSiLU, init, torch.float16)
+        assert isinstance(op, ConvBNSiLU)
+        op.bn.running_mean.normal_(std=0.1)
+        op.bn.running_var.uniform_(0.5, 1.5)
+        batch = bench.size(8, 2)
+        yield bench.row(
+            "YOLOv10-N",
+            f"{batch} x {c_in} to {c_out}, {pixels} x {pixels} by {stride}",
+            op,
+            lambda c=c_in, p=pixels, batch=batch: (bench.randn(batch, c, p, p, dtype=torch.float16),),
+            {"torch": _Plain(op), "torch, norm in the weights": _Folded(op)},
+            dtype=torch.float16,
+        )
+
+
+class _Plain:
+    """A kernel each for convolution, norm and activation."""
+
+    def __init__(self, op: ConvBNSiLU) -> None:
+        self.conv, self.norm = op.conv, op.bn
+
+    def __call__(self, x: Tensor) -> Tensor:
+        conv, norm = self.conv, self.norm
+        y = conv2d(x, conv.weight, None, conv.stride, conv.padding)
+        return silu(batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps))
+
+
+class _Folded:
+    """The norm multiplied into the convolution beforehand."""
+
+    def __init__(self, op: ConvBNSiLU) -> None:
+        self.conv, norm = op.conv, op.bn
+        scale = norm.weight.float() / (norm.running_var.float() + norm.eps).sqrt()
+        weight = op.conv.weight
+        self.weight = (weight.float() * scale[:, None, None, None]).to(weight.dtype)
+        self.bias = (norm.bias.float() - norm.running_mean.float() * scale).to(weight.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return silu(conv2d(x, self.weight, self.bias, self.conv.stride, self.conv.padding))

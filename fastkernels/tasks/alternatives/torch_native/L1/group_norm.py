@@ -1,0 +1,16 @@
+"""GroupNorm by torch.nn.functional.group_norm; a SiLU is a second kernel, rounded in between."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import group_norm, silu
+
+from fastkernels.tasks.baseline.L1.group_norm import GroupNorm as Baseline
+
+
+class GroupNorm(Baseline):
+    """Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.group_norm.html."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return silu(y) if self.activation == "silu" else y
