@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,11 +100,6 @@ WRONG = {
         Verdict.RUNTIME_ERROR,
         "The worker process ended during the call",
     ),
-    "out of memory": (
-        "self.held = [torch.ones(1 << 26) for _ in range(5)]; time.sleep(30)",
-        Verdict.RUNTIME_ERROR,
-        "over the limit of 1200 MiB",
-    ),
     "kept answer": (
         """
         if not hasattr(self, "kept") or self.kept[0].shape != x.shape:
@@ -135,12 +131,19 @@ def test_wrong_answer_has_its_verdict_and_says_what(bench: Bench, way: str) -> N
         assert f"[{row.family} float32 x[" in record.message  # on which input
 
 
+def test_memory_over_the_limit_is_an_error_in_its_words(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.nursery, "limits", replace(LIMITS, call_seconds=60.0))  # memory may come slowly
+    record = bench.judge("rms_norm", rms_norm("self.held = [torch.ones(1 << 26) for _ in range(5)]; time.sleep(60)"))
+    assert record.verdict == Verdict.RUNTIME_ERROR, record.message
+    assert "over the limit of 1200 MiB" in record.message
+
+
 def test_endless_loop_is_a_timeout_within_the_limit(bench: Bench) -> None:
     started = time.monotonic()
     record = bench.judge("rms_norm", rms_norm("while True: pass"))
     assert record.verdict == Verdict.TIMEOUT
     assert record.message.startswith(f"A call gave no answer within {LIMITS.call_seconds:.0f} s")
-    assert time.monotonic() - started < LIMITS.call_seconds + 5
+    assert time.monotonic() - started < LIMITS.call_seconds + 15
 
 
 BROKEN = {

@@ -42,7 +42,7 @@ def here() -> Json:
         ({"gpu": {"name": "NVIDIA H200"}}, "run ran on NVIDIA H200; this machine is"),
         ({"fastkernels": "0.0.9"}, r"ran with fastkernels 0\.0\.9.*; here is"),
         ({"commit": "0123456789ab"}, "at 0123456789ab; here is"),
-        ({"packages": {"torch": "1.0"}}, r"ran with torch 1\.0; here is .* go on with it under 1\.0"),
+        ({"packages": {"torch": "1.0"}}, r"ran with torch 1\.0; here is .* go on with it under torch 1\.0"),
     ],
 )
 def test_other_hardware_and_versions_are_refused_naming_both(here: Json, change: Json, says: str) -> None:
