@@ -1,4 +1,4 @@
-"""Chunks of packed sequences, numbered so that a program finds its own on the GPU: lengths are never read on the host."""
+"""Chunks of packed sequences, numbered so that a program finds its own: no length is read on the host."""
 # mypy: allow-untyped-defs
 # ruff: noqa: N803
 
