@@ -14,7 +14,7 @@ On a GPU the kernels that our time goes to are in the file, too.
 --all: one after another in order of value, each in a process of its own, so that one that fails is a record of its
 error; a file is whole after every number of requests, and says in "status" whether it is finished. An earlier file
 with more measured in it stays, and the new one lies beside it as .json.less. --together: so many
-are built and compiled at once, in one GPU's memory; whoever measures waits until nobody else uses the device.
+are built and compiled at once, in one GPU's memory; whoever measures stops the others for as long.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from fastkernels.bench.environment import environment  # noqa: E402
 from fastkernels.engine.model_source import find_model  # noqa: E402
 from fastkernels.oracles.measure import Measurement, Settings, first_line  # noqa: E402
 from fastkernels.oracles.oracle import Load, Oracle, oracle_of  # noqa: E402
+from fastkernels.oracles.turns import forget  # noqa: E402
 from fastkernels.registry import ARCHITECTURES, Architecture, architecture  # noqa: E402
 
 Json = dict[str, Any]
@@ -79,7 +80,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--only", nargs="+", help="of --all: these, in this order")
     add("--skip-done", action="store_true", help="leave out whose file is finished")
     add("--together", type=int, default=1, help="of --all: so many build and compile at once; each measures alone")
-    add("--turns", type=Path, help="a file by which processes on one device take turns to measure")
+    add("--turns", type=Path, help="a folder by which processes on one device stop each other to measure")
     add("--deadline", type=float, help="seconds from the start after which nothing begins that would not end")
     add("--most-seconds", type=float, default=420.0, help="of --all: for one architecture")
     add("--layers", type=int, help="fewer than published; left out: as many as fit beside the library's copy")
@@ -209,8 +210,8 @@ def run_all(given: argparse.Namespace) -> None:
             return _say(started, f"{name}: {left:.0f} s are left, which is too little to begin")
         return _say(started, f"{name}: {_child(name, out, seconds, given, processes)}")
 
-    with tempfile.NamedTemporaryFile() as turns, ThreadPoolExecutor(given.together) as pool:
-        given.turns = given.turns or (Path(turns.name) if given.together > 1 else None)
+    with tempfile.TemporaryDirectory() as turns, ThreadPoolExecutor(given.together) as pool:
+        given.turns = given.turns or (Path(turns) if given.together > 1 else None)
         try:
             list(pool.map(one, given.only or order()))
         except BaseException:  # an interrupt: threads that wait for processes do not hear of it
@@ -255,6 +256,8 @@ def _child(
             if process.poll() is None:
                 _end(process)
             processes.discard(process)
+            if given.turns is not None:
+                forget(given.turns, process.pid)
     record = read(out)
     if record.get("status") not in (FINISHED, CUT_SHORT, FAILED):
         ended = f"ended after {seconds:.0f} s" if code is None else f"its process ended with {code}"

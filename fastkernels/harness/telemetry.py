@@ -56,3 +56,13 @@ class Telemetry:
             with contextlib.suppress(pynvml.NVMLError):
                 found[name] = read()
         return found
+
+
+def utilization(device: torch.device) -> int | None:
+    """Percent of the last sixth of a second or so in which a kernel ran; None where the device does not tell."""
+    handle = nvml_handle(device)
+    if handle is None:
+        return None
+    with contextlib.suppress(pynvml.NVMLError):
+        return int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    return None

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch._inductor import async_compile
 
 from fastkernels.dtypes import default_dtype, find_dtype
+from fastkernels.harness.telemetry import utilization
 from fastkernels.oracles.oracle import Answer, Load, Oracle, Request
 from fastkernels.oracles.our_side import OurSide, our_side
 from fastkernels.oracles.side_by_side import relative_error
-from fastkernels.oracles.turns import Turns
+from fastkernels.oracles.turns import Pauses
 from fastkernels.registry import Architecture
 from fastkernels.scoring.discrepancy import compare
 from fastkernels.scoring.statistics import ratio_interval
@@ -40,8 +41,8 @@ _LEAST_ROW = 1e-2
 class Settings:
     """rounds take turns; in each, calls are repeated to last round_seconds. compile_mode: torch.compile's, or None.
 
-    compile_seconds: a way of the library that is not ready by then is left out, of the loads behind too. turns: a file
-    by which processes on one device agree that only one of them measures, while no other builds or compiles.
+    compile_seconds: a way of the library that is not ready by then is left out, of the loads behind too. turns: a
+    folder by which processes on one device agree that only one of them measures, while the others are stopped.
     """
 
     device: str = "cuda"
@@ -64,7 +65,7 @@ class Measurement:
     def __init__(self, entry: Architecture, oracle: Oracle, sizes: Mapping[str, Any], settings: Settings) -> None:
         self.entry, self.oracle, self.sizes, self.settings = entry, oracle, sizes, settings
         self.device = torch.device(settings.device)
-        self._turns = None if settings.turns is None else Turns(settings.turns)
+        self._turns = None if settings.turns is None else Pauses(settings.turns)
         dtype = find_dtype(settings.dtype)
         with default_dtype(dtype), self.device:
             self.theirs = oracle.build(sizes, seed=settings.seed).requires_grad_(False)
@@ -105,8 +106,12 @@ class Measurement:
             with self._alone():
                 return gpu_costs(call)
 
-    def _alone(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._turns is None else self._turns.alone()
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        with contextlib.nullcontext() if self._turns is None else self._turns.alone():
+            if self._turns is not None:
+                wait_until_idle(self.device)
+            yield
 
     def _measured(self, load: Load, requests: Sequence[Request]) -> dict[str, Any]:
         calls = {OURS: self.ours.call(load, requests)}
@@ -205,6 +210,19 @@ class Measurement:
             for name in list(calls) if number % 2 == 0 else list(calls)[::-1]:
                 samples[name].append(ms_a_call(calls[name], counts[name], self.device))
         return samples
+
+
+def wait_until_idle(device: torch.device, most_seconds: float = 3.0) -> None:
+    """Until what other processes gave the device is done, as it says; a second where it does not tell."""
+    deadline = time.monotonic() + most_seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.25)  # what it tells is of a sixth of a second
+        percent = utilization(device)
+        if percent is None:
+            return time.sleep(0.75)
+        if percent == 0:
+            return None
+    return None
 
 
 def gpu_costs(call: Callable[[], Any], most: int = 12) -> dict[str, Any]:

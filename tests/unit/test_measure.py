@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from judging import wait_until
 
 from fastkernels.oracles.measure import distance
-from fastkernels.oracles.turns import Turns
+from fastkernels.oracles.turns import Pauses, Turns, forget
 
 
 def test_equal_answers_are_at_no_distance() -> None:
@@ -73,3 +78,63 @@ def test_who_measures_waits_until_nobody_builds(tmp_path: Path) -> None:
             assert builder.wait() == 0
     del turns
     assert not subprocess.run([sys.executable, "-c", asked, str(path)], capture_output=True).returncode
+
+
+COUNTING = r"""
+import pathlib, subprocess, sys, time
+from fastkernels.oracles.turns import Pauses
+turns = Pauses(pathlib.Path(sys.argv[1]))
+child = "import sys, time\nwhile True: print(flush=True); time.sleep(0.01)"
+with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE) as process:
+    for line in process.stdout:
+        print(flush=True)
+"""
+ALONE = """
+import pathlib, sys, time
+from fastkernels.oracles.turns import Pauses
+with Pauses(pathlib.Path(sys.argv[1])).alone():
+    print(flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with a child, both of which say that they run."""
+    with subprocess.Popen(
+        [sys.executable, "-c", COUNTING, str(tmp_path)], stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def is_stopped(process: subprocess.Popen[bytes]) -> bool:
+    one = psutil.Process(process.pid)
+    return {p.status() for p in (one, *one.children(recursive=True))} == {psutil.STATUS_STOPPED}
+
+
+def goes_on(process: subprocess.Popen[bytes]) -> bool:
+    one = psutil.Process(process.pid)
+    return all(p.status() != psutil.STATUS_STOPPED for p in (one, *one.children(recursive=True)))
+
+
+def test_who_measures_stops_the_others_with_their_children(counting: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    with Pauses(tmp_path).alone():
+        assert wait_until(lambda: is_stopped(counting), 20)
+    assert wait_until(lambda: goes_on(counting), 20)
+
+
+def test_others_go_on_when_who_measured_was_killed(counting: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ALONE, str(tmp_path)], stdout=subprocess.PIPE) as measuring:
+        assert measuring.stdout is not None
+        measuring.stdout.readline()
+        assert wait_until(lambda: is_stopped(counting), 20)
+        measuring.kill()
+    assert is_stopped(counting)
+    forget(tmp_path, measuring.pid)
+    assert wait_until(lambda: goes_on(counting), 20)
+    assert not (tmp_path / str(measuring.pid)).exists()
