@@ -39,7 +39,7 @@ sys.path[:0] = [str(ROOT)]
 
 from fastkernels.bench.environment import environment  # noqa: E402
 from fastkernels.engine.model_source import find_model  # noqa: E402
-from fastkernels.oracles.measure import Measurement, Settings, first_line  # noqa: E402
+from fastkernels.oracles.measure import Measurement, NotReady, Settings, first_line  # noqa: E402
 from fastkernels.oracles.oracle import Load, Oracle, oracle_of  # noqa: E402
 from fastkernels.oracles.turns import forget  # noqa: E402
 from fastkernels.registry import ARCHITECTURES, Architecture, architecture  # noqa: E402
@@ -139,7 +139,8 @@ def measure(entry: Architecture, given: argparse.Namespace) -> Json:
                 save(status=CUT_SHORT)
                 return record
             record["batches"].append(_one(built, load, batch))
-            longest = max(longest, time.monotonic() - begun)
+            if not _gave_up(record["batches"][-1]):  # what is given up once is not tried again
+                longest = max(longest, time.monotonic() - begun)
             save()
             _say(started, _line(record["batches"][-1]))
         save(status=FINISHED)
@@ -176,6 +177,10 @@ def _one(built: Measurement, load: Load, batch: int) -> Json:
         return built.measured(load, batch)
     except Exception as error:  # too large a batch, say: the others may still run
         return {"load": load.name, "batch": batch, "is_whole": load.is_whole, "error": first_line(error)}
+
+
+def _gave_up(one: Json) -> bool:
+    return any(mode.get("error", "").startswith(NotReady.__name__) for mode in one.get("modes", {}).values())
 
 
 def _costs(built: Measurement, load: Load, batch: int) -> Json:

@@ -16,7 +16,7 @@ from fastkernels.cache import CacheKind
 from fastkernels.context import Phase, set_forward_context
 from fastkernels.engine.batch import Array, StepInputs
 from fastkernels.engine.cache import table_width
-from fastkernels.engine.runners.replay import unowned
+from fastkernels.engine.runners.replay import renew_cublas_workspaces, unowned
 from fastkernels.engine.staging import ALIGNMENT, packed_bytes, views
 from fastkernels.kernels.backend import step_graph
 
@@ -161,6 +161,7 @@ class GraphPool:
         with step_graph(self._counters):
             forward()  # compiles what is compiled at first use: a capture must not
             torch.cuda.synchronize()
+            renew_cublas_workspaces()
             # NCCL and the server have threads of their own, whose CUDA calls must not end the capture.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:

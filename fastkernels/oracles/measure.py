@@ -127,6 +127,8 @@ class Measurement:
                     call = self._their_call(load, requests, self._way(name))
                     for _ in range(1 if name == LIBRARY else 3):  # what compiles or captures does it in the first calls
                         outputs[name] = copied(call())
+                    if self.device.type == "cuda":
+                        torch.cuda.synchronize(self.device)  # an error of the device is this way's
             except (Exception, NotReady) as error:
                 if name == LIBRARY:
                     raise

@@ -164,13 +164,32 @@ class PI0Oracle(Oracle):
         return {"actions": model.sample_actions(**given, num_steps=requests[0]["steps"]).cpu()}
 
     def compiled(self, model: Any, mode: str) -> Any:
-        """The prefix and a step, each a graph: all steps in one would take minutes to compile."""
+        """The prefix and a step, each a graph: all steps in one would take minutes to compile. The keys and values that
+        a graph gives are copied: torch forbids what is read when a graph has run again."""
         inner, whole = copy.copy(model.model), copy.copy(model)
-        inner._modules = {**inner._modules, "vlm": compiled(inner.vlm, mode)}
+        prefix, step = compiled(model.model.vlm, mode), compiled(model.forward, mode)
+
+        def vlm(**given: Any) -> Any:
+            output = prefix(**given)
+            _copy_cache(output.past_key_values)
+            return output
+
+        def forward(**given: Any) -> Any:
+            output = step(**given)
+            _copy_cache(given["past_key_values"])
+            return output
+
+        inner._modules = {name: part for name, part in inner._modules.items() if name != "vlm"}
+        inner.vlm = vlm
         inner.embed_prefix = compiled(model.model.embed_prefix, mode)
         whole._modules = {**whole._modules, "model": inner}
-        whole.forward = compiled(model.forward, mode)
+        whole.forward = forward
         return whole
+
+
+def _copy_cache(cache: Any) -> None:
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
 
 
 ORACLE = PI0Oracle()

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import linear
 
 from fastkernels import LLM, SamplingParams
+from fastkernels.engine.runners.replay import State, capture
 from fastkernels.workloads import prompts
 
 pytestmark = pytest.mark.gpu
@@ -72,6 +74,26 @@ def test_tokens_on_the_gpu_equal_those_on_a_cpu() -> None:
     on_cpu = [o.outputs[0].token_ids for o in cpu.generate(PROMPTS, GREEDY)]
     same = sum(a == b for a, b in zip(on_cpu, eager("greedy"), strict=True))
     assert same >= len(PROMPTS) - 1, "fp32 sums differ in order: a tie may fall to the other side."
+
+
+def test_a_graph_outlives_the_workspaces_that_cublas_had() -> None:
+    """torch.compile with graphs frees them; what is freed may be unmapped, or another's."""
+    weight = torch.randn(256, 16384, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(4, 16384, device="cuda", dtype=torch.bfloat16)
+
+    def forward(state: State) -> State:
+        return {"y": linear(state["x"], weight)}  # split along its long side, so that partial sums need a workspace
+
+    with torch.inference_mode():
+        captured = capture(forward, {"x": x}, x.device)
+        wanted = forward({"x": x})["y"].clone()
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+        others = torch.zeros(64 << 20, dtype=torch.uint8, device="cuda")
+        captured.graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(captured.outputs["y"], wanted)
+        assert not others.any()
 
 
 def test_a_dropped_engine_gives_its_memory_back() -> None:

@@ -86,6 +86,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     }
     for name, stub in stubs.items():
         monkeypatch.setattr(torch.cuda, name, stub)
+    monkeypatch.setattr("fastkernels.engine.runners.replay.renew_cublas_workspaces", lambda: None)
     return used
 
 

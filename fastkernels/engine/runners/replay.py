@@ -40,6 +40,7 @@ def capture(
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         forward(inputs)  # compiles what is compiled at first use: a capture must not
+        renew_cublas_workspaces()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=stream):  # type: ignore[arg-type]
             before = torch.cuda.memory_reserved(device)
@@ -47,6 +48,13 @@ def capture(
             num_bytes = torch.cuda.memory_reserved(device) - before
     torch.cuda.current_stream(device).wait_stream(stream)
     return Captured(graph, inputs, outputs, num_bytes)
+
+
+def renew_cublas_workspaces() -> None:
+    """Before a capture: what cuBLAS writes to between is taken anew, then, from the graph's memory, which lives as long
+    as the graph. torch.compile with graphs of its own frees these workspaces for all; the next replay of a graph that
+    was captured with one from elsewhere wrote where nothing was, or others' tensors were, any more."""
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 class GraphCache:

@@ -85,7 +85,7 @@ class WhisperEncoder(Op):
                 f"got {tuple(input_features.shape)}."
             )
         x = self.activation_fn(self.conv1(input_features))
-        x = self.activation_fn(self.conv2(x)).transpose(1, 2)
+        x = self.activation_fn(self.conv2(x)).transpose(1, 2).contiguous()  # sums of layers keep this layout
         x = x + self.embed_positions(torch.arange(self.max_source_positions, device=x.device))
         for layer in self.layers:
             x = layer(x)
