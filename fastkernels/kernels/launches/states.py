@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from fastkernels.kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
 from fastkernels.kernels.chunk_gated_delta_rule import chunk_gated_delta_rule
 from fastkernels.kernels.gdn_recurrence import gdn_recurrence
-from fastkernels.kernels.launch import BF16, WITHOUT_FP16, Launch, floats, ints, meta
+from fastkernels.kernels.launch import WITHOUT_FP16, Launch, floats, ints, meta
 from fastkernels.kernels.mamba_chunk_scan import mamba_chunk_scan
 from fastkernels.kernels.mamba_ssm import selective_state_update
 
@@ -25,12 +24,18 @@ def launches() -> Iterator[Launch]:
         dt = meta(rows, 18560, dtype=dtype)[:, -128:]
         return x.unflatten(-1, (128, 64)), dt, b.unflatten(-1, (8, 128)), c.unflatten(-1, (8, 128))
 
-    def scan(dtype: torch.dtype, rows: int = 4096, heads: int = 128, groups: int = 8, num_seqs: int = 4) -> None:
+    def scan_of(dtype: torch.dtype, rows: int, num_seqs: int, heads: int, groups: int) -> None:
         x, dt, b, c = mamba_parts(rows, dtype)
         x, dt, b, c = x[:, :heads], dt[:, :heads], b[:, :groups], c[:, :groups]
         head, states = meta(heads, dtype=dtype), floats(65, heads, 64, 128)
         places = (ints(num_seqs + 1), ints(num_seqs), meta(num_seqs, dtype=torch.bool))
         mamba_chunk_scan(x, dt, head, b, c, head, head, states, *places, (0.0, float("inf")))
+
+    def scan(dtype: torch.dtype) -> None:
+        """In the three ways that bf16 has: in sequence, in stages, and these for one of eight ranks and one prompt."""
+        scan_of(dtype, 256, 4, 128, 8)
+        scan_of(dtype, 4096, 4, 128, 8)
+        scan_of(dtype, 4096, 1, 16, 1)
 
     def update(dtype: torch.dtype) -> None:
         x, dt, b, c = mamba_parts(4, dtype)
@@ -38,9 +43,6 @@ def launches() -> Iterator[Launch]:
         selective_state_update(states, x, dt, head, b, c, head, head, *where, (0.0, float("inf")))
 
     yield Launch("Mamba-Codestral-7B", "mamba_chunk_scan", scan, WITHOUT_FP16, is_tested=True)
-    few_rows, few_heads = partial(scan, rows=256), partial(scan, heads=16, groups=1, num_seqs=1)
-    yield Launch("Mamba-Codestral-7B", "mamba_chunk_scan of short prompts", few_rows, (BF16,), is_tested=True)
-    yield Launch("Mamba-Codestral-7B of 8 ranks", "mamba_chunk_scan", few_heads, (BF16,), is_tested=True)
     yield Launch("Mamba-Codestral-7B", "selective_state_update", update, WITHOUT_FP16, is_tested=True)
 
     def delta_parts(rows: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
