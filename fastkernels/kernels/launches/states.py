@@ -24,10 +24,18 @@ def launches() -> Iterator[Launch]:
         dt = meta(rows, 18560, dtype=dtype)[:, -128:]
         return x.unflatten(-1, (128, 64)), dt, b.unflatten(-1, (8, 128)), c.unflatten(-1, (8, 128))
 
+    def scan_of(dtype: torch.dtype, rows: int, num_seqs: int, heads: int, groups: int) -> None:
+        x, dt, b, c = mamba_parts(rows, dtype)
+        x, dt, b, c = x[:, :heads], dt[:, :heads], b[:, :groups], c[:, :groups]
+        head, states = meta(heads, dtype=dtype), floats(65, heads, 64, 128)
+        places = (ints(num_seqs + 1), ints(num_seqs), meta(num_seqs, dtype=torch.bool))
+        mamba_chunk_scan(x, dt, head, b, c, head, head, states, *places, (0.0, float("inf")))
+
     def scan(dtype: torch.dtype) -> None:
-        x, dt, b, c = mamba_parts(4096, dtype)
-        head, states = meta(128, dtype=dtype), floats(65, 128, 64, 128)
-        mamba_chunk_scan(x, dt, head, b, c, head, head, states, ints(5), *where, (0.0, float("inf")))
+        """In the three ways that bf16 has: in sequence, in stages, and these for one of eight ranks and one prompt."""
+        scan_of(dtype, 256, 4, 128, 8)
+        scan_of(dtype, 4096, 4, 128, 8)
+        scan_of(dtype, 4096, 1, 16, 1)
 
     def update(dtype: torch.dtype) -> None:
         x, dt, b, c = mamba_parts(4, dtype)
