@@ -99,7 +99,7 @@ def _solve_kernel(
     _, first, end = chunk_of(starts_ptr, num_seqs, number, CHUNK)
     if first >= end:
         return
-    tile = number.to(tl.int64) * tl.num_programs(0) + head
+    tile = head.to(tl.int64) * tl.num_programs(1) + number
     rows, i = tl.arange(0, CHUNK), tl.arange(0, BLOCK_K)
     row = (first + rows).to(tl.int64)
     is_row = row < end
@@ -124,10 +124,10 @@ def _solve_kernel(
         tl.store(u_ptr + (tile * VALUES + j[:, None]) * CHUNK + rows[None, :], u.to(u_ptr.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize_on_alignment=_PLACES)
+@triton.jit(do_not_specialize=["num_numbers"], do_not_specialize_on_alignment=_PLACES)
 def _carry_kernel(
     k_ptr, w_ptr, u_ptr, rest_ptr, kept_ptr, before_ptr, states_ptr, starts_ptr, slots_ptr, holds_ptr,
-    k_stride, k_head_stride, slot_stride, heads_a_key, key_dim, value_dim,
+    k_stride, k_head_stride, slot_stride, num_numbers, heads_a_key, key_dim, value_dim,
     CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, VALUES: tl.constexpr, BLOCK_V: tl.constexpr,
     IS_EXACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -137,7 +137,7 @@ def _carry_kernel(
     """
     let_dependents_start(PDL)
     wait_for_dependencies(PDL)
-    head, seq, num_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    head, seq = tl.program_id(0), tl.program_id(1)
     start, end = tl.load(starts_ptr + seq), tl.load(starts_ptr + seq + 1)
     if start == end:
         return
@@ -146,23 +146,30 @@ def _carry_kernel(
     slot = tl.load(slots_ptr + seq).to(tl.int64) * slot_stride + head * key_dim * value_dim
     place, is_state = states_ptr + slot + i[None, :] * value_dim + j[:, None], is_k[None, :] & (j < value_dim)[:, None]
     state = tl.load(place, mask=is_state & (tl.load(holds_ptr + seq) != 0), other=0.0)
-    tile = first_number(starts_ptr, seq, CHUNK).to(tl.int64) * num_heads + head
-    k_ptr += head // heads_a_key * k_head_stride
-    for first in range(start, end, CHUNK):
-        kept = tl.load(kept_ptr + tile)
-        row = first + rows
-        w = tl.load(w_ptr + tile * CHUNK * BLOCK_K + rows[:, None] * BLOCK_K + i[None, :])
-        k_at = k_ptr + row.to(tl.int64)[:, None] * k_stride + i[None, :]
-        k = tl.load(k_at, mask=(row < end)[:, None] & is_k[None, :], other=0.0)
-        u_at = u_ptr + (tile * VALUES + j[:, None]) * CHUNK + rows[None, :]
-        u = tl.load(u_at)
-        rest = tl.load(rest_ptr + tile * CHUNK + rows)
-        before_at = before_ptr + (tile * VALUES + j[:, None]) * BLOCK_K + i[None, :]
+    tile = head.to(tl.int64) * num_numbers + first_number(starts_ptr, seq, CHUNK)
+    k_ptr += start.to(tl.int64) * k_stride + head // heads_a_key * k_head_stride
+    w_ptr += tile * CHUNK * BLOCK_K
+    u_ptr += tile * VALUES * CHUNK
+    before_ptr += tile * VALUES * BLOCK_K
+    rest_ptr += tile * CHUNK
+    kept_ptr += tile
+    kept = tl.load(kept_ptr)
+    for first in range(0, end - start, CHUNK):
+        kept_ptr += 1
+        next_kept = tl.load(kept_ptr, mask=first + CHUNK < end - start, other=0.0)  # a chunk ahead: no copy
+        before_at = before_ptr + (first // CHUNK * (VALUES * BLOCK_K) + j[:, None] * BLOCK_K + i[None, :])
         tl.store(before_at, state.to(before_ptr.dtype.element_ty))
-        new = u.to(tl.float32) - dot(state, tl.trans(w), IS_EXACT)
+        w = tl.load(w_ptr + (first * BLOCK_K + rows[:, None] * BLOCK_K + i[None, :]))
+        known = dot(state, tl.trans(w), IS_EXACT)
+        u_at = u_ptr + (first * VALUES + j[:, None] * CHUNK + rows[None, :])
+        new = tl.load(u_at).to(tl.float32) - known
+        rest = tl.load(rest_ptr + (first + rows))
+        k_at = k_ptr + (rows[:, None] * k_stride + i[None, :])
+        k = tl.load(k_at, mask=(rows < end - start - first)[:, None] & is_k[None, :], other=0.0)
         tl.store(u_at, new.to(u_ptr.dtype.element_ty))
         state = kept * state + dot(new * rest[None, :], k, IS_EXACT)
-        tile += num_heads
+        kept = next_kept
+        k_ptr += CHUNK * k_stride
     tl.store(place, state, mask=is_state)
 
 
@@ -180,7 +187,7 @@ def _read_kernel(
     _, first, end = chunk_of(starts_ptr, num_seqs, number, CHUNK)
     if first >= end:
         return
-    tile, key_head = number.to(tl.int64) * num_heads + head, head // heads_a_key
+    tile, key_head = head.to(tl.int64) * tl.num_programs(1) + number, head // heads_a_key
     rows, i, j = tl.arange(0, CHUNK), tl.arange(0, BLOCK_K), tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     row = (first + rows).to(tl.int64)
     is_row = row < end
@@ -229,7 +236,7 @@ def chunk_gated_delta_rule_in_stages(
     o = torch.empty(v.shape, dtype=v.dtype, device=device)
     if not v.numel() or not num_seqs:
         return o
-    dtype, tiles = torch.float32 if is_exact else torch.bfloat16, (num_chunks(num_tokens, num_seqs, chunk), num_heads)
+    dtype, tiles = torch.float32 if is_exact else torch.bfloat16, (num_heads, num_chunks(num_tokens, num_seqs, chunk))
     w = torch.empty((*tiles, chunk, block_k), dtype=dtype, device=device)
     u = torch.empty((*tiles, values, chunk), dtype=dtype, device=device)
     before = torch.empty((*tiles, values, block_k), dtype=dtype, device=device)
@@ -237,7 +244,7 @@ def chunk_gated_delta_rule_in_stages(
     kept = torch.empty(tiles, dtype=torch.float32, device=device)
     heads_a_key = num_heads // num_key_heads
     sizes = {"CHUNK": chunk, "BLOCK_K": block_k, "VALUES": values, "IS_EXACT": is_exact, **dependent_launch(device)}
-    _solve_kernel[tiles[::-1]](
+    _solve_kernel[tiles](
         k, v, g, beta, query_start_loc, w, u, rest, kept,
         *k.stride()[:2], *v.stride()[:2], g.stride(0), beta.stride(0), num_seqs, heads_a_key, key_dim, value_dim,
         LEAF=stages.leaf, BLOCK_V=min(_SOLVE_VALUES, values), num_warps=stages.solve_warps, num_stages=1, **sizes,
@@ -245,11 +252,11 @@ def chunk_gated_delta_rule_in_stages(
     block_v = min(stages.carry_values, values)
     _carry_kernel[num_heads, num_seqs, triton.cdiv(value_dim, block_v)](
         k, w, u, rest, kept, before, states, query_start_loc, state_indices, has_initial_state,
-        *k.stride()[:2], states.stride(0), heads_a_key, key_dim, value_dim,
+        *k.stride()[:2], states.stride(0), tiles[1], heads_a_key, key_dim, value_dim,
         BLOCK_V=block_v, num_warps=stages.carry_warps, num_stages=stages.carry_stages, **sizes,
     )  # fmt: skip
     block_v = min(stages.read_values, values)
-    _read_kernel[(*tiles[::-1], triton.cdiv(value_dim, block_v))](
+    _read_kernel[(*tiles, triton.cdiv(value_dim, block_v))](
         q, k, g, u, before, query_start_loc, o,
         *q.stride()[:2], *k.stride()[:2], g.stride(0), num_seqs, heads_a_key, key_dim, value_dim, key_dim**-0.5,
         BLOCK_V=block_v, num_warps=stages.read_warps, num_stages=1, **sizes,
