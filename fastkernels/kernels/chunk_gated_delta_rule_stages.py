@@ -24,6 +24,7 @@ class Stages(NamedTuple):
 
     chunk: int
     leaf: int
+    solve_values: int
     solve_warps: int
     carry_values: int
     carry_warps: int
@@ -33,18 +34,18 @@ class Stages(NamedTuple):
 
 
 WIDE = Stages(
-    chunk=64, leaf=16, solve_warps=4, carry_values=64, carry_warps=4, carry_stages=2, read_values=128, read_warps=4
-)
-SMALL = WIDE._replace(chunk=32, carry_values=32, read_values=32)
+    chunk=64, leaf=16, solve_values=64, solve_warps=4, carry_values=64, carry_warps=4, carry_stages=2,
+    read_values=128, read_warps=4,
+)  # fmt: skip
+SMALL = WIDE._replace(chunk=32, solve_values=32, carry_values=32, read_values=32)
 """Where heads of keys or values are below 64. Products of 64 rows and 16 columns were wrong on an H200 with Triton 3.6
 (mamba_chunk_scan.py); 32 rows stay with the products of a warp."""
-MOST_KEY_SIZE = 256
-"""A program holds a part of the state with all of its keys in registers."""
+MOST_KEY_SIZE = 128
+"""A program holds all keys of its part of the state in registers: twice as many spill 472 bytes a thread."""
 
 _LEAST = 16
 """Of a side of a matrix product on tensor cores."""
-_SOLVE_VALUES = 128
-_PLACES = ["starts_ptr", "slots_ptr", "holds_ptr"]
+PLACE_POINTERS = ("starts_ptr", "slots_ptr", "holds_ptr")
 """Read a number at a time; where a step's prompts begin in them is to compile no other kernel."""
 
 
@@ -81,7 +82,7 @@ def invert(system, CHUNK: tl.constexpr, LEAF: tl.constexpr, IS_EXACT: tl.constex
     return inverse
 
 
-@triton.jit(do_not_specialize=["num_seqs"], do_not_specialize_on_alignment=_PLACES)
+@triton.jit(do_not_specialize=["num_seqs"], do_not_specialize_on_alignment=PLACE_POINTERS)
 def _solve_kernel(
     k_ptr, v_ptr, g_ptr, beta_ptr, starts_ptr, w_ptr, u_ptr, rest_ptr, kept_ptr,
     k_stride, k_head_stride, v_stride, v_head_stride, g_stride, beta_stride,
@@ -124,7 +125,7 @@ def _solve_kernel(
         tl.store(u_ptr + (tile * VALUES + j[:, None]) * CHUNK + rows[None, :], u.to(u_ptr.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["num_numbers"], do_not_specialize_on_alignment=_PLACES)
+@triton.jit(do_not_specialize=["num_numbers"], do_not_specialize_on_alignment=PLACE_POINTERS)
 def _carry_kernel(
     k_ptr, w_ptr, u_ptr, rest_ptr, kept_ptr, before_ptr, states_ptr, starts_ptr, slots_ptr, holds_ptr,
     k_stride, k_head_stride, slot_stride, num_numbers, heads_a_key, key_dim, value_dim,
@@ -173,7 +174,7 @@ def _carry_kernel(
     tl.store(place, state, mask=is_state)
 
 
-@triton.jit(do_not_specialize=["num_seqs"], do_not_specialize_on_alignment=_PLACES)
+@triton.jit(do_not_specialize=["num_seqs"], do_not_specialize_on_alignment=PLACE_POINTERS)
 def _read_kernel(
     q_ptr, k_ptr, g_ptr, new_ptr, before_ptr, starts_ptr, o_ptr,
     q_stride, q_head_stride, k_stride, k_head_stride, g_stride,
@@ -247,7 +248,7 @@ def chunk_gated_delta_rule_in_stages(
     _solve_kernel[tiles](
         k, v, g, beta, query_start_loc, w, u, rest, kept,
         *k.stride()[:2], *v.stride()[:2], g.stride(0), beta.stride(0), num_seqs, heads_a_key, key_dim, value_dim,
-        LEAF=stages.leaf, BLOCK_V=min(_SOLVE_VALUES, values), num_warps=stages.solve_warps, num_stages=1, **sizes,
+        LEAF=stages.leaf, BLOCK_V=min(stages.solve_values, values), num_warps=stages.solve_warps, num_stages=1, **sizes,
     )  # fmt: skip
     block_v = min(stages.carry_values, values)
     _carry_kernel[num_heads, num_seqs, triton.cdiv(value_dim, block_v)](
