@@ -20,7 +20,10 @@ from fastkernels.kernels.sequence_chunks import chunk_of, first_number, num_chun
 
 
 class Stages(NamedTuple):
-    """chunk: rows; leaf: rows of the system that are solved one by one; values: columns of v that a program takes."""
+    """chunk: rows; leaf: rows of the system that are solved one by one; values: columns of v that a program takes.
+
+    Of an H200 the carrying programs of 4 warps, 64 columns and 2 stages fit twice into a multiprocessor's shared memory.
+    """
 
     chunk: int
     leaf: int
@@ -38,8 +41,8 @@ WIDE = Stages(
     read_values=128, read_warps=4,
 )  # fmt: skip
 SMALL = WIDE._replace(chunk=32, solve_values=32, carry_values=32, read_values=32)
-"""Where heads of keys or values are below 64. Products of 64 rows and 16 columns were wrong on an H200 with Triton 3.6
-(mamba_chunk_scan.py); 32 rows stay with the products of a warp."""
+"""Where heads of keys or values have up to 32 columns. Products of 64 rows and 16 columns were wrong on an H200 with
+Triton 3.6 (mamba_chunk_scan.py); 32 rows stay with the products of a warp."""
 MOST_KEY_SIZE = 128
 """A program holds all keys of its part of the state in registers: twice as many spill 472 bytes a thread."""
 
