@@ -22,7 +22,7 @@ from fastkernels.kernels.sequence_chunks import chunk_of, first_number, num_chun
 class Stages(NamedTuple):
     """chunk: rows; leaf: rows of the system that are solved one by one; values: columns of v that a program takes.
 
-    Of an H200 the carrying programs of 4 warps, 64 columns and 2 stages fit twice into a multiprocessor's shared memory.
+    Carrying programs of 4 warps, 64 columns and 2 stages fit twice into the shared memory of an H200's multiprocessor.
     """
 
     chunk: int
