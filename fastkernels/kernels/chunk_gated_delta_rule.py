@@ -1,4 +1,7 @@
-"""The gated delta rule over prompts: a program a sequence, head and part of its values, chunk after chunk."""
+"""The gated delta rule over prompts: a program a sequence, head and part of its values, chunk after chunk.
+
+For float32 and float16, and for bf16 where prompts are short; others take chunk_gated_delta_rule_stages.py.
+"""
 # mypy: allow-untyped-defs
 # ruff: noqa: N803
 
@@ -13,6 +16,12 @@ from fastkernels.kernels.backend import (
     triton,
     wait_for_dependencies,
 )
+from fastkernels.kernels.chunk_gated_delta_rule_stages import (
+    MOST_KEY_SIZE,
+    PLACE_POINTERS,
+    WIDE,
+    chunk_gated_delta_rule_in_stages,
+)
 from fastkernels.kernels.mamba_chunk_scan import decays_between, dot, sum_decays
 
 _CHUNK = 32
@@ -22,7 +31,7 @@ _EXACT = 16
 """Rows and columns of a tile in float32: products without tensor cores hold whole rows in registers."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=PLACE_POINTERS)
 def _chunk_gated_delta_rule_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, states_ptr, starts_ptr, slots_ptr, holds_ptr, o_ptr,
     q_stride, q_head_stride, k_stride, k_head_stride, v_stride, v_head_stride, g_stride, beta_stride, slot_stride,
@@ -89,6 +98,34 @@ def chunk_gated_delta_rule(
     """
     check_dtypes("chunk_gated_delta_rule", q=q, k=k, v=v, g=g, beta=beta, states=states)
     q, k, v, g, beta = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v, g, beta))
+    if in_stages(q, len(state_indices)):
+        return chunk_gated_delta_rule_in_stages(
+            q, k, v, g, beta, states, query_start_loc, state_indices, has_initial_state
+        )
+    return chunk_gated_delta_rule_in_turn(q, k, v, g, beta, states, query_start_loc, state_indices, has_initial_state)
+
+
+def in_stages(q: Tensor, num_seqs: int) -> bool:
+    """Whether stages pay: of prompts that have more rows than one chunk on average.
+
+    Shorter ones are all under way at once in one launch, and their last chunks would take most of the scratch.
+    """
+    num_tokens, _, key_dim = q.shape
+    return q.dtype == torch.bfloat16 and key_dim <= MOST_KEY_SIZE and num_tokens > WIDE.chunk * num_seqs
+
+
+def chunk_gated_delta_rule_in_turn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    states: Tensor,
+    query_start_loc: Tensor,
+    state_indices: Tensor,
+    has_initial_state: Tensor,
+) -> Tensor:
+    """As chunk_gated_delta_rule, of last axes that are dense: one launch, whatever the dtype."""
     _, num_heads, value_dim = v.shape
     num_key_heads, key_dim = k.shape[1:]
     o = torch.empty(v.shape, dtype=v.dtype, device=v.device)

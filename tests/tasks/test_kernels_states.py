@@ -15,7 +15,14 @@ if not triton_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
 
 from fastkernels.kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
-from fastkernels.kernels.chunk_gated_delta_rule import chunk_gated_delta_rule
+from fastkernels.kernels.chunk_gated_delta_rule import chunk_gated_delta_rule, in_stages
+from fastkernels.kernels.chunk_gated_delta_rule_stages import (
+    SMALL,
+    WIDE,
+    Stages,
+    chunk_gated_delta_rule_in_stages,
+    default_stages,
+)
 from fastkernels.kernels.gdn_recurrence import gdn_recurrence
 from fastkernels.kernels.mamba_chunk_scan import mamba_chunk_scan
 from fastkernels.kernels.mamba_ssm import selective_state_update
@@ -38,6 +45,14 @@ BATCHES: dict[str, tuple[list[int], list[bool]]] = {
     "an empty one between": ([5, 0, 17], [True, True, False]),
 }
 
+STAGED: dict[str, tuple[list[int], list[bool]]] = {
+    **BATCHES,
+    "several chunks": ([200, 65, 129], [False, True, True]),
+    "an end at a chunk's end": ([128, 0, 64], [True, True, False]),
+    "many short ones": ([1, 3, 0, 2, 40, 1, 1, 5, 33, 1], [n % 3 > 0 for n in range(10)]),
+}
+"""Chunks have up to 64 rows."""
+
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +70,7 @@ def strided(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def places(batch: str) -> dict[str, Tensor]:
-    lengths, holds = BATCHES[batch]
+    lengths, holds = STAGED[batch]
     starts = torch.tensor([0, *lengths]).cumsum(0).int()
     slots = torch.arange(len(lengths)).flip(0).int() + 1
     return {"query_start_loc": starts, "state_indices": slots, "has_initial_state": torch.tensor(holds)}
@@ -224,6 +239,65 @@ def test_equal_keys_that_never_decay_do_not_blow_up() -> None:
     arguments["beta"].fill_(1.0)
     given = {**arguments, "states": pool(where, 2, 16, 16, dtype=torch.float32), **where, "max_query_len": 0}
     check(ChunkGatedDeltaRule(), chunk_gated_delta_rule, given, "states")
+
+
+WIDER: Shape = ((2, 2), (64, 72))
+"""Values in two parts of the state that is carried."""
+LEAVES = [WIDE, SMALL, WIDE._replace(leaf=8, solve_values=16, carry_values=16, read_values=16)]
+
+
+def check_stages(
+    arguments: dict[str, Tensor], where: dict[str, Tensor], states: Tensor, stages: Stages | None = None
+) -> None:
+    given = {**arguments, "states": states, **where, "max_query_len": 0}
+    check(ChunkGatedDeltaRule(), chunk_gated_delta_rule_in_stages, given, "states", stages, True)
+
+
+@pytest.mark.parametrize(("shape", "batch", "stages"), in_turn(SIZES, STAGED, last=LEAVES))
+def test_delta_rule_in_stages_equals_the_recurrence(shape: Shape, batch: str, stages: Stages) -> None:
+    heads, sizes = shape
+    where = places(batch)
+    arguments = delta(int(where["query_start_loc"][-1]), heads, sizes, torch.float32)
+    wide = strided(*arguments["q"].shape, dtype=torch.float32)
+    wide[:] = arguments["q"]
+    arguments["q"] = wide
+    check_stages(arguments, where, pool(where, heads[0], *sizes, dtype=torch.float32), stages)
+
+
+def test_wide_heads_take_wide_stages() -> None:
+    where, (heads, sizes) = places("several chunks"), WIDER
+    assert [default_stages(*sizes), default_stages(128, 128), default_stages(64, 32)] == [WIDE, WIDE, SMALL]
+    arguments = delta(int(where["query_start_loc"][-1]), heads, sizes, torch.float32)
+    check_stages(arguments, where, pool(where, heads[0], *sizes, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("stages", LEAVES)
+@pytest.mark.parametrize("kind", ["a large decay among small ones", "equal keys that never decay", "no step"])
+def test_delta_rule_in_stages_at_its_edges(kind: str, stages: Stages) -> None:
+    where = places("several chunks")
+    arguments = delta(int(where["query_start_loc"][-1]), (2, 1), (16, 16), torch.float32)
+    if kind == "a large decay among small ones":
+        arguments["g"] = torch.where(torch.arange(len(arguments["g"]))[:, None] % 8 == 1, -3000.0, arguments["g"])
+    elif kind == "equal keys that never decay":
+        arguments["k"][:] = arguments["k"][:1]
+        arguments["g"].zero_()
+        arguments["beta"].fill_(1.0)
+    else:
+        arguments["g"].zero_()
+        arguments["beta"].zero_()
+    check_stages(arguments, where, pool(where, 2, 16, 16, dtype=torch.float32), stages)
+
+
+def test_stages_are_for_bf16_and_longer_prompts() -> None:
+    def q(tokens: int, key_dim: int = 128, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.empty((tokens, 1, key_dim), dtype=dtype, device="meta")
+
+    assert in_stages(q(65), 1)
+    assert in_stages(q(8192), 127)
+    assert not in_stages(q(64), 1)
+    assert not in_stages(q(8192), 128)
+    assert not in_stages(q(8192, key_dim=256), 1)
+    assert not in_stages(q(8192, dtype=torch.float32), 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

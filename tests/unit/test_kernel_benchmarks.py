@@ -67,3 +67,36 @@ def test_an_op_that_once_gave_no_number_is_shown_with_it(monkeypatch: pytest.Mon
     [error] = watch.errors.values()
     assert math.isnan(error.rms)
     assert (error.place, error.num_calls) == ("second", 4)
+
+
+def test_variants_that_are_wrong_fail_or_come_too_late_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    tune = importlib.import_module("tune_states")
+    given = {"x": torch.ones(4), "states": torch.ones(3)}
+
+    def add(x: torch.Tensor, states: torch.Tensor, more: float = 1.0) -> torch.Tensor:
+        states += more
+        return x + states.sum()
+
+    def fail(x: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no room")
+
+    variants = {
+        "right": add,
+        "wrong": lambda *xs: add(*xs, more=1.1),
+        "nan": lambda *xs: add(*xs, math.nan),
+        "no": fail,
+    }
+    case = tune.Case("op", "4", given, lambda exact: add(**exact), variants)
+    rows = tune.measured(case, torch.device("cpu"), 60.0)
+    assert [bool(row.problem) for row in rows] == [False, True, True, True]
+    assert rows[0].error < 1e-6 < 0.04 < rows[1].error
+    assert rows[3].problem == "ValueError: no room"
+    assert given["states"].tolist() == [1.0] * 3
+    assert {row.problem for row in tune.measured(case, torch.device("cpu"), 0.0)} == {"no time was left"}
+    tune.print_table(rows)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[4] for line in printed[1:]][-1] == "no"

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastkernels.kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
 from fastkernels.kernels.chunk_gated_delta_rule import chunk_gated_delta_rule
 from fastkernels.kernels.gdn_recurrence import gdn_recurrence
-from fastkernels.kernels.launch import WITHOUT_FP16, Launch, floats, ints, meta
+from fastkernels.kernels.launch import BF16, WITHOUT_FP16, Launch, floats, ints, meta
 from fastkernels.kernels.mamba_chunk_scan import mamba_chunk_scan
 from fastkernels.kernels.mamba_ssm import selective_state_update
 
@@ -50,15 +50,19 @@ def launches() -> Iterator[Launch]:
         v = meta(rows, 8192, dtype=dtype)[:, 4096:].unflatten(-1, (32, 128))
         return q, k, v, floats(rows, 32), floats(rows, 32), floats(65, 32, 128, 128)
 
-    def rule(dtype: torch.dtype) -> None:
-        q, k, v, g, beta, states = delta_parts(4096, dtype)
+    def rule(dtype: torch.dtype, rows: int = 4096) -> None:
+        q, k, v, g, beta, states = delta_parts(rows, dtype)
         chunk_gated_delta_rule(q, k, v, g, beta, states, ints(5), *where)
+
+    def short_rule(dtype: torch.dtype) -> None:
+        rule(dtype, rows=128)
 
     def recurrence(dtype: torch.dtype) -> None:
         q, k, v, g, beta, states = delta_parts(4, dtype)
         gdn_recurrence(q, k, v, g, beta, states, *where)
 
     yield Launch("Qwen3-Next-80B", "chunk_gated_delta_rule", rule, WITHOUT_FP16, is_tested=True)
+    yield Launch("Qwen3-Next-80B", "chunk_gated_delta_rule, short prompts", short_rule, (BF16,), is_tested=True)
     yield Launch("Qwen3-Next-80B", "gdn_recurrence", recurrence, WITHOUT_FP16, is_tested=True)
     for model, dim, row, has_bias in (
         ("Mamba-Codestral-7B", 10240, 18560, True),
