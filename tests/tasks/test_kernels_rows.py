@@ -238,11 +238,12 @@ def test_group_norm_equals_its_definition_in_both_layouts(shape: tuple[int, ...]
     ("shape", "num_groups"),
     [((3, 5), 5), ((2, 6, 5, 3, 7), 3), ((1, 200, 9, 5), 1), ((1, 9, 70, 70), 3), ((2, 96, 40), 2)],
 )
+@pytest.mark.parametrize("programs_per_sm", [1, 1000])
 def test_group_norm_merges_every_part_of_any_layout(
-    shape: tuple[int, ...], num_groups: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    programs_per_sm: int, shape: tuple[int, ...], num_groups: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of images of any number of axes; of groups wider than a tile, in more parts than are merged at once."""
-    monkeypatch.setattr(kernel_of_groups, "_PROGRAMS_PER_SM", 1000)
+    """Of any number of axes; of groups wider than a tile, in parts of many steps or more than are merged at once."""
+    monkeypatch.setattr(kernel_of_groups, "_PROGRAMS_PER_SM", programs_per_sm)
     monkeypatch.setattr(kernel_of_groups, "_MERGED_AT_ONCE", 128)
     monkeypatch.setattr(kernel_of_groups, "_MOST_MERGED_PARTS", 2)
     weight, bias = torch.randn(2, shape[1]).to(dtype)
