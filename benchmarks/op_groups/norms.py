@@ -29,22 +29,29 @@ def rows(bench: Bench) -> Iterator[Row]:
 
 
 def _group_norms(bench: Bench) -> Iterator[Row]:
-    """Of SDXL, two images at once, channels last as it computes."""
+    """Of SDXL, two images at once, channels last as it computes; of each model one size in planes, too."""
     config = bench.config("stable-diffusion-xl-base-1.0", "tiny-sdxl")
     unet, vae = config.unet, config.vae
     side, channels = unet.sample_size, unet.block_out_channels
     sizes = [("SDXL", 2, c, side >> level, unet.norm_num_groups, unet.norm_eps) for level, c in enumerate(channels)]
+    sizes += [("SDXL", 2, 2 * channels[-1], side >> (len(channels) - 1), unet.norm_num_groups, unet.norm_eps)]
     channels, most = vae.block_out_channels, bench.size(1024, 16)
     sizes += [("SDXL decoder", 1, c, most >> i, vae.norm_num_groups, 1e-6) for i, c in enumerate(channels[:1])]
     sizes += [("SDXL decoder", 1, channels[-1], most >> 2, vae.norm_num_groups, 1e-6)]
-    for model, batch, num_channels, side, num_groups, eps in sizes:
+    layouts = {torch.channels_last: "channels last", torch.contiguous_format: "planes"}
+    for (model, batch, num_channels, side, num_groups, eps), order in [
+        *((size, torch.channels_last) for size in sizes),
+        *((size, torch.contiguous_format) for size in (sizes[0], sizes[-1])),
+    ]:
         init = {"num_groups": num_groups, "num_channels": num_channels, "eps": eps, "activation": "silu"}
 
-        def make(shape: tuple[int, ...] = (batch, num_channels, side, side)) -> tuple[Tensor]:
-            return (bench.randn(*shape, dtype=torch.float16).to(memory_format=torch.channels_last),)
+        def make(
+            shape: tuple[int, ...] = (batch, num_channels, side, side), order: torch.memory_format = order
+        ) -> tuple[Tensor]:
+            return (bench.randn(*shape, dtype=torch.float16).to(memory_format=order),)
 
         op = bench.build(GroupNorm, init, torch.float16)
-        shape = f"{batch} x {num_channels} x {side} x {side}, {num_groups} groups"
+        shape = f"{batch} x {num_channels} x {side} x {side}, {num_groups} groups, {layouts[order]}"
         yield bench.row(model, shape, op, make, init=init, dtype=torch.float16)
 
 

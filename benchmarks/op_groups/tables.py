@@ -1,4 +1,4 @@
-"""Embedding bags of DLRMv2, and the sparse product of LightGCN."""
+"""Embedding bags of DLRMv2, the sparse product of LightGCN, and the best of each row, as it and YOLOv10 take them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.nn.functional import embedding_bag
 
 from fastkernels.tasks.baseline.L1.embedding_bag import EmbeddingBag
 from fastkernels.tasks.baseline.L1.spmm import SpMM
+from fastkernels.tasks.baseline.L1.top_k_per_row import TopKPerRow
 from op_groups.bench import Bench, Row
 
 MOST_ROWS = 4_000_000
@@ -22,6 +23,7 @@ NUM_IDS = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27,
 def rows(bench: Bench) -> Iterator[Row]:
     yield from _bags(bench)
     yield from _propagation(bench)
+    yield from _best(bench)
 
 
 def _bags(bench: Bench) -> Iterator[Row]:
@@ -72,3 +74,23 @@ def _propagation(bench: Bench) -> Iterator[Row]:
 
     shape = f"{users + items} nodes, {2 * num} edges, rows of {dim}"
     yield bench.row("LightGCN, MovieLens-1M", shape, op, make, init={}, dtype=torch.float32)
+
+
+def _best(bench: Bench) -> Iterator[Row]:
+    """Of users' scores of items; of an image's scores of places and classes. The definition is torch.topk."""
+    graph = bench.config("lightgcn-movielens-1m", "tiny-lightgcn")
+    image = bench.config("yolov10n", "tiny-yolov10")
+    num_places = 21 * (image.image_size // 32) ** 2
+    num_pairs = num_places * image.num_classes
+    for model, num_rows, num_columns, k in (
+        ("LightGCN, MovieLens-1M", bench.size(graph.num_users, 5), graph.num_items, 20),
+        ("LightGCN, MovieLens-1M", 1, graph.num_items, 20),
+        ("YOLOv10-N", 1, num_pairs, image.max_detections),
+        ("YOLOv10-N", bench.size(8, 2), num_pairs, image.max_detections),
+    ):
+        k, op = min(k, num_columns), bench.build(TopKPerRow, {}, torch.float32)
+
+        def make(n: int = num_rows, width: int = num_columns, k: int = k) -> tuple[Tensor, int]:
+            return bench.randn(n, width, dtype=torch.float32), k
+
+        yield bench.row(model, f"{k} of {num_rows} x {num_columns}", op, make, init={}, dtype=torch.float32)

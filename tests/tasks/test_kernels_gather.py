@@ -1,4 +1,4 @@
-"""Norm, rope, bag and sparse kernels against float64 definitions: run by test_kernels_interpreter.py."""
+"""Norm, rope, bag, sparse and top-k kernels against float64 definitions: run by test_kernels_interpreter.py."""
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from fastkernels.kernels.dinov3_rope import dinov3_rope
 from fastkernels.kernels.embedding_bag import embedding_bag
 from fastkernels.kernels.layer_norm import layer_norm
 from fastkernels.kernels.spmm import spmm
+from fastkernels.kernels.top_k_per_row import MOST_COLUMNS, MOST_TAKEN, top_k_per_row
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 DTYPES = [torch.float32, torch.float16]
@@ -116,3 +117,50 @@ def test_spmm_of_no_rows_or_columns_is_nothing() -> None:
     none = torch.zeros(1, dtype=torch.int64)
     assert spmm(none, none[:0], torch.zeros(0), torch.randn(4, 5)).shape == (0, 5)
     assert spmm(torch.tensor([0, 1, 1]), none, torch.ones(1), torch.randn(4, 0)).shape == (2, 0)
+
+
+TOP_K_ROWS = {
+    "drawn": lambda n: torch.randn(3, n),
+    "few values": lambda n: torch.randint(-2, 3, (3, n)).float(),
+    "zeros of both signs": lambda n: torch.where(torch.rand(3, n) < 0.5, -0.0, 0.0),
+    "rising": lambda n: torch.arange(3.0 * n).reshape(3, n) / 1024,
+    "infinite": lambda n: torch.where(torch.rand(3, n) < 0.5, float("-inf"), float("inf")),
+    "all of minus infinity but two": lambda n: torch.full((3, n), float("-inf")).index_fill(
+        1, torch.tensor([0, n - 1]), 1.0
+    ),
+    "not a number": lambda n: torch.where(torch.rand(3, n) < 1.5 / n, float("nan"), torch.randn(3, n)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", TOP_K_ROWS)
+def test_top_k_per_row_takes_the_largest_in_order(kind: str, dtype: torch.dtype) -> None:
+    for num_columns, k in ((1, 1), (7, 7), (33, 5), (64, 64), (1021, 20), (4096, 3), (4099, 9), (9001, 4)):
+        x = TOP_K_ROWS[kind](num_columns).to(dtype)
+        if kind == "not a number":
+            x[1, num_columns // 2 :] = -x[1, num_columns // 2 :]  # of either sign
+        indices = top_k_per_row(x, k)
+        assert (indices.dtype, tuple(indices.shape)) == (torch.int64, (3, k))
+        assert torch.equal(x.gather(1, indices).nan_to_num(1e4), torch.topk(x, k).values.nan_to_num(1e4))
+        assert all(len(set(row.tolist())) == k for row in indices)
+        # of equal values the first
+        is_tie = x.gather(1, indices)[:, 1:] == x.gather(1, indices)[:, :-1]
+        assert (indices.diff(dim=1)[is_tie] > 0).all()
+
+
+def test_top_k_per_row_reads_strided_rows_and_nothing_beside_them() -> None:
+    buffer = torch.full((5, 300), float("inf"))
+    rows = torch.randn(5, 200)
+    buffer[:, 17:217] = rows
+    assert top_k_per_row(buffer[:, 17:217], 12).equal(torch.topk(rows, 12).indices)
+    assert top_k_per_row(buffer[::2, 17:217], 12).equal(torch.topk(rows[::2], 12).indices)
+    assert top_k_per_row(rows.T.contiguous().T, 12).equal(torch.topk(rows, 12).indices)
+    assert top_k_per_row(rows[:1].expand(4, 200), 3).equal(torch.topk(rows[:1], 3).indices.expand(4, 3))
+    assert top_k_per_row(rows[:0], 3).shape == (0, 3)
+    assert top_k_per_row(rows, 0).shape == (5, 0)
+
+
+def test_top_k_per_row_leaves_long_rows_and_many_of_them_to_torch() -> None:
+    for num_columns, k in ((MOST_COLUMNS + 1, 2), (200, MOST_TAKEN + 1)):
+        x = torch.randn(2, num_columns)
+        assert top_k_per_row(x, k).equal(torch.topk(x, k).indices)

@@ -10,6 +10,7 @@ from fastkernels.errors import UnsupportedError
 if not triton_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
 
+from fastkernels.kernels import group_norm as kernel_of_groups
 from fastkernels.kernels.group_norm import group_norm
 from fastkernels.kernels.rms_norm import add_rms_norm, rms_norm
 from fastkernels.kernels.rotary_emb import rotary_embedding
@@ -205,6 +206,20 @@ def test_kernels_refuse_what_they_lack_and_name_it() -> None:
         store_kvcache(*torch.randn(2, 2, 1, 8), *torch.zeros(2, 3, 4, 1, 8).half(), torch.zeros(2).long())
 
 
+def assert_group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, has_silu: bool) -> None:
+    """As defined in float32; in float16 what that gives of the same values, rounded once."""
+    before, params = x.clone(), [None if p is None else p.double() for p in (weight, bias)]
+    exact = torch.nn.functional.group_norm(x.double(), num_groups, *params, 1e-5)
+    exact = torch.nn.functional.silu(exact) if has_silu else exact
+    wide = [None if p is None else p.float() for p in (weight, bias)]
+    wide_y = group_norm(x.float(), num_groups, *wide, 1e-5, has_silu)
+    assert_near(wide_y, exact, least=4e-6)
+    y = group_norm(x, num_groups, weight, bias, 1e-5, has_silu)
+    assert y.equal(wide_y.to(x.dtype))
+    assert x.equal(before)
+    assert y.is_contiguous() or y.stride() == x.stride()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(2, 12, 7, 5), (1, 6, 33, 31), (3, 4, 1, 1), (1, 4, 96, 97), (2, 10, 640)], ids=str)
 def test_group_norm_equals_its_definition_in_both_layouts(shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -214,13 +229,38 @@ def test_group_norm_equals_its_definition_in_both_layouts(shape: tuple[int, ...]
     layouts = [x] if len(shape) == 3 else [x, x.to(memory_format=torch.channels_last), x.transpose(2, 3)]
     for given in layouts:
         for num_groups, has_silu, is_affine in ((2, True, True), (1, False, True), (channels // 2, True, False)):
-            before = given.clone()
             params = (weight, bias) if is_affine else (None, None)
-            y = group_norm(given, num_groups, *params, 1e-5, has_silu)
-            exact = torch.nn.functional.group_norm(
-                given.double(), num_groups, *(None if p is None else p.double() for p in params), 1e-5
-            )
-            exact = torch.nn.functional.silu(exact) if has_silu else exact
-            assert_near(y, exact, least=4e-6)
-            assert given.equal(before)
-            assert y.is_contiguous() or y.stride() == given.stride()
+            assert_group_norm(given, num_groups, *params, has_silu)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "num_groups"),
+    [((3, 5), 5), ((2, 6, 5, 3, 7), 3), ((1, 200, 9, 5), 1), ((1, 9, 70, 70), 3), ((2, 96, 40), 2)],
+)
+@pytest.mark.parametrize("programs_per_sm", [1, 1000])
+def test_group_norm_merges_every_part_of_any_layout(
+    programs_per_sm: int, shape: tuple[int, ...], num_groups: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any number of axes; of groups wider than a tile, in parts of many steps or more than are merged at once."""
+    monkeypatch.setattr(kernel_of_groups, "_PROGRAMS_PER_SM", programs_per_sm)
+    monkeypatch.setattr(kernel_of_groups, "_MERGED_AT_ONCE", 128)
+    monkeypatch.setattr(kernel_of_groups, "_MOST_MERGED_PARTS", 2)
+    weight, bias = torch.randn(2, shape[1]).to(dtype)
+    x = (torch.randn(shape) * torch.linspace(0.2, 3.0, shape[-1]) + torch.linspace(-4.0, 4.0, shape[-1])).to(dtype)
+    pixels = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    for given in (x, pixels):
+        assert_group_norm(given, num_groups, weight, bias, False)
+        assert group_norm(given, num_groups, weight, bias, 1e-5).stride() == given.stride()
+
+
+@pytest.mark.parametrize("is_channels_last", [False, True])
+def test_group_norm_of_values_far_from_zero_keeps_their_digits(is_channels_last: bool) -> None:
+    """Moments are centred: the mean of squares less the square of the mean would have no digit left of 1e8 in 1."""
+    x = 1e4 + torch.randn(1, 8, 64, 40)
+    x = x.to(memory_format=torch.channels_last) if is_channels_last else x
+    y = group_norm(x, 2, None, None, 1e-5)
+    exact = torch.nn.functional.group_norm(x.double(), 2, eps=1e-5)
+    assert (y - exact).abs().max() < 1e-3  # a float32 at 1e4 is rounded by up to 5e-4
+    flat = group_norm(torch.full_like(x, 7.3), 2, None, None, 1e-5)
+    assert flat.abs().max() < 2e-3

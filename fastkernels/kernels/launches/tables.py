@@ -1,4 +1,4 @@
-"""Embedding bags and sparse products."""
+"""Embedding bags, sparse products and the best of each row."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from fastkernels.kernels.embedding_bag import embedding_bag
 from fastkernels.kernels.launch import Launch, longs, meta
 from fastkernels.kernels.spmm import spmm
+from fastkernels.kernels.top_k_per_row import top_k_per_row
 
 
 def launches() -> Iterator[Launch]:
@@ -20,5 +21,9 @@ def launches() -> Iterator[Launch]:
         x, values = meta(users_and_items, 64, dtype=dtype), meta(edges, dtype=dtype)
         spmm(longs(users_and_items + 1), longs(edges), values, x)
 
+    def recommend(dtype: torch.dtype) -> None:
+        top_k_per_row(meta(6040, 3706, dtype=dtype), 20)
+
     yield Launch("DLRMv2", "embedding_bag", look_up, is_tested=True)
     yield Launch("LightGCN", "spmm", propagate, is_tested=True)
+    yield Launch("LightGCN", "top_k_per_row", recommend, is_tested=True)

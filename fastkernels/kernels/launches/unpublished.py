@@ -20,6 +20,7 @@ from fastkernels.kernels.mxfp4_moe import mxfp4_moe
 from fastkernels.kernels.rms_norm import rms_norm
 from fastkernels.kernels.rotary_emb import rotary_embedding
 from fastkernels.kernels.store_kvcache import store_kvcache
+from fastkernels.kernels.top_k_per_row import MOST_COLUMNS, MOST_TAKEN, top_k_per_row
 from fastkernels.kernels.top_k_top_p_sample import top_k_top_p_sample
 from fastkernels.kernels.topk_softmax import topk_softmax
 
@@ -40,7 +41,11 @@ def launches() -> Iterator[Launch]:
         rms_norm(meta(8, 32768, dtype=dtype), meta(32768, dtype=dtype), 1e-5)
         layer_norm(meta(8, 16384, dtype=dtype), None, None, 1e-5)
         layer_norm(meta(8, 257, dtype=dtype), meta(257, dtype=dtype), None, 1e-5)
-        group_norm(meta(2, 24, 9, 7, dtype=dtype), 8, None, None, 1e-5)
+        x = meta(2, 24, 9, 7, dtype=dtype)
+        for num_groups in (8, 24):
+            group_norm(x, num_groups, None, None, 1e-5)
+            group_norm(x.to(memory_format=torch.channels_last), num_groups, None, None, 1e-5)
+        group_norm(meta(3, 700, 1, dtype=dtype), 1, None, None, 1e-5)
 
     yield Launch(_MODEL, "norms without weights and of long rows", norm)
 
@@ -51,6 +56,8 @@ def launches() -> Iterator[Launch]:
         apply_logit_bias(x, ints(3, 1), floats(3, 1))
         apply_penalties(x, longs(3), ints(5, 1000), floats(3), floats(3), floats(3))
         topk_softmax(meta(8, 67, dtype=dtype), 7, False)
+        for num_columns in (5000, MOST_COLUMNS):
+            top_k_per_row(meta(3, num_columns, dtype=dtype), MOST_TAKEN)
 
     yield Launch(_MODEL, "rows of 1000 logits", choose)
 
