@@ -136,10 +136,25 @@ class _HandingOver(Executor):
         self._take = take
 
     def submit(self, fn: Compile, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self._take(fn)
+        self._take(lambda: _build_launcher(fn()))
         done: Future[Any] = Future()
         done.set_result(_NoKernel())
         return done
+
+
+def _build_launcher(kernel: Any) -> None:
+    """Of a kernel that Triton has compiled: the function in C that passes its arguments on, which the first launch of
+    such a list of types would compile otherwise, a quarter of a second in a row.
+
+    It is linked with the GPU's driver: without one, where nothing is launched either, nothing is done.
+    """
+    from triton.backends.nvidia import driver
+
+    try:
+        driver.libcuda_dirs()
+    except AssertionError:
+        return
+    driver.CudaLauncher(kernel.src, kernel.metadata)
 
 
 class _NoKernel:

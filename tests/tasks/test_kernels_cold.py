@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,6 +114,28 @@ def test_a_compilation_that_was_handed_over_is_found_by_the_launch(cache_dir: Pa
     name = "test_kernels_cold._double_kernel"
     assert sorted(said) == [f"compiled {name}"] * 3 + [f"found {name}"] * 3
     assert [(kernel.kernel, kernel.seconds) for kernel in compiled] == [(name, None)] * 3
+
+
+def test_the_function_that_launches_a_kernel_is_compiled_with_it(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One a list of arguments' types: Triton keeps them by their source, which the launch makes again."""
+    from triton.backends.nvidia import driver
+
+    def build(src: str, **_: object) -> SimpleNamespace:
+        (cache_dir / f"{hashlib.sha256(src.encode()).hexdigest()}.c").write_text(src)
+        return SimpleNamespace(launch=None)
+
+    monkeypatch.setattr(driver, "libcuda_dirs", lambda: [])
+    monkeypatch.setattr(driver, "compile_module_from_src", build)
+    compilers = Compilers(2, lambda line: None)
+    with knobs.cache.scope():
+        knobs.cache.dir = str(cache_dir)
+        with handing_over_for(H200, compilers.add):
+            launch_doubles()
+        compilers.finish()
+    [source] = [path.read_text() for path in cache_dir.glob("*.c")]
+    assert "cuLaunchKernelEx" in source
 
 
 def test_no_more_compile_at_once_than_may(tmp_path: Path) -> None:
