@@ -12,6 +12,7 @@ import torch
 
 from fastkernels.engine.model import build_bare_model
 from fastkernels.engine.model_source import build_config, find_model, presets
+from fastkernels.oracles.measure import COMPILED, LIBRARY
 from fastkernels.registry import (
     ARCHITECTURES,
     Architecture,
@@ -149,8 +150,19 @@ def _speed(name: str) -> tuple[str, str]:
     for b in measured:
         numbers.setdefault(b["load"], []).append(str(b["batch"]))
     loads = ", ".join(f"{load} of {' and '.join(some)}" for load, some in numbers.items())
-    facts = [f"{record['library']}, its faster mode: {loads}", *_layers(**record.get("layers", {}))]
+    facts = [
+        f"{record['library']}, its faster mode: {loads}",
+        *_as_it_is(measured),
+        *_layers(**record.get("layers", {})),
+    ]
     return _range(best), "; ".join([*facts, *([record["note"]] if record.get("note") else [])])
+
+
+def _as_it_is(measured: list[dict[str, Any]]) -> list[str]:
+    """Beside a library that was compiled: its ratios as it is."""
+    if not any(COMPILED in b["ratios"] for b in measured):
+        return []
+    return [f"{_range([b['ratios'][LIBRARY]['ratio'] for b in measured if LIBRARY in b['ratios']])} of it as it is"]
 
 
 def _first_look(architecture: Architecture) -> str:
