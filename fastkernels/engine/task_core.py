@@ -78,8 +78,10 @@ class TaskCore:
             for text in _texts_in(request.inputs.get(name)):
                 check_text(text, name)
         state, num_steps = self.runner.start(request.inputs)
-        key = getattr(self.runner, "batch_key", shape_key)(state)
-        self._tasks.append(_Task(request.request_id, state, num_steps, key))
+        self._tasks.append(_Task(request.request_id, state, num_steps, self._key_of(state)))
+
+    def _key_of(self, state: State) -> object:
+        return getattr(self.runner, "batch_key", shape_key)(state)
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Drop requests; ids that are not here are ignored."""
@@ -111,6 +113,8 @@ class TaskCore:
             return
         self.num_steps += 1
         for task, state in zip(batch, states, strict=True):
+            if not task.step:  # the first may have encoded what was given
+                task.key = self._key_of(state)
             task.state, task.step = state, task.step + 1
             self._tell(task)
 

@@ -46,6 +46,7 @@ class PI0Pipeline:
     """
 
     texts = ("prompt",)
+    encoded = ("pixel_values", "input_ids", "text_mask")
 
     def __init__(self, model: nn.Module, config: PI0Config, checkpoint: Path | None) -> None:
         self.model: Any = model
@@ -65,7 +66,7 @@ class PI0Pipeline:
 
     @torch.inference_mode()
     def prepare(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The prefix's keys and values are computed here, once. Errors: UsageError names what cannot be used."""
+        """Errors: UsageError names what cannot be used."""
         unknown = sorted(set(inputs) - _KNOWN)
         if unknown:
             raise UsageError(f"A request has no {', '.join(unknown)}; it has {', '.join(sorted(_KNOWN))}.")
@@ -77,16 +78,23 @@ class PI0Pipeline:
         input_ids[: len(ids)] = torch.tensor(ids)
         text_mask = torch.arange(num_padded) < len(ids)
         state, noise = self._state(inputs), self._noise(inputs)
-        keys, values = self.model.vlm(
-            pixels[None].to(weight), input_ids[None].to(weight.device), text_mask[None].to(weight.device)
-        )
         return {
             "actions": noise.to(weight),
             "state": state.to(weight),
             "step_size": torch.tensor(-1.0 / max(1, self.num_steps(inputs)), dtype=torch.float64, device=weight.device),
-            "prefix_keys": keys[0],
-            "prefix_values": values[0],
-            "prefix_mask": torch.cat([torch.ones(num_images, dtype=torch.bool), text_mask]).to(weight.device),
+            "pixel_values": pixels.to(weight),
+            "input_ids": input_ids.to(weight.device),
+            "text_mask": text_mask.to(weight.device),
+        }
+
+    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The prefixes' keys and values, once for all steps."""
+        keys, values = self.model.vlm(*(batch[name] for name in self.encoded))
+        is_image = batch["text_mask"].new_ones((1, 1)).expand(len(keys), keys.shape[2] - batch["text_mask"].shape[1])
+        return {
+            "prefix_keys": keys,
+            "prefix_values": values,
+            "prefix_mask": torch.cat([is_image, batch["text_mask"]], dim=1),
         }
 
     def advance(self, batch: dict[str, Tensor], step: Tensor) -> dict[str, Tensor]:

@@ -27,8 +27,7 @@ def pipeline() -> Pipeline:
 def test_pictures_are_fitted_normalised_and_padded(pipeline: Pipeline, height: int, width: int) -> None:
     photograph = data.coffee()[:height, :width]
     photograph = np.resize(photograph, (height, width, 3)) if photograph.shape[:2] != (height, width) else photograph
-    pixels = pipeline.adapter.prepare({"image": photograph, "prompt": "x", "noise": torch.zeros(5, 7)})
-    assert pixels["prefix_mask"].sum() > 16
+    state = pipeline.adapter.prepare({"image": photograph, "prompt": "x", "noise": torch.zeros(5, 7)})
     [given] = pipeline.adapter.processor([Image.fromarray(photograph)], return_tensors="pt")["pixel_values"]
     scale = min(28 / height, 28 / width)
     inner = (int(height * scale), int(width * scale))
@@ -36,6 +35,7 @@ def test_pictures_are_fitted_normalised_and_padded(pipeline: Pipeline, height: i
     wanted = torch.zeros(3, 28, 28)
     wanted[:, : inner[0], : inner[1]] = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1) / 255 * 2 - 1
     torch.testing.assert_close(given, wanted, rtol=0, atol=1e-6)
+    assert torch.equal(state["pixel_values"][0], given)
 
 
 def test_numbers_are_those_of_the_librarys_processor() -> None:
@@ -64,6 +64,25 @@ def test_prefix_is_computed_once_and_padding_changes_nothing(pipeline: Pipeline)
     finally:
         handle.remove()
     assert calls == [48, 96]  # once a request, at steps of 48 tokens
+
+
+def test_prefixes_of_requests_that_come_together_are_one_batch(pipeline: Pipeline) -> None:
+    shapes: list[tuple[int, ...]] = []
+    handle = pipeline.model.vlm.register_forward_hook(
+        lambda module, given, output: shapes.append(tuple(given[1].shape))
+    )
+    requests = [
+        {"image": data.astronaut(), "prompt": text, "seed": i, "steps": 2}
+        for i, text in enumerate(("a", "pick it up", "b"))
+    ]
+    try:
+        together = [result.tensors["actions"] for result in pipeline.run(requests)]
+        assert shapes == [(3, 48)]
+        alone = [pipeline.run([request])[0].tensors["actions"] for request in requests]
+    finally:
+        handle.remove()
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_unlike_texts_share_steps(pipeline: Pipeline) -> None:

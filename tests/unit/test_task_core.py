@@ -93,12 +93,46 @@ def test_images_of_one_shape_share_a_batch_and_score_as_alone(device: str) -> No
         assert found[str(i)].finish_reason is FinishReason.STOP
 
 
+class EncodingDenoiser(Denoiser):
+    """Its target is half of what is encoded, once."""
+
+    encoded = ("words",)
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        self.encodings: list[int] = []
+
+    def prepare(self, inputs: Mapping[str, Any]) -> State:
+        state = super().prepare(inputs)
+        return {"x": state["x"], "words": 2 * state["target"]}
+
+    def encode(self, batch: State) -> State:
+        assert set(batch) == {"words"}
+        self.encodings.append(len(batch["words"]))
+        return {"target": batch["words"] / 2}
+
+
 def denoised(model: Denoiser, inputs: Mapping[str, Any]) -> Tensor:
     state = model.prepare(inputs)
     x = state["x"]
     for step in range(inputs["num_steps"]):
         x = x - model.rates[step] * (x - state["target"])
     return x.cpu()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_encoded_once_is_so_in_a_batch_of_those_that_are_new(device: str) -> None:
+    """On a GPU the others that a batch is padded with are encoded, too, and by graphs from the second time on."""
+    model, plain = EncodingDenoiser(device), Denoiser(device)
+    core = TaskCore(IterativeRunner(model, torch.device(device)), max_batch=8)
+    inputs = [{"seed": i, "size": 6, "target": float(i), "num_steps": n} for i, n in enumerate((4, 9, 1, 5, 3))]
+    for i in (0, 1):
+        core.add(TaskRequest(str(i), inputs[i]))
+    core.step()
+    found = run(core, [TaskRequest(str(i), inputs[i]) for i in (2, 3, 4)])
+    assert device != "cpu" or model.encodings == [2, 3]
+    for i in range(1, 5):
+        assert found[str(i)].result == pytest.approx(denoised(plain, inputs[i]), abs=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)

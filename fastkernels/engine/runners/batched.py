@@ -19,10 +19,17 @@ def shape_key(state: Mapping[str, Tensor]) -> tuple[tuple[str, tuple[int, ...], 
 
 
 class BatchedForward:
-    """Runs a function of a batch; on a GPU by CUDA graphs, by shapes and padded size. The padding repeats a request."""
+    """Runs a function of a batch; on a GPU by CUDA graphs of up to most_in_graph requests, by shapes and padded size.
+    The padding repeats a request."""
 
-    def __init__(self, forward: Callable[[State], State], device: torch.device, uses_graphs: bool) -> None:
-        self._forward, self._device = forward, device
+    def __init__(
+        self,
+        forward: Callable[[State], State],
+        device: torch.device,
+        uses_graphs: bool,
+        most_in_graph: int = BATCH_SIZES[-1],
+    ) -> None:
+        self._forward, self._device, self._most_in_graph = forward, device, most_in_graph
         self.graphs = GraphCache(device) if uses_graphs and device.type == "cuda" else None
 
     @property
@@ -37,7 +44,7 @@ class BatchedForward:
         if num > 1:
             batch = {name: torch.stack([state[name] for state in states]) for name in states[0]}
         batch = {name: t.to(self._device, non_blocking=True) for name, t in batch.items()}
-        if self.graphs is not None and num <= BATCH_SIZES[-1]:
+        if self.graphs is not None and num <= self._most_in_graph:
             size = BATCH_SIZES[bisect_left(BATCH_SIZES, num)]
             batch = {name: _padded(t, size) for name, t in batch.items()}
             result = self.graphs(shape_key(batch), self._forward, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,10 +16,16 @@ STEP = "step"
 """The batch's tensor [n] int64 that says which step each request is at: requests at unlike steps share a batch."""
 
 
+_MOST_ENCODED_BY_GRAPH = 8
+"""Requests: what many take is no more for the host to launch, and a graph holds all the memory between."""
+
+
 class IterativeModel(Protocol):
     """prepare: one request's first state; num_steps: how often it is advanced; advance: a batch's next states.
 
-    advance gives back the tensors that change, of the same shapes; the others stay as they are.
+    advance gives back the tensors that change, of the same shapes; the others stay as they are. A model may have
+    `encode`, what is computed once of a batch before its first step: it gets the tensors that `encoded` names, and what
+    it gives back takes their place.
     """
 
     def prepare(self, inputs: Mapping[str, Any]) -> State: ...
@@ -41,6 +47,9 @@ class IterativeRunner:
             return model.advance({name: t for name, t in batch.items() if name != STEP}, batch[STEP])
 
         self._advance = BatchedForward(advance, device, uses_graphs)
+        self._encode: BatchedForward | None = None
+        if hasattr(model, "encode"):
+            self._encode = BatchedForward(model.encode, device, uses_graphs, _MOST_ENCODED_BY_GRAPH)
 
     def start(self, inputs: Mapping[str, Any]) -> tuple[State, int]:
         """A request's first state, and its number of steps. Errors: UnsupportedError for less than one step."""
@@ -50,15 +59,24 @@ class IterativeRunner:
         return self.model.prepare(inputs), num_steps
 
     def advance(self, states: Sequence[State], steps: Sequence[int]) -> list[State]:
-        """The states after one more step; steps: how many each has behind it."""
+        """The states after one more step; steps: how many each has behind it, of models that encode all or none 0."""
+        if self._encode is not None and not steps[0]:
+            states = self._encoded(self._encode, states)
         placed = [{**state, STEP: torch.tensor(step)} for state, step in zip(states, steps, strict=True)]
         for state in placed:
             state[STEP] = state[STEP].to(next(iter(state.values())).device)
         return [{**state, **new} for state, new in zip(states, self._advance(placed), strict=True)]
+
+    def _encoded(self, encode: BatchedForward, states: Sequence[State]) -> list[State]:
+        names: Collection[str] = self.model.encoded  # type: ignore[attr-defined]
+        given = [{name: state[name] for name in names} for state in states]
+        kept = [{name: t for name, t in state.items() if name not in names} for state in states]
+        return [{**state, **new} for state, new in zip(kept, encode(given), strict=True)]
 
     def finish(self, state: State) -> Any:
         return self.model.finish(state)
 
     @property
     def num_graph_steps(self) -> int:
-        return self._advance.num_graph_steps
+        encoded = 0 if self._encode is None else self._encode.num_graph_steps
+        return self._advance.num_graph_steps + encoded

@@ -63,7 +63,7 @@ class SiglipVisionModel(Op):
         self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2).contiguous()  # sums keep this layout
         places = torch.arange(self.num_patches, device=pixel_values.device)
         hidden_states = patches + self.position_embedding(places)
         for layer in self.layers:
@@ -124,7 +124,7 @@ class PI0Prefix(Op):
         images = self.multi_modal_projector(self.vision_tower(pixel_values.flatten(0, 1)))
         images = images.unflatten(0, (num_rows, num_cameras)).flatten(1, 2)
         embeds = self.embed_tokens(input_ids)
-        embeds = embeds * torch.tensor(self.embed_scale, dtype=embeds.dtype, device=embeds.device)
+        embeds = embeds * torch.tensor(self.embed_scale, dtype=embeds.dtype)  # on the host, which nothing waits for
         hidden_states = torch.cat([images, embeds], dim=1)
         seen = torch.cat([text_mask.new_ones(images.shape[:2]), text_mask], dim=1)
         positions = (seen.cumsum(-1) - 1).clamp_min(0)
