@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 from fastkernels.bench.environment import environment
@@ -39,36 +40,54 @@ DISCREPANCIES: dict[Family, str] = {
 
 
 def calibrate(
-    families: Sequence[Family], command: str, seed: int = 0, report: Report = lambda stage: None
+    families: Sequence[Family],
+    command: str,
+    seed: int = 0,
+    report: Report = lambda stage: None,
+    keep: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
     """Plain JSON: by family every sample, curve and threshold, with what was run, when, and on what.
 
+    keep: given the record of what is measured so far after each family.
     Errors: CheckpointError when a trained model is missing, EnvironmentProblem when data or a process are,
     UnsupportedError when a family has no cliff.
     """
     require_checkpoints(families)
-    models = {family: noise_models(family) for family in families}
+    record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "kind": "calibration", "variants": dict(VARIANTS)}
+    record["families"] = {}
     try:
-        with ProcessPoolExecutor(1, get_context("spawn"), die_with_parent) as beside:
-            noise = beside.submit(noise_of_models, models, seed)
-            cliffs = {family: _cliffs(family, seed, report) for family in families}
-            report("models against themselves")
-            measured = noise.result()
+        with ProcessPoolExecutor(1, get_context("spawn"), die_with_parent) as beside, _ended_with_an_error(beside):
+            noise = {f: beside.submit(noise_of_models, {f: noise_models(f)}, seed) for f in families}
+            for family in families:
+                curves, chances = _cliffs(family, seed, report)
+                report(f"{family}: models against themselves")
+                samples, cannot_run = noise[family].result()[family]
+                record["families"][str(family)] = {
+                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "command": command,
+                    "seed": seed,
+                    "environment": environment(DEVICE),
+                    "cannot_run": cannot_run,
+                    **_family_record(
+                        family, find_thresholds(family, samples, curves, chances), samples, curves, chances
+                    ),
+                }
+                keep(record)
     except BrokenProcessPool as error:
         raise EnvironmentProblem("The process that measures noise was ended; is there too little memory?") from error
-    found = {}
-    for family, (curves, chances) in cliffs.items():
-        samples, cannot_run = measured[family]
-        thresholds = find_thresholds(family, samples, curves, chances)
-        found[str(family)] = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": command,
-            "seed": seed,
-            "environment": environment(DEVICE),
-            "cannot_run": cannot_run,
-            **_family_record(family, thresholds, samples, curves, chances),
-        }
-    return {"schema_version": SCHEMA_VERSION, "kind": "calibration", "variants": dict(VARIANTS), "families": found}
+    return record
+
+
+@contextlib.contextmanager
+def _ended_with_an_error(pool: Executor) -> Iterator[None]:
+    """Whatever ends this early, an interrupt too, waits for no family that the pool has still to measure."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            process.terminate()
+        raise
 
 
 def _cliffs(family: Family, seed: int, report: Report) -> tuple[list[Curve], list[Chance]]:

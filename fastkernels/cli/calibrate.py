@@ -48,10 +48,26 @@ def calibrate(
     if places is not None:
         check_place(places[1], places[0])
     command = f"fastkernels calibrate {family}" + (f" --seed {seed}" if seed else "") + (" --write" if write else "")
-    with error_console.status("starting") as status:
-        record = measure(chosen, command, seed, status.update)
     folder = out or env.home() / f"{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}-calibrate-{family}"
-    whole = write_samples(record, folder / "calibration.json")
+    samples, done = folder / "calibration.json", set[str]()
+
+    def keep(record: dict[str, Any]) -> None:
+        write_samples(record, samples)
+        done.update(record["families"])
+
+    try:
+        with error_console.status("starting") as status:
+            record = measure(chosen, command, seed, status.update, keep)
+    except BaseException:
+        if done:
+            error_console.print(
+                f"{len(done)} of {len(chosen)} families are in {samples}; "
+                f"`fastkernels calibrate FAMILY --out {folder}` adds another.",
+                soft_wrap=True,
+                markup=False,
+            )
+        raise
+    whole = write_samples(record, samples)
     manifest = folder / "manifest.json"
     version = write_copy(record, manifest, manifest if manifest.exists() else MANIFEST_PATH)
     write_page(folder / "report.html", render_calibration(whole))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import pytest
+from judging import wait_until
 
 from fastkernels import registry
+from fastkernels.calibration import calibrate as calibration
 from fastkernels.calibration import plan, release
 from fastkernels.calibration.quality import QUALITIES
 from fastkernels.calibration.versions import DRAFT
@@ -157,3 +161,46 @@ def test_the_command_calibrates_a_family_and_keeps_the_others(
     own = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert not re.findall(r'(?:src|href)="(?!#|data:)', own)
     assert "without tiny-lightgcn" in " ".join(own.split())
+
+
+def test_what_is_measured_before_an_interrupt_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = json.loads((Path(__file__).resolve().parents[2] / release.SAMPLES).read_text())
+    found = {name: whole["families"][name] for name in ("ranking", "image")}
+
+    def measure(*given: Any) -> None:
+        keep = given[-1]
+        keep({**whole, "families": {"ranking": found["ranking"]}})
+        keep({**whole, "families": found})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastkernels.cli.calibrate.measure", measure)
+    with pytest.raises(SystemExit) as stopped:
+        main(["calibrate", "all", "--out", str(tmp_path)])
+    assert stopped.value.code == 130
+    path = tmp_path / "calibration.json"
+    assert json.loads(path.read_text())["families"] == found
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"2 of {len(FAMILIES)} families are in {path}; `fastkernels calibrate FAMILY --out {tmp_path}`" in told
+
+
+def sleep(models: object, seconds: int) -> None:
+    time.sleep(seconds)
+
+
+def test_an_interrupt_waits_for_no_family_that_is_still_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a pool whose process sleeps."""
+    monkeypatch.setattr(calibration, "noise_of_models", sleep)
+    monkeypatch.setattr(calibration, "noise_models", lambda family: None)
+    monkeypatch.setattr(calibration, "require_checkpoints", lambda families: None)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibration, "_cliffs", interrupt)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        calibration.calibrate(FAMILIES, "calibrate all", 600)
+    assert time.monotonic() - started < 60
+    assert wait_until(lambda: not active_children(), 20)
