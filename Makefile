@@ -1,11 +1,14 @@
 # demo and test work on a machine that has only Python: each makes .venv when it is missing or out of date.
-.PHONY: demo test check bench serve-demo
+.PHONY: demo test test-slow check bench serve-demo
 
 demo: .venv/.installed
 	.venv/bin/fastkernels demo
 
 test: .venv/.installed
 	scripts/test
+
+test-slow: .venv/.installed
+	scripts/test-slow
 
 check: .venv/.installed
 	scripts/check

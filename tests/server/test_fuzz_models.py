@@ -99,6 +99,7 @@ STRUCTURED = body(
     grammar=often(st.sampled_from(['root ::= "a" | "b"', "root ::= root", "x", ""])),
     json_object=FLAG,
 )
+pytestmark = pytest.mark.slow
 SAMPLING = {
     "n": whole(1, 3),
     "temperature": often(st.floats(0, 3), NUMBER),

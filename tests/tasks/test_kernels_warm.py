@@ -88,6 +88,7 @@ def drawn_steps(max_num_seqs: int) -> Iterator[tuple[list[int], list[int], int]]
         yield [1] * num_decodes + prompts, decodes + [min(n, MAX_LEN) for n in every], num_decodes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "num_layers", "max_num_seqs"), MODELS)
 def test_no_step_asks_for_a_kernel_that_warming_up_did_not_meet(
     preset: str, num_layers: int, max_num_seqs: int, tmp_path: Path

@@ -47,6 +47,7 @@ def test_the_published_preset_has_the_published_size() -> None:
     assert sum(p.numel() for p in model.parameters()) == 8_291_375_616
 
 
+@pytest.mark.slow
 def test_two_ranks_say_what_one_says() -> None:
     program = f"""
 import numpy as np

@@ -39,6 +39,7 @@ def tokens_of(model: str, lengths: tuple[int, ...] = LENGTHS, **options: Any) ->
     return [output.outputs[0].token_ids for output in outputs], llm.core.stats().num_preemptions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_tokens_do_not_depend_on_how_prompts_are_cut_or_batched(model: str) -> None:
     together, _ = tokens_of(model)
@@ -115,6 +116,7 @@ def test_states_that_do_not_fit_are_refused_before_they_are_taken(monkeypatch: p
     assert 0.99 * free < llm.core.info.cache_bytes <= free
 
 
+@pytest.mark.slow
 def test_two_ranks_that_split_heads_and_groups_compute_what_one_does(tmp_path: Path) -> None:
     mp.spawn(run_rank, (str(tmp_path),), nprocs=2)
     for name in CONFIGS:

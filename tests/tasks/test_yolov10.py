@@ -132,6 +132,7 @@ def test_generate_draws_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert sum(int((drawn == colour).all(-1).sum()) for colour in colours) > 500
 
 
+@pytest.mark.slow
 def test_the_librarys_boxes_in_float16_are_mostly_those_in_float32() -> None:
     """Else what half precision costs ours could not be told: of equal scores anything may be the best."""
     oracle: Any = oracle_of(architecture("yolov10"))

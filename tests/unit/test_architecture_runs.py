@@ -196,6 +196,7 @@ def test_a_replayed_graph_keeps_the_inputs_that_it_reads(monkeypatch: pytest.Mon
     for name in ("stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, lambda given, **options: nullcontext())
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr("fastkernels.engine.runners.replay.renew_cublas_workspaces", lambda: None)
     batch = {"x": torch.ones(3)}
     kept = weakref.ref(batch["x"])
     replay = our_side._replayed(lambda given: {"y": given["x"] * 2}, batch, torch.device("cuda"))
@@ -302,6 +303,7 @@ def test_a_calls_time_is_bounded_where_a_compiler_catches_exceptions() -> None:
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_what_is_measured_needs_no_library_of_the_server(tmp_path: Path) -> None:
     """A machine with a GPU may have none of these."""
     names = ("pydantic", "mlflow", "fastapi", "uvicorn", "plotly", "av", "soundfile", "xgrammar")

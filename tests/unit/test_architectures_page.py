@@ -70,7 +70,7 @@ def test_a_ratio_is_to_the_faster_of_the_librarys_modes(page: Any) -> None:
     cells = line(page, "dinov3")
     assert cells[4:] == [
         *("0.95 to 1.20", "0.99"),
-        "transformers 5.17.0, its faster mode: default of 1 and 32, high-res of 1",
+        "transformers 5.17.0, its faster mode: default of 1 and 32, high-res of 1; 1.20 to 2.00 of it as it is",
     ]
 
 

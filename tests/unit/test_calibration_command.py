@@ -136,6 +136,7 @@ class AtOnce(Executor):
         return done
 
 
+@pytest.mark.slow
 def test_the_command_calibrates_a_family_and_keeps_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

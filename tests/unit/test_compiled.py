@@ -26,6 +26,7 @@ from fastkernels.tasks.baseline.L1.flash_attn_decode import FlashAttnDecode
 from fastkernels.tasks.baseline.L1.store_kvcache import StoreKVCache
 
 pytest.importorskip("torch._inductor.cpp_builder")
+pytestmark = pytest.mark.slow
 
 PROMPTS = [[5, 9, 17], [(7 * i) % 500 + 2 for i in range(28)], [3], [11] * 16, [400, 2, 77, 30, 8]]
 COMPILED: dict[str, Any] = {"num_pages": 64, "max_num_seqs": 8, "warm": "full"}

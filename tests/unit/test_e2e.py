@@ -137,6 +137,7 @@ def test_a_candidate_that_is_never_called_does_not_pass(tmp_path: Path, capsys: 
     )
 
 
+@pytest.mark.slow
 def test_a_broken_candidate_leaves_the_baseline_and_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,6 +261,7 @@ def check_load(side: dict[str, Any], num_requests: int) -> None:
         assert q["ttft_s"] + sum(q["itl_s"]) == pytest.approx(q["e2e_s"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_our_server_under_drawn_arrivals_with_a_candidate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (*TINY, *SMALL, "--request-rate", "30", "--goodput", "e2e:60000", "--candidates", DEMO / "faster")
     options = ("--engine", "enforce_eager=true", "--out", tmp_path / "run", "--no-track")
@@ -282,6 +284,7 @@ def test_our_server_under_drawn_arrivals_with_a_candidate(tmp_path: Path, capsys
     assert "TTFT" in out
 
 
+@pytest.mark.slow
 def test_any_server_by_url_replays_a_trace_faster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with running_server("tiny-llama", "--device", "fake") as server:
         words = ("--workload", "azure_conv", "--num-requests", "20", "--scale", "0.02", "--speedup", "20")
@@ -302,6 +305,7 @@ def test_any_server_by_url_replays_a_trace_faster(tmp_path: Path, capsys: pytest
         assert "serves tiny-llama, not other" in err
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_the_repeats_that_were_done(tmp_path: Path) -> None:
     words = [*TINY, *SMALL, "--repeats", "100000", "--out", str(tmp_path / "run"), "--no-track"]
     process = subprocess.Popen(

@@ -18,6 +18,7 @@ from fastkernels.engine.model_source import ModelSource, build_config, find_mode
 from fastkernels.oracles.oracle import oracle_of
 from fastkernels.registry import ARCHITECTURES, Kind, architecture
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "llama_vs_vllm" / "run.py"
 
 FAKE_VLLM = '''

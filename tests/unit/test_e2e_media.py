@@ -99,6 +99,7 @@ def _typed(body: bytes) -> tuple[str, bytes]:
     return f"multipart/form-data; boundary={boundary}", body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_ours", [True, False])
 @pytest.mark.parametrize("model", ["tiny-qwen2_vl", "tiny-whisper"])
 def test_a_model_that_sees_or_hears_is_measured_under_load(model: str, is_ours: bool, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def check_page(page: str, *, is_iterative: bool) -> None:
     assert ("Steps/s" in body, 'id="plot-throughput"' in body) == (is_iterative, is_iterative)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "steps"), [("tiny-dlrmv2", 1), ("tiny-pi0", None)])
 def test_every_request_is_timed_and_answers_as_the_pipeline_itself_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, steps: int | None
@@ -152,6 +153,7 @@ def test_a_right_candidate_agrees_and_passes(tmp_path: Path, capsys: pytest.Capt
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_wrong_candidate_shows_how_far_its_outputs_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = candidate(tmp_path, "relu", RELU.replace("{least}", "-0.5"))
     code, out, _ = e2e(capsys, *DLRM, "--num-requests", "3", "--repeats", "1", "--candidates", wrong, "--json")
@@ -165,6 +167,7 @@ def test_a_wrong_candidate_shows_how_far_its_outputs_are(tmp_path: Path, capsys:
         assert o["largest_relative_error"] > 1e-3
 
 
+@pytest.mark.slow
 def test_a_broken_candidate_leaves_the_baseline_and_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +215,7 @@ def test_a_mistake_is_one_message_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_embeddings_under_load_over_http(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--num-requests", "6", "--repeats", "2", "--request-rate", "50", "--seed", str(SEED))
     code, out, err = e2e(capsys, *BGE, *words, "--goodput", "e2e:60000", "--out", tmp_path / "run")

@@ -78,6 +78,7 @@ def nursery() -> Iterator[Nursery]:
         yield running
 
 
+@pytest.mark.slow
 def test_a_set_that_says_a_placeholder_is_invalid_alone(nursery: Nursery) -> None:
     """The reference cannot read its answer, which is no fault of the baseline's or of the sets beside it."""
     items = items_of(nursery, plan_for(QWEN2_VL, "says_media", FASTER, num_passes=1, num_restarts=1))

@@ -70,6 +70,7 @@ def with_hosts(monkeypatch: pytest.MonkeyPatch, cpu_of: Callable[[bool], str], w
     monkeypatch.setattr(ray_queue, "evaluate_remotely", remotely)
 
 
+@pytest.mark.slow
 def test_scenarios_are_spread_over_hosts_and_items_come_back(
     tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +109,7 @@ def test_scenarios_are_spread_over_hosts_and_items_come_back(
     assert resumed(run, folder).seed == run.seed
 
 
+@pytest.mark.slow
 def test_a_host_that_is_unlike_the_others_measures_nothing(
     tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +140,7 @@ def test_a_host_that_is_unlike_the_others_measures_nothing(
     assert {i["item"] for i in run_eval(resumed(run, folder), folder, Watcher())["items"]} == {kept["item"], missing}
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_was_finished_on_the_hosts(tmp_path: Path, address: str) -> None:
     """Of one scenario whole restarts, of another that hangs nothing; no process stays."""
     hangs = hanging_set(tmp_path / "sets")

@@ -19,7 +19,12 @@ EXPECTED = {
 }
 TRAINED = {"train_tiny.py", "train_digits.py"}
 """Run by test_training.py."""
-RUN = [pytest.param(path, id=path.name) for path in EXAMPLES if path.name in EXPECTED]
+SLOW = {"bring_a_kernel.py"}
+RUN = [
+    pytest.param(path, id=path.name, marks=[pytest.mark.slow] if path.name in SLOW else [])
+    for path in EXAMPLES
+    if path.name in EXPECTED
+]
 
 
 def test_every_example_is_run() -> None:

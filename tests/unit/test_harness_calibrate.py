@@ -62,6 +62,7 @@ def test_definition_is_on_the_cpu_whatever_is_measured(monkeypatch: pytest.Monke
     assert found == measure_op(ops()["rms_norm"], CPU, 2, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ops_that_were_measured_before_a_signal_are_on_file(tmp_path: Path, sent: signal.Signals) -> None:
     words = ["--shapes", "24", "--out", str(tmp_path), "--ops", "euler_step", "flash_attn_prefill"]  # a minute

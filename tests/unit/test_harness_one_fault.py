@@ -77,6 +77,7 @@ CONFIG = JudgeConfig(num_shapes=6, is_timed=False, dtypes=(torch.float32,))
 ROWS_OF_HEADS = "key.as_strided(key.shape, (key.stride(1) * key.shape[1], *key.stride()[1:]))[row]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", SOURCES)
 def test_right_twin_passes_all_shapes_of_a_run(bench: Bench, op: str) -> None:
     record = bench.judge(op, SOURCES[op], CONFIG)

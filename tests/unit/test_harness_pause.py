@@ -123,6 +123,7 @@ return self.right(x, residual)
 """
 
 
+@pytest.mark.slow
 def test_inputs_are_not_seen_before_all_of_them_are_there(bench: Bench, case: Case) -> None:
     """The first call of a process installs the look; those after it have fresh values at the same place."""
     record = bench.judge("rms_norm", rms_norm(WATCHES), TIMED, [case])

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from forked import Forks
-from judging import Bench, bench, rms_norm
+from judging import LIMITS, Bench, bench, rms_norm
 
 from fastkernels.harness.process_tree import memory_files_bytes
 
@@ -210,7 +211,8 @@ def test_memory_of_files_without_a_place_is_counted(bench: Bench) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root looks into a worker")
-def test_candidate_that_hides_its_memory_in_files_is_ended(bench: Bench) -> None:
+def test_candidate_that_hides_its_memory_in_files_is_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.nursery, "limits", replace(LIMITS, call_seconds=60.0))  # memory may come slowly
     body = """
     self.files = [os.memfd_create("hidden") for _ in range(4)]
     for number in range(1600):

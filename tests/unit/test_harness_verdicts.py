@@ -318,6 +318,7 @@ def test_dtype_that_an_op_does_not_take_is_told_with_the_one_to_give(bench: Benc
     assert record.message.endswith("and it takes float32 alone, not bfloat16: give --dtype float32.")
 
 
+@pytest.mark.slow
 def test_judge_keeps_no_descriptor_over_many_judgements(bench: Bench) -> None:
     config = JudgeConfig(num_shapes=1, is_timed=False)
     sources = [rms_norm("return self.right(x, residual)"), rms_norm("os._exit(1)"), "import no_such_package"]

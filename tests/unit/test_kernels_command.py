@@ -247,6 +247,7 @@ def _reaches_endless_op(folder: Path) -> bool:
     return bool(list((folder / "runs").glob("*/ops/*rms_norm.json")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=["interrupted", "killed"])
 def test_signal_in_the_middle_keeps_what_was_finished_and_leaves_no_process(
     tmp_path: Path, sent: signal.Signals, code: int

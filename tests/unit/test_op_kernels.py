@@ -61,6 +61,7 @@ def test_a_rehearsal_measures_every_kernel_that_matters_and_all_paths_agree(
     assert "torch._grouped_mm" in shown
 
 
+@pytest.mark.slow
 def test_the_kernels_of_a_rehearsal_run_interpreted(tmp_path: Path) -> None:
     groups = ["attention", "experts"]
     words = [sys.executable, str(BENCHMARKS / "op_kernels.py"), *groups, "--device", "cpu", "--out", str(tmp_path)]

@@ -254,6 +254,7 @@ except UsageError as error:
     assert run(script, "reference", none) == "reference"
 
 
+@pytest.mark.slow
 def test_counting_neither_breaks_nor_recompiles_a_compiled_model(run: Run, tmp_path: Path) -> None:
     put(tmp_path, "L1/rms_norm.py", NORM)
     result = run(
