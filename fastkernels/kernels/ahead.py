@@ -144,7 +144,7 @@ class _HandingOver(Executor):
 
 def _build_launcher(kernel: Any) -> None:
     """Of a kernel that Triton has compiled: the function in C that passes its arguments on, which the first launch of
-    such a list of types would compile otherwise, a quarter of a second in a row.
+    such a list of types would compile otherwise, one after another.
 
     It is linked with the GPU's driver: without one, where nothing is launched either, nothing is done.
     """
