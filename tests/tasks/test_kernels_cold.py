@@ -227,7 +227,11 @@ def test_ranks_share_the_widths(model: str, size: int) -> None:
 
 def test_a_process_with_threads_is_not_forked(cache_dir: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WITH_A_THREAD, str(cache_dir)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", WITH_A_THREAD, str(cache_dir)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # whose threads would be counted, too
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "EnvironmentProblem: The process that compiles has 2 threads" in done.stderr
     assert done.stdout == ""

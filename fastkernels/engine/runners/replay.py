@@ -51,9 +51,8 @@ def capture(
 
 
 def renew_cublas_workspaces() -> None:
-    """Before a capture: what cuBLAS writes to between is taken anew, then, from the graph's memory, which lives as long
-    as the graph. torch.compile with graphs of its own frees these workspaces for all; the next replay of a graph that
-    was captured with one from elsewhere wrote where nothing was, or others' tensors were, any more."""
+    """Before a capture: in it cuBLAS takes its workspaces anew, from the graph's own memory, which lives as long as the
+    graph. Others may be freed under a graph that writes to them: torch.compile frees them all before it captures."""
     torch._C._cuda_clearCublasWorkspaces()
 
 
