@@ -37,13 +37,17 @@ def make_llm(**options: object) -> LLM:
     return LLM("tiny-llama", device="cpu", enable_prefix_caching=False, **options)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where steps are kept: what was compiled before these tests stands in for nothing. As long as `compiled_llm`."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where steps are kept: what was compiled before these tests stands in for nothing."""
-    found = tmp_path_factory.mktemp("kept")
+def _keeps_steps_there(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(step_library, "kept_folder", lambda: found)
-        yield found
+        patched.setattr(step_library, "kept_folder", lambda: folder)
+        yield
 
 
 @cache
