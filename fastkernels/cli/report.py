@@ -15,15 +15,23 @@ from fastkernels.cli.e2e_table import e2e_tables
 from fastkernels.cli.eval_table import eval_tables
 from fastkernels.cli.table import print_verdicts
 from fastkernels.errors import UsageError
-from fastkernels.report.compare import Change, compare_runs, hardware
-from fastkernels.report.compare_page import render_comparison
+from fastkernels.report.compare import Change, Comparison, compare_runs, hardware
+from fastkernels.report.compare_page import render_comparison, render_e2e_comparison, significant
 from fastkernels.report.damage import blaming
+from fastkernels.report.e2e_compare import E2EComparison, FigureChange, compare_e2e
 from fastkernels.report.eval_compare import compare_evals
 from fastkernels.report.load import find_run, load_results
 from fastkernels.report.publish import render_run, write_page
 
 _TABLES = {"e2e": e2e_tables, "eval": eval_tables}
-_COLOURS = {"faster": "green", "now passes": "green", "slower": "red", "no longer passes": "bold red"}
+_COLOURS = {
+    "faster": "green",
+    "better": "green",
+    "now passes": "green",
+    "slower": "red",
+    "worse": "red",
+    "no longer passes": "bold red",
+}
 
 
 def report(
@@ -65,9 +73,7 @@ def _show(folder: Path, results: dict[str, Any], *, as_json: bool) -> None:
 
 def _compare(first: Path, second: Path, *, is_forced: bool, as_json: bool) -> None:
     before, after = load_results(first), load_results(second)
-    if "e2e" in (before["kind"], after["kind"]):
-        raise UsageError("End-to-end runs are shown one at a time; `fastkernels e2e --candidates` compares two sides.")
-    if before["kind"] != after["kind"] and "eval" in (before["kind"], after["kind"]):
+    if before["kind"] != after["kind"] and {"e2e", "eval"} & {before["kind"], after["kind"]}:
         raise UsageError(f"{first} is a run of {before['kind']}, {second} of {after['kind']}: they do not compare.")
     _check_manifests(first, second, before, after, is_forced=is_forced)
     if hardware(before) != hardware(after) and not is_forced:
@@ -75,15 +81,24 @@ def _compare(first: Path, second: Path, *, is_forced: bool, as_json: bool) -> No
             f"{first} ran on {hardware(before)}, {second} on {hardware(after)}: their times do not compare. "
             "--force compares them all the same."
         )
-    comparison = (compare_evals if after["kind"] == "eval" else compare_runs)(before, after)
+    comparison: Comparison | E2EComparison
+    if after["kind"] == "e2e":
+        comparison = compare_e2e(before, after, is_forced=is_forced)
+        page, table = render_e2e_comparison(comparison), _e2e_table(comparison.changes)
+    else:
+        comparison = (compare_evals if after["kind"] == "eval" else compare_runs)(before, after)
+        page, table = render_comparison(comparison), _table(comparison.changes)
     path = second / "compare.html"
-    write_page(path, render_comparison(comparison))
+    write_page(path, page)
     if as_json:
         print_json(comparison.to_json())
         return
     for warning in comparison.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
-    console.print(_table(comparison.changes))
+    console.print(table)
+    if isinstance(comparison, E2EComparison):
+        for side, is_equal in comparison.equal_outputs.items():
+            console.print(f"Outputs of {escape(side)}: {'equal' if is_equal else '[bold red]unlike[/]'}.")
     num_changed = sum(change.is_changed for change in comparison.changes)
     console.print(f"{num_changed} of {len(comparison.changes)} changed.")
     console.print(f"comparison: {path}", soft_wrap=True, markup=False)
@@ -114,6 +129,24 @@ def _table(changes: list[Change]) -> Table:
         change = f"[{colour}]{c.change}[/]{' (source changed)' if c.is_source_changed else ''}"
         table.add_row(escape(c.op), escape(c.implementation), change, verdict, escape(c.case), *_figures(c))
     return table
+
+
+def _e2e_table(changes: list[FigureChange]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("figure", "side", "change"):
+        table.add_column(name)
+    for name in ("before", "of repeats", "after", "of repeats", "times better"):
+        table.add_column(name, justify="right")
+    for c in changes:
+        change = f"[{_COLOURS.get(c.change, 'default')}]{c.change}[/]"
+        values = [part for pair in ((c.before, c.before_span), (c.after, c.after_span)) for part in _spread(*pair)]
+        table.add_row(c.figure, escape(c.side), change, *values, "" if c.ratio is None else f"{c.ratio:.3f}")
+    return table
+
+
+def _spread(value: float | None, span: tuple[float, float] | None) -> tuple[str, str]:
+    is_one = span is None or span[0] == span[1]
+    return significant(value), "" if is_one else " .. ".join(map(significant, span or ()))
 
 
 def _figures(change: Change) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from fastkernels.report.axes import RATIO_LADDERS, log_axis, short
 from fastkernels.report.compare import Change, Comparison, hardware
+from fastkernels.report.e2e_compare import E2EComparison
 from fastkernels.report.eval_view import SENTENCES
 from fastkernels.report.figures import ROW, TIMES, Rows, finished, light, plain
 from fastkernels.report.html import page
@@ -30,6 +31,30 @@ def render_comparison(comparison: Comparison) -> str:
         is_eval=comparison.after["kind"] == "eval",
         sentences=SENTENCES,
     )
+
+
+def render_e2e_comparison(comparison: E2EComparison) -> str:
+    counts = Counter(change.change for change in comparison.changes)
+    return page(
+        "e2e_compare.html",
+        {},
+        before=comparison.before,
+        after=comparison.after,
+        workload=comparison.after.get("workload"),
+        hardware=hardware(comparison.after),
+        warnings=comparison.warnings,
+        changes=comparison.changes,
+        equal_outputs=comparison.equal_outputs,
+        counts=dict(counts.most_common()),
+        number=significant,
+    )
+
+
+def significant(value: float | None) -> str:
+    """Four digits, and all of those before the point; a dash for None."""
+    if value is None:
+        return "\u2013"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _forest(changes: list[Change]) -> dict[str, Any] | None:

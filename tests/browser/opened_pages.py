@@ -58,6 +58,9 @@ class Opened:
     def count(self, selector: str) -> int:
         return self.page.locator(selector).count()
 
+    def rows(self, table: str) -> list[Any]:
+        return self.page.locator(f"{table} tbody tr").all()
+
     def visible_ops(self) -> list[str]:
         return self.page.locator("#verdict-table tbody tr:visible th a").all_text_contents()
 
