@@ -16,13 +16,13 @@ from fastkernels.kernels.backend import (
     triton,
     wait_for_dependencies,
 )
+from fastkernels.kernels.chunk_decays import decays_between, dot, sum_decays
 from fastkernels.kernels.chunk_gated_delta_rule_stages import (
     MOST_KEY_SIZE,
     PLACE_POINTERS,
     WIDE,
     chunk_gated_delta_rule_in_stages,
 )
-from fastkernels.kernels.mamba_chunk_scan import decays_between, dot, sum_decays
 
 _CHUNK = 32
 """The triangular system of a chunk is solved row by row, in as many steps."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastkernels.kernels.backend import dependent_launch, let_dependents_start, tl, triton, wait_for_dependencies
-from fastkernels.kernels.mamba_chunk_scan import decays_between, dot, sum_decays
+from fastkernels.kernels.chunk_decays import decays_between, dot, sum_decays
 from fastkernels.kernels.sequence_chunks import chunk_of, first_number, num_chunks
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fastkernels.kernels import mamba_chunk_scan as kernels
-from fastkernels.kernels.mamba_chunk_scan import ScanPlan, mamba_chunk_scan, scan_in_stages
+from fastkernels.kernels.mamba_chunk_scan import mamba_chunk_scan
+from fastkernels.kernels.mamba_chunk_scan_stages import ScanPlan, scan_in_stages
 from fastkernels.tasks.baseline.L1.mamba_chunk_scan import chunked_scan, discretize
 from fastkernels.tasks.baseline.state_slots import decay_parameters
 

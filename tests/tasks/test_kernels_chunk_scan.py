@@ -13,7 +13,7 @@ from fastkernels.env import triton_interpreted
 if not triton_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
 
-from fastkernels.kernels.mamba_chunk_scan import ScanPlan, scan_in_stages, scan_plan
+from fastkernels.kernels.mamba_chunk_scan_stages import ScanPlan, scan_in_stages, scan_plan
 from fastkernels.tasks.baseline.L1.mamba_chunk_scan import MambaChunkScan
 from fastkernels.tasks.baseline.state_slots import decay_parameters
 
