@@ -1,11 +1,23 @@
-"""A board made up for the tests of its site: two kinds of runs, two kinds of hardware, hostile names."""
+"""Runs and boards made up for the tests of entries and of the site: two kinds, two hardwares, hostile names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from report_runs import ENVIRONMENT, HOSTILE, REQUEST, record, timed_record, timing, write_eval_run, write_run, wrong
+from report_runs import (
+    ENVIRONMENT,
+    HOSTILE,
+    REQUEST,
+    record,
+    records,
+    timed_record,
+    timing,
+    write_eval_run,
+    write_run,
+    wrong,
+)
 
 from fastkernels.harness.records import OpRecord
 from fastkernels.harness.verdict import Verdict
@@ -52,3 +64,14 @@ def make_board(root: Path) -> Board:
     board.add(submission(run, ALPHA, "fast"))
     board.add(submission(run, BETA, "fragile"))
     return board
+
+
+WHOLE = {**REQUEST, "quick": False}
+OTHER_GPU = {"name": "NVIDIA B200", "num_sms": 148, "memory_bytes": 1 << 37, "l2_bytes": 1 << 27, "cuda": "13.0"}
+
+
+def kernels_run(path: Path, found: list[Any] | None = None, **changed: Any) -> Path:
+    """Of the set "fast", all that passed timed."""
+    fast = [r for r in records() if r.implementation == "fast" and r.level == 1]
+    fast.append(timed_record("vocab_parallel_embedding", "fast", level=2))
+    return write_run(path, fast if found is None else found, **{"request": WHOLE, **changed})
