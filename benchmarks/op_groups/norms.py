@@ -1,4 +1,4 @@
-"""Layer norms, group norms with SiLU, and convolutions with batch norm and SiLU."""
+"""Layer norms and scaled sums, group norms with SiLU, and convolutions with batch norm and SiLU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, silu
 
+from fastkernels.tasks.baseline.L1.addcmul import Addcmul
 from fastkernels.tasks.baseline.L1.group_norm import GroupNorm
 from fastkernels.tasks.baseline.L1.layer_norm import LayerNorm
 from fastkernels.tasks.baseline.L2.conv_bn_silu import ConvBNSiLU
@@ -24,8 +25,43 @@ def rows(bench: Bench) -> Iterator[Row]:
         n, init = bench.size(n, 6), {"normalized_shape": width, "eps": eps}
         op = bench.build(LayerNorm, init, torch.bfloat16)
         yield bench.row(model, f"{n} x {width}", op, lambda n=n, width=width: (bench.randn(n, width),), init=init)
+    yield from _sums(bench)
     yield from _group_norms(bench)
     yield from _convolutions(bench)
+
+
+def _sums(bench: Bench) -> Iterator[Row]:
+    """A layer's sum: with the norm behind it, and at a layer's end alone. DINOv3 scales what is added."""
+    dino, bge = bench.config("dinov3-vit7b16", "tiny-dinov3"), bench.config("bge-m3", "tiny-bge_m3")
+    whisper, dlrm = bench.config("whisper-large-v3", "tiny-whisper"), bench.config("dlrm-v2", "tiny-dlrmv2")
+    for model, n, width, eps, is_scaled, returns_sum in (
+        ("DINOv3-7B", 64 * 201, dino.hidden_size, dino.layer_norm_eps, True, True),
+        ("DINOv3-7B", 64 * 201, dino.hidden_size, dino.layer_norm_eps, False, True),
+        ("BGE-M3", 20480, bge.hidden_size, bge.layer_norm_eps, False, False),
+        ("BGE-M3", 32, bge.hidden_size, bge.layer_norm_eps, False, False),
+        ("Whisper-large-v3", 16, whisper.d_model, 1e-5, False, True),
+    ):
+        n = bench.size(n, 6)
+        init = {"normalized_shape": width, "eps": eps, "returns_sum": returns_sum}
+        op = bench.build(LayerNorm, init, torch.bfloat16)
+
+        def make(n: int = n, width: int = width, is_scaled: bool = is_scaled) -> tuple[Tensor, ...]:
+            return (bench.randn(n, width), bench.randn(n, width), *([bench.randn(width)] if is_scaled else []))
+
+        scaled, kept = "scaled, " if is_scaled else "", "" if returns_sum else ", not kept"
+        yield bench.row(model, f"{n} x {width}, {scaled}on a residual{kept}", op, make, init=init)
+    op = bench.build(Addcmul, {}, torch.bfloat16)
+    for model, n, width, is_vector in (
+        ("DINOv3-7B", 64 * 201, dino.hidden_size, True),
+        ("DLRMv2", 2048, dlrm.interaction_size, False),
+    ):
+        n = bench.size(n, 6)
+
+        def make_three(n: int = n, width: int = width, is_vector: bool = is_vector) -> tuple[Tensor, ...]:
+            return (*bench.randn(2, n, width), bench.randn(*([width] if is_vector else [n, width])))
+
+        by = "a vector" if is_vector else "rows"
+        yield bench.row(model, f"{n} x {width} by {by}", op, make_three, {"torch": torch.addcmul})
 
 
 def _group_norms(bench: Bench) -> Iterator[Row]:

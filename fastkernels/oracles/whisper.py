@@ -48,7 +48,11 @@ class WhisperOracle(LanguageOracle):
         Level("model.decoder.layers.{i}.self_attn", "model.decoder.layers.{i}.self_attn"),
         Level("model.decoder.layers.{i}.encoder_attn", "model.decoder.layers.{i}.encoder_attn"),
         Level("model.decoder.layers.{i}.mlp", "model.decoder.layers.{i}.fc2"),
-        Level("model.decoder.layers.{i}", "model.decoder.layers.{i}"),
+        Level(
+            "model.decoder.layers.{i}",
+            "model.decoder.layers.{i}",
+            our_output=lambda output: output[0] + output[1],
+        ),
         Level("model.decoder", "model.decoder", their_output=lambda output: output.last_hidden_state),
     )
 

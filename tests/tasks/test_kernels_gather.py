@@ -10,9 +10,10 @@ from fastkernels.errors import UnsupportedError
 if not triton_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
 
+from fastkernels.kernels.addcmul import _addcmul_kernel, addcmul
 from fastkernels.kernels.dinov3_rope import dinov3_rope
 from fastkernels.kernels.embedding_bag import embedding_bag
-from fastkernels.kernels.layer_norm import layer_norm
+from fastkernels.kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_of_sum
 from fastkernels.kernels.spmm import spmm
 from fastkernels.kernels.top_k_per_row import MOST_COLUMNS, MOST_TAKEN, top_k_per_row
 
@@ -47,6 +48,85 @@ def test_layer_norm_of_nothing_is_nothing_and_long_rows_are_refused() -> None:
     assert layer_norm(torch.randn(0, 8), None, None, 1e-5).shape == (0, 8)
     with pytest.raises(UnsupportedError, match="16384 elements, got 16385"):
         layer_norm(torch.randn(1, 16385), None, None, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 5, 64, 257, 1024])
+def test_layer_norm_of_a_sum_is_bitwise_that_of_the_float32_sum(size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(size)
+    wide = torch.randn(2, 3, 4, size + 7).to(dtype) * 3 + 5
+    weight, bias, scale = torch.randn(3, size).to(dtype)
+    x, residual = wide[0, ..., 3 : 3 + size], wide[1, ..., :size].contiguous()
+    expanded = wide[1, :, :1, :size].expand(3, 4, size)
+    before = wide.clone()
+    for added, by in ((residual, None), (residual, scale), (wide[1, ..., 5 : 5 + size], scale), (expanded, None)):
+        sums = added.float() + (x.float() if by is None else x.float() * by.float())
+        for params in ((weight, bias), (weight, None), (None, None)):
+            y, total = add_layer_norm(x, added, by, *params, 1e-5)
+            assert y.is_contiguous() and total.is_contiguous()  # noqa: PT018
+            assert torch.equal(total, sums.to(dtype))
+            exact = layer_norm(sums, *(None if p is None else p.float() for p in params), 1e-5)
+            assert torch.equal(y, exact.to(dtype))
+            assert torch.equal(layer_norm_of_sum(x, added, by, *params, 1e-5), y)
+    assert torch.equal(wide, before)
+
+
+def test_layer_norm_of_a_sum_reads_nothing_behind_its_rows() -> None:
+    wide = torch.full((2, 3, 40), float("nan"))
+    wide[..., :33] = torch.randn(2, 3, 33)
+    scale = torch.full((40,), float("nan"))
+    scale[:33] = torch.randn(33)
+    y, total = add_layer_norm(wide[0, :, :33], wide[1, :, :33], scale[:33], None, None, 1e-5)
+    assert not torch.cat([y, total]).isnan().any()
+    empty = torch.randn(0, 8)
+    assert [t.shape for t in add_layer_norm(empty, empty, None, None, None, 1e-5)] == [(0, 8), (0, 8)]
+
+
+class _Launches:
+    """Counts what is launched of one kernel."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num, run = 0, type(_addcmul_kernel).run
+
+        def counted(kernel: object, *args: object, **words: object) -> object:
+            self.num += kernel is _addcmul_kernel
+            return run(kernel, *args, **words)
+
+        monkeypatch.setattr(type(_addcmul_kernel), "run", counted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 5, 64, 257, 1024, 2500])
+def test_addcmul_equals_its_definition(size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(size)
+    launches, done = _Launches(monkeypatch), 0
+    wide = torch.full((3, 3, 11, size + 9), float("nan"), dtype=dtype)
+    wide[..., 2 : 2 + size] = torch.randn(3, 3, 11, size)
+    strided, dense = wide[..., 2 : 2 + size], wide[..., 2 : 2 + size].contiguous()
+    for x, first, rows in (dense, strided, (dense[0], strided[1], strided[2])):
+        for second in (rows, rows[0, 0], rows.flatten()[::2][:size], rows.transpose(0, 1).contiguous().transpose(0, 1)):
+            y, done = addcmul(x, first, second), done + 1
+            assert_near(y, x.double() + first.double() * second.double())
+            assert y.is_contiguous()
+    one = dense[0, 0, :1]
+    assert_near(addcmul(one, one, one[0]), one.double() + one.double() * one[0].double())
+    assert launches.num == done + 1
+
+
+def test_addcmul_leaves_other_broadcasts_and_dtypes_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches, x = _Launches(monkeypatch), torch.randn(3, 5, 7)
+    for first, second in (
+        (x, x[0, 0, 0]),
+        (x, x[:, :1]),
+        (x[0], x),
+        (x[0, 0], x[0, 0]),
+        (x.double(), x.double()),
+        (x[..., :1], x),
+    ):
+        y = addcmul(x.to(first.dtype), first, second)
+        assert torch.equal(y, torch.addcmul(x.to(first.dtype), first, second))
+    assert addcmul(x[:0], x[:0], x[0, 0]).shape == (0, 5, 7)
+    assert launches.num == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -29,18 +29,21 @@ import torch
 from torch import nn
 
 class LayerNorm(nn.Module):
-    def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, bias=True):
+    def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, bias=True, returns_sum=True):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(normalized_shape)) if elementwise_affine else None
         self.bias = nn.Parameter(torch.empty(normalized_shape)) if elementwise_affine and bias else None
 
-    def forward(self, x):
+    def forward(self, x, residual=None, scale=None):
+        x = x if scale is None else x * scale
+        x = x if residual is None else x + residual
         mean = x.mean(-1, keepdim=True)
         variance = (x - mean).square().mean(-1, keepdim=True)
         y = (x - mean) * torch.rsqrt(variance + self.eps)
         y = y if self.weight is None else y * self.weight
-        return y if self.bias is None else y + self.bias
+        y = y if self.bias is None else y + self.bias
+        return y if residual is None else (y, x)
 """
 
 L2_NORM = """
@@ -92,6 +95,8 @@ def test_right_twin_passes_all_shapes_of_a_run(bench: Bench, op: str) -> None:
         ("silu_and_mul", "DONE", "y.flatten(0, -2)[1024:] = 0"),
         ("silu_and_mul", "DONE", "y[..., 4096:] = 0"),
         ("layer_norm", "(x - mean).square().mean(-1, keepdim=True)", "x.square().mean(-1, keepdim=True) - mean * mean"),
+        ("layer_norm", "x * scale", "x"),
+        ("layer_norm", "(y, x)", "(y, residual)"),
         ("l2_norm", ".clamp_min(self.eps)", ""),
         ("greedy_sample", "logits.argmax", "logits[:, :2048].argmax"),
         ("flash_attn_decode", "weights = torch.where(seq_lens[:, None, None, None] > 0, weights, 0.0)", ""),
@@ -109,6 +114,8 @@ def test_right_twin_passes_all_shapes_of_a_run(bench: Bench, op: str) -> None:
         "1,024 rows",
         "4,096 columns",
         "variance in one pass",
+        "no scale",
+        "the sum left out",
         "a row of zeros",
         "2,048 tokens of a vocabulary",
         "NaN of no key",

@@ -24,6 +24,7 @@ MEASURED = {
     *("FusedExperts", "TopKSoftmax", "CausalConv1d", "CausalConv1dUpdate", "MambaChunkScan", "SelectiveStateUpdate"),
     *("ChunkGatedDeltaRule", "GDNRecurrence", "FlashAttnPrefill", "DenseAttention", "CrossAttention", "GroupNorm"),
     *("ConvBNSiLU", "EmbeddingBag", "SpMM", "RasterizeGaussians", "MRotaryEmbedding", "LayerNorm", "FlashAttnVarlen"),
+    "Addcmul",
 }
 
 

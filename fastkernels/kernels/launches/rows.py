@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
+from fastkernels.kernels.addcmul import addcmul
 from fastkernels.kernels.launch import Launch, meta
-from fastkernels.kernels.layer_norm import layer_norm
+from fastkernels.kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_of_sum
 from fastkernels.kernels.quickgelu import quickgelu
 from fastkernels.kernels.rms_norm import add_rms_norm, rms_norm
 from fastkernels.kernels.silu_and_mul import silu_and_mul
@@ -56,6 +57,22 @@ def launches() -> Iterator[Launch]:
             layer_norm(meta(1500, size, dtype=dtype), weight, weight, 1e-5)
 
         yield Launch(model, "layer_norm", centred, is_tested=model == "DINOv3-7B")
+
+        def summed(dtype: torch.dtype, model: str = model, size: int = size) -> None:
+            x, weight = meta(1500, size, dtype=dtype), meta(size, dtype=dtype)
+            if model == "BGE-M3":
+                layer_norm_of_sum(x, x, None, weight, weight, 1e-5)
+            else:
+                add_layer_norm(x, x, weight if model == "DINOv3-7B" else None, weight, weight, 1e-5)
+
+        yield Launch(model, "layer_norm of a sum", summed, is_tested=model in ("DINOv3-7B", "BGE-M3"))
+    for model, size, is_vector in (("DINOv3-7B", 4096, True), ("DLRMv2", 3456, False)):
+
+        def scaled(dtype: torch.dtype, size: int = size, is_vector: bool = is_vector) -> None:
+            x = meta(1500, size, dtype=dtype)
+            addcmul(x, x, x[0] if is_vector else x)
+
+        yield Launch(model, "addcmul", scaled, is_tested=is_vector)
     for model, size in _GATED:
 
         def gated(dtype: torch.dtype, size: int = size) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from fastkernels.kernels.addcmul import addcmul
 from fastkernels.kernels.apply_logit_bias import apply_logit_bias
 from fastkernels.kernels.apply_penalties import apply_penalties
 from fastkernels.kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
@@ -14,7 +15,7 @@ from fastkernels.kernels.flash_attn_varlen import flash_attn_varlen
 from fastkernels.kernels.greedy_sample import greedy_sample
 from fastkernels.kernels.group_norm import group_norm
 from fastkernels.kernels.launch import WITHOUT_FP16, Launch, floats, ints, longs, meta
-from fastkernels.kernels.layer_norm import layer_norm
+from fastkernels.kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_of_sum
 from fastkernels.kernels.moe_grouped_gemm import moe_grouped_gemm
 from fastkernels.kernels.mxfp4_moe import mxfp4_moe
 from fastkernels.kernels.rms_norm import rms_norm
@@ -40,7 +41,12 @@ def launches() -> Iterator[Launch]:
     def norm(dtype: torch.dtype) -> None:
         rms_norm(meta(8, 32768, dtype=dtype), meta(32768, dtype=dtype), 1e-5)
         layer_norm(meta(8, 16384, dtype=dtype), None, None, 1e-5)
+        for size in (8192, 16384):
+            rows, vector = meta(8, size, dtype=dtype), meta(size, dtype=dtype)
+            add_layer_norm(rows, rows, vector, vector, vector, 1e-5)
         layer_norm(meta(8, 257, dtype=dtype), meta(257, dtype=dtype), None, 1e-5)
+        layer_norm_of_sum(meta(8, 257, dtype=dtype), meta(8, 257, dtype=dtype), None, None, None, 1e-5)
+        addcmul(meta(8, 13, dtype=dtype), meta(8, 13, dtype=dtype), meta(13, dtype=dtype))
         x = meta(2, 24, 9, 7, dtype=dtype)
         for num_groups in (8, 24):
             group_norm(x, num_groups, None, None, 1e-5)

@@ -46,13 +46,13 @@ class EncoderAttention(Op):
         sizes = (self.num_heads, self.head_size, self.head_size**-0.5, self.num_heads)
         self.attn = FlashAttnPrefill(*sizes, is_causal=False)
         self.dense = RowParallelLinear(hidden_size, hidden_size, prefix=f"{prefix}.dense")
-        self.LayerNorm = LayerNorm(hidden_size, layer_norm_eps)
+        self.LayerNorm = LayerNorm(hidden_size, layer_norm_eps, returns_sum=False)
 
     def forward(self, x: Tensor, query_start_loc: Tensor, max_query_len: int) -> Tensor:
         qkv, _ = self.qkv_proj(x)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_size)).unbind(1)
         mixed, _ = self.dense(self.attn(q, k, v, query_start_loc, max_query_len).flatten(-2))
-        return self.LayerNorm(mixed + x)
+        return self.LayerNorm(mixed, x)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         pairs = int(inputs["query_start_loc"].diff().long().square().sum())

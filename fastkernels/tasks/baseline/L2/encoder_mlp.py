@@ -35,10 +35,10 @@ class EncoderMLP(Op):
         super().__init__()
         self.hidden_size = hidden_size
         self.mlp = VisionMLP(hidden_size, intermediate_size, prefix=f"{prefix}.mlp")
-        self.LayerNorm = LayerNorm(hidden_size, layer_norm_eps)
+        self.LayerNorm = LayerNorm(hidden_size, layer_norm_eps, returns_sum=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.LayerNorm(self.mlp(x) + x)
+        return self.LayerNorm(self.mlp(x), x)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         return Cost(super().cost(inputs, outputs).num_bytes, self.mlp.cost(inputs, {}).num_flops)

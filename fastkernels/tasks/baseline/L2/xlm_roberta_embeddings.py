@@ -50,11 +50,11 @@ class XLMRobertaEmbeddings(Op):
         self.word_embeddings = Embedding(vocab_size, hidden_size)
         self.position_embeddings = Embedding(max_position_embeddings, hidden_size)
         self.token_type_embeddings = Embedding(type_vocab_size, hidden_size)
-        self.LayerNorm = LayerNorm(hidden_size, layer_norm_eps)
+        self.LayerNorm = LayerNorm(hidden_size, layer_norm_eps, returns_sum=False)
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         kind = self.token_type_embeddings(torch.zeros(1, dtype=torch.int64, device=input_ids.device))
-        return self.LayerNorm(self.word_embeddings(input_ids) + kind + self.position_embeddings(positions))
+        return self.LayerNorm(self.position_embeddings(positions), self.word_embeddings(input_ids) + kind)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         y = outputs["y"]

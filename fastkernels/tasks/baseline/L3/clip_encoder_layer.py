@@ -48,8 +48,9 @@ class CLIPEncoderLayer(Op):
         self.mlp = CLIPMLP(config.hidden_size, config.intermediate_size, config.hidden_act, prefix=f"{prefix}.mlp")
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        hidden_states = hidden_states + self.self_attn(self.layer_norm1(hidden_states))
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+        attended = self.self_attn(self.layer_norm1(hidden_states))
+        normed, hidden_states = self.layer_norm2(attended, hidden_states)
+        return hidden_states + self.mlp(normed)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         num_rows = inputs["hidden_states"].numel() // self.hidden_size

@@ -60,8 +60,8 @@ class EvaBlock(Op):
 
     def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
         attended = self.attention(self.norm1(hidden_states), height, width)
-        hidden_states = self.addcmul(hidden_states, attended, self.lambda1)
-        return self.addcmul(hidden_states, self.mlp(self.norm2(hidden_states)), self.lambda2)
+        normed, hidden_states = self.norm2(attended, hidden_states, self.lambda1)
+        return self.addcmul(hidden_states, self.mlp(normed), self.lambda2)
 
     def derived_axes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         return self.attention.derived_axes(sizes)

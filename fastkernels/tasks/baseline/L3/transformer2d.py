@@ -53,9 +53,9 @@ class BasicTransformerBlock(Op):
         self.ff = FeedForward(dim)
 
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states))
-        hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states)
-        return hidden_states + self.ff(self.norm3(hidden_states))
+        normed, hidden_states = self.norm2(self.attn1(self.norm1(hidden_states)), hidden_states)
+        normed, hidden_states = self.norm3(self.attn2(normed, encoder_hidden_states), hidden_states)
+        return hidden_states + self.ff(normed)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         flops = sum(p.cost(inputs, {}).num_flops for p in (self.attn1, self.attn2, self.ff))

@@ -64,8 +64,9 @@ class VisionBlock(Op):
         self.mlp = VisionMLP(hidden_size, intermediate_size, hidden_act, prefix=f"{prefix}.mlp")
 
     def forward(self, x: Tensor, positions: Tensor, query_start_loc: Tensor, max_query_len: int) -> Tensor:
-        x = x + self.attn(self.norm1(x), positions, query_start_loc, max_query_len)
-        return x + self.mlp(self.norm2(x))
+        attended = self.attn(self.norm1(x), positions, query_start_loc, max_query_len)
+        normed, x = self.norm2(attended, x)
+        return x + self.mlp(normed)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         nothing = {**inputs, "x": inputs["x"][:0]}

@@ -60,8 +60,9 @@ class VJEPA2Layer(Op):
         self.mlp = VisionMLP(hidden_size, int(hidden_size * mlp_ratio), config.hidden_act, prefix=f"{prefix}.mlp")
 
     def forward(self, hidden_states: Tensor, position_mask: Tensor | None = None) -> Tensor:
-        hidden_states = hidden_states + self.attention(self.norm1(hidden_states), position_mask)
-        return hidden_states + self.mlp(self.norm2(hidden_states))
+        attended = self.attention(self.norm1(hidden_states), position_mask)
+        normed, hidden_states = self.norm2(attended, hidden_states)
+        return hidden_states + self.mlp(normed)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         mlp = self.mlp.cost({"x": inputs["hidden_states"]}, {}).num_flops

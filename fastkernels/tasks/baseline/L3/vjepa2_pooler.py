@@ -61,8 +61,8 @@ class VJEPA2PoolerCrossAttentionLayer(Op):
         q, _ = self.q_proj(queries)
         kv, _ = self.kv_proj(self.norm1(hidden_state))
         k, v = kv.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        h = queries + self.attn(q.unflatten(-1, (self.num_heads, -1)), k, v).flatten(-2)
-        return h + self.mlp(self.norm2(h))
+        normed, h = self.norm2(self.attn(q.unflatten(-1, (self.num_heads, -1)), k, v).flatten(-2), queries)
+        return h + self.mlp(normed)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         queries, tokens = inputs["queries"], inputs["hidden_state"]

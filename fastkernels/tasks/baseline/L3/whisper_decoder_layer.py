@@ -23,17 +23,25 @@ from fastkernels.tasks.baseline.L2.whisper_attention import (
 class WhisperDecoderLayer(Op):
     """h = x + self_attn(norm(x)); h += encoder_attn(norm(h), encoder_hidden_states); y = h + mlp(norm(h)).
 
-    Shapes:  hidden_states, y: [num_tokens, embed_dim]; encoder_hidden_states: [num_encoder_tokens, embed_dim], of the
-             sequences that begin with this step; None when none does.
+    With a residual, x = hidden_states + residual, and the last sum is left to the next: it returns mlp(norm(h)) and h.
+
+    Shapes:  hidden_states, residual, y, new_residual: [num_tokens, embed_dim]; encoder_hidden_states:
+             [num_encoder_tokens, embed_dim], of the sequences that begin with this step; None when none does.
     Dtypes:  bf16, fp16 or fp32; norms, the activation and softmax in fp32.
-    Returns: y. Writes to the kv_cache of both attentions; no argument is written to.
+    Returns: y, or (mlp(norm(h)), h) when a residual is given. Writes to the kv_cache of both attentions; no argument
+             is written to.
     Errors:  those of its parts.
     Source:  Radford et al. 2022 (https://arxiv.org/abs/2212.04356); as vLLM's WhisperDecoderLayer.
     """
 
     spec = OpSpec(
-        inputs={"hidden_states": HIDDEN, "encoder_hidden_states": ENCODER_STATES},
-        outputs={"y": HIDDEN},
+        inputs={
+            "hidden_states": HIDDEN,
+            "encoder_hidden_states": ENCODER_STATES,
+            "residual": HIDDEN.optional(),
+        },
+        outputs={"y": HIDDEN, "new_residual": HIDDEN.optional()},
+        returned_with={"new_residual": "residual"},
         mutates=("kv_cache",),
         reads_context=True,
         examples=(
@@ -52,17 +60,24 @@ class WhisperDecoderLayer(Op):
         self.final_layer_norm = LayerNorm(embed_dim)
         self.mlp = VisionMLP(embed_dim, ffn_dim, prefix=f"{prefix}.mlp")
 
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None) -> Tensor:
-        x = hidden_states + self.self_attn(self.self_attn_layer_norm(hidden_states))
-        x = x + self.encoder_attn(self.encoder_attn_layer_norm(x), encoder_hidden_states)
-        return x + self.mlp(self.final_layer_norm(x))
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if residual is None:
+            normed, x = self.self_attn_layer_norm(hidden_states), hidden_states
+        else:
+            normed, x = self.self_attn_layer_norm(hidden_states, residual)
+        normed, x = self.encoder_attn_layer_norm(self.self_attn(normed), x)
+        normed, x = self.final_layer_norm(self.encoder_attn(normed, encoder_hidden_states), x)
+        y = self.mlp(normed)
+        return x + y if residual is None else (y, x)
 
     def derived_axes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         return drawn_encoder_tokens(sizes)
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         """Each part's own; what one gives the next is not counted."""
-        x, states = inputs["hidden_states"], inputs.get("encoder_hidden_states")
+        x, states, residual = inputs["hidden_states"], inputs.get("encoder_hidden_states"), inputs.get("residual")
         parts = [
             self.self_attn.cost({"hidden_states": x}, {}),
             self.encoder_attn.cost({"hidden_states": x, "encoder_hidden_states": states}, {}),
@@ -71,5 +86,5 @@ class WhisperDecoderLayer(Op):
         row_bytes = x.numel() * x.element_size()
         norms = 3 * 2 * self.embed_dim * x.element_size()
         num_bytes = sum(part.num_bytes for part in parts) - 3 * row_bytes + norms
-        given = sum(t.numel() * t.element_size() for t in outputs.values())
+        given = sum(t.numel() * t.element_size() for t in (*outputs.values(), residual) if t is not None)
         return Cost(num_bytes + row_bytes + given, sum(part.num_flops for part in parts))

@@ -46,8 +46,8 @@ class WhisperEncoderLayer(Op):
         self.mlp = VisionMLP(embed_dim, ffn_dim, prefix=f"{prefix}.mlp")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.self_attn_layer_norm(x))
-        x = x + self.mlp(self.final_layer_norm(x))
+        normed, x = self.final_layer_norm(self.self_attn(self.self_attn_layer_norm(x)), x)
+        x = x + self.mlp(normed)
         return x.clamp(-_MOST_HALF, _MOST_HALF) if x.dtype is torch.float16 else x
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:

@@ -123,13 +123,13 @@ class WhisperDecoder(Op):
             )
             for i in range(config.decoder_layers)
         )
-        self.layer_norm = LayerNorm(config.d_model)
+        self.layer_norm = LayerNorm(config.d_model, returns_sum=False)
 
     def forward(self, input_ids: Tensor, positions: Tensor, encoder_hidden_states: Tensor | None = None) -> Tensor:
-        x = self.embed_tokens(input_ids) + self.embed_positions(positions)
+        x, residual = self.embed_tokens(input_ids), self.embed_positions(positions)
         for layer in self.layers:
-            x = layer(x, encoder_hidden_states)
-        return self.layer_norm(x)
+            x, residual = layer(x, encoder_hidden_states, residual)
+        return self.layer_norm(x, residual)
 
     def derived_axes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         return drawn_encoder_tokens(sizes)
