@@ -18,7 +18,9 @@ if not triton_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
 
 from fastkernels.kernels import dense_attention as dense_attention_module
+from fastkernels.kernels.ahead import TensorsOnGpu
 from fastkernels.kernels.dense_attention import dense_attention, num_key_splits
+from fastkernels.tasks.baseline.L1.dense_attention import DenseAttention
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 NAN = float("nan")
@@ -149,6 +151,16 @@ def test_masks_may_have_any_strides() -> None:
     wide[0] = True
     for mask in (wide.permute(2, 1, 0)[:, :6], wide.permute(2, 1, 0)[:1, 1:7].expand(3, -1, -1)):
         assert_near(dense_attention(query, key, value, 0.25, mask), attended(query, key, value, 0.25, mask))
+
+
+def test_the_op_launches_it_for_what_is_on_a_gpu() -> None:
+    op = DenseAttention(4, 16, num_kv_heads=1, value_head_size=24)
+    query, key, value = (torch.randn(2, n, heads, d).half() for n, heads, d in ((7, 4, 16), (5, 1, 16), (5, 1, 24)))
+    past = [torch.randn(2, 90, 1, d).half() for d in (16, 24)]
+    mask = drawn_mask("pairs", 2, 7, 95)
+    expected = op.reference(query, key, value, mask, *past)
+    with TensorsOnGpu():
+        assert_near(op(query, key, value, mask, *past), expected.double())
 
 
 def test_of_nothing_is_nothing() -> None:
