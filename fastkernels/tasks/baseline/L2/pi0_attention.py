@@ -15,17 +15,17 @@ from fastkernels.tasks.baseline.L1.rotary_emb import RotaryEmbedding
 from fastkernels.tasks.baseline.L2.parallel_linear import QKVParallelLinear, RowParallelLinear
 from fastkernels.tasks.configs.pi0 import GemmaConfig
 
-_TOKENS = TensorSpec(("batch", "seq_len", "hidden_size"))
+TOKENS = TensorSpec(("batch", "seq_len", "hidden_size"))
 _PAST = TensorSpec(("batch", "num_past", "num_kv_heads", "head_dim"))
 _NEW = TensorSpec(("batch", "seq_len", "num_kv_heads", "head_dim"))
 INPUTS = {
-    "hidden_states": _TOKENS,
+    "hidden_states": TOKENS,
     "positions": TensorSpec(("batch", "seq_len"), dtype="int64", role=Role.POSITION, bound="max_position_embeddings"),
     "mask": TensorSpec(("batch", "seq_len", "num_keys"), dtype="bool", role=Role.MASK),
     "past_key": _PAST,
     "past_value": _PAST,
 }
-OUTPUTS = {"output": _TOKENS, "key": _NEW, "value": _NEW.strided()}
+OUTPUTS = {"output": TOKENS, "key": _NEW, "value": _NEW.strided()}
 EXAMPLE_AXES = {"batch": (3, 2), "seq_len": (8, 7), "num_past": (9, 5)}
 
 
