@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ def rows(bench: Bench) -> Iterator[Row]:
     ):
         yield _bidirectional(bench, model, heads, width // heads, lens)
     yield from _image_to_text(bench)
+    yield from _to_a_prefix(bench)
     yield from _decoder_to_encoder(bench)
 
 
@@ -85,6 +87,46 @@ def _image_to_text(bench: Bench) -> Iterator[Row]:
         others: dict[str, Call] = {} if bench.is_rehearsal else {"cudnn": cudnn}
         shape = f"2 x {side**2} to {num_texts}, {heads} heads of {size}"
         yield bench.row("SDXL", shape, op, make, others, dtype=torch.float16)
+
+
+def _to_a_prefix(bench: Bench) -> Iterator[Row]:
+    """Of Pi0: a prefix to itself but its padding, and the state and actions to a prefix and each other."""
+    config = bench.config("pi0_base", "tiny-pi0")
+    text, actions = config.text, 1 + config.chunk_size
+    heads, kv_heads, size = text.num_attention_heads, text.num_key_value_heads, text.head_dim
+    num_prefix = bench.size(3 * config.vision.num_tokens + 48, 29)
+    init = {"num_heads": heads, "head_size": size, "num_kv_heads": kv_heads}
+    op = bench.build(DenseAttention, init, torch.bfloat16)
+
+    def of(batch: int, num_queries: int, num_past: int) -> tuple[object, ...]:
+        qkv = bench.randn(batch, num_queries, heads + 2 * kv_heads, size)
+        seen = torch.rand((batch, 1 if not num_past else num_queries, num_past + num_queries), device=bench.device)
+        seen[:, :, 0] = 0.0
+        past = bench.randn(2, batch, 2, num_past, kv_heads, size)[:, :, 1].unbind(0) if num_past else ()
+        return *qkv.split([heads, kv_heads, kv_heads], 2), (seen < 0.9).expand(-1, num_queries, -1), *past
+
+    for batch in (1, 4, 16) if not bench.is_rehearsal else (2,):
+        for num_queries, num_past in ((actions, num_prefix), (num_prefix, 0)):
+            yield bench.row(
+                "Pi0",
+                f"{batch} x {num_queries} to {num_past + num_queries}, {heads} heads of {size} on {kv_heads}",
+                op,
+                lambda batch=batch, num_queries=num_queries, num_past=num_past: of(batch, num_queries, num_past),
+                {"torch sdpa": _whole_sdpa, "torch sdpa, keys expanded": partial(_whole_sdpa, is_expanded=True)},
+            )
+
+
+def _whole_sdpa(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *past: Tensor, is_expanded: bool = False
+) -> Tensor:
+    """By torch alone. is_expanded: a head of keys for each of query, without a copy, as fused kernels take it."""
+    if past:
+        key, value = torch.cat([past[0], key], dim=1), torch.cat([past[1], value], dim=1)
+    group = query.shape[2] // key.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    if is_expanded:
+        k, v = (x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v))
+    return scaled_dot_product_attention(q, k, v, mask[:, None], enable_gqa=not is_expanded).transpose(1, 2)
 
 
 def _decoder_to_encoder(bench: Bench) -> Iterator[Row]:

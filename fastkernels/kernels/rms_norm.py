@@ -32,6 +32,7 @@ def _rms_norm_kernel(
     hidden_size,
     eps,
     HAS_RESIDUAL: tl.constexpr,
+    IS_FROM_ONE: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -45,6 +46,8 @@ def _rms_norm_kernel(
         residual = residual_ptr + row * residual_stride + cols
         h += tl.load(residual, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
     weight = tl.load(weight_ptr + cols, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    if IS_FROM_ONE:
+        weight += 1.0
     if HAS_RESIDUAL:
         tl.store(h_ptr + row * hidden_size + cols, h.to(h_ptr.dtype.element_ty), mask=mask)
     scale = 1.0 / tl.sqrt(tl.sum(h * h, axis=0) / hidden_size + eps)
@@ -63,6 +66,7 @@ def _rms_norm_two_pass_kernel(
     hidden_size,
     eps,
     HAS_RESIDUAL: tl.constexpr,
+    IS_FROM_ONE: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -88,6 +92,8 @@ def _rms_norm_two_pass_kernel(
             h += tl.load(residual, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
             tl.store(h_ptr + row * hidden_size + cols, h.to(h_ptr.dtype.element_ty), mask=mask)
         weight = tl.load(weight_ptr + cols, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        if IS_FROM_ONE:
+            weight += 1.0
         tl.store(y_ptr + row * hidden_size + cols, (h * scale * weight).to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -108,7 +114,7 @@ def row_tile(num_rows: int, hidden_size: int, has_residual: bool) -> RowTile:
     return RowTile(False, block, max(1, block // 256))
 
 
-def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, is_from_one: bool) -> tuple[Tensor, Tensor]:
     check_dtypes("rms_norm", x=x, residual=residual, weight=weight)
     hidden_size = x.shape[-1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -130,6 +136,7 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
         hidden_size,
         eps,
         HAS_RESIDUAL=residual is not None,
+        IS_FROM_ONE=is_from_one,
         BLOCK=tile.block,
         num_warps=tile.num_warps,
         **dependent_launch(x.device),
@@ -143,19 +150,25 @@ def _rows(x: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, is_from_one: bool = False) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32.
+
+    is_from_one: the factor is 1 + weight.
 
     Shapes:  x, returned y: [..., hidden_size], rows may be strided; weight: [hidden_size].
     Errors:  UnsupportedError for a dtype other than bf16, fp16, fp32.
     """
-    return _launch(x, None, weight, eps)[0]
+    return _launch(x, None, weight, eps, is_from_one)[0]
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, is_from_one: bool = False
+) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual), x + residual): the norm is taken of the unrounded float32 sum.
+
+    is_from_one: the factor is 1 + weight.
 
     Shapes:  x, residual and both results: [..., hidden_size], rows may be strided; weight: [hidden_size].
     Errors:  UnsupportedError for a dtype other than bf16, fp16, fp32.
     """
-    return _launch(x, residual, weight, eps)
+    return _launch(x, residual, weight, eps, is_from_one)

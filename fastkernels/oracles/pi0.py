@@ -56,6 +56,10 @@ def _sizes(vision: Mapping[str, Any], shared: Mapping[str, Any], **own: Any) -> 
     }
 
 
+def _sum_left_to_the_next(output: Any) -> torch.Tensor:
+    return output[0] + output[1]
+
+
 class PI0Oracle(Oracle):
     preset = "pi0_base"
     loads = (Load("three cameras", (1, 4), is_whole=True), Load("one camera", (1,), is_whole=True))
@@ -67,11 +71,10 @@ class PI0Oracle(Oracle):
         Level("embed_action_time", "embed_action_time"),
         Level("dit.layers.{i}.self_attn", "model.dit.layers.{i}.self_attn"),
         Level("dit.layers.{i}.mlp", "model.dit.layers.{i}.mlp"),
-        Level("dit.layers.{i}", "model.dit.layers.{i}"),
-        *(
-            Level(f"vlm.layers.{{i}}{part}", f"model.vlm.language_model.layers.{{i}}{part}")
-            for part in (".self_attn", ".mlp", "")
-        ),
+        Level("dit.layers.{i}", "model.dit.layers.{i}", our_output=_sum_left_to_the_next),
+        Level("vlm.layers.{i}.self_attn", "model.vlm.language_model.layers.{i}.self_attn"),
+        Level("vlm.layers.{i}.mlp", "model.vlm.language_model.layers.{i}.mlp"),
+        Level("vlm.layers.{i}", "model.vlm.language_model.layers.{i}", our_output=_sum_left_to_the_next),
     )
 
     def tiny(self) -> Mapping[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from fastkernels.env import triton_interpreted
 LEAST_TESTS = [
     {
         "test_kernels_attention.py": 55,
+        "test_kernels_dense_attention.py": 60,
         "test_kernels_rows.py": 87,
         "test_kernels_linear.py": 90,
         "test_kernels_logits.py": 60,
@@ -70,11 +71,11 @@ sys.modules["triton"] = None
 import torch
 from fastkernels.errors import EnvironmentProblem
 from fastkernels.kernels import (
-    apply_logit_bias, apply_penalties, apply_token_bitmask, draw_seeds, flash_attn_decode, flash_attn_prefill,
-    flash_attn_varlen, fused_gdn_gating, gaussian_projection, gelu_and_mul, greedy_sample, l2_norm, min_p, moe_align,
-    moe_grouped_gemm, moe_sum, mxfp4_moe, rms_norm, rms_norm_gated, rotary_emb, sigmoid_mul, silu_and_mul,
-    skinny_linear, spherical_harmonics, store_kvcache, swiglu_oai_and_mul, tile_intersection, top_k_top_p_sample,
-    top_logprobs, topk_softmax, vjepa2_rope,
+    apply_logit_bias, apply_penalties, apply_token_bitmask, dense_attention, draw_seeds, flash_attn_decode,
+    flash_attn_prefill, flash_attn_varlen, fused_gdn_gating, gaussian_projection, gelu_and_mul, greedy_sample, l2_norm,
+    min_p, moe_align, moe_grouped_gemm, moe_sum, mxfp4_moe, rms_norm, rms_norm_gated, rotary_emb, sigmoid_mul,
+    silu_and_mul, skinny_linear, spherical_harmonics, store_kvcache, swiglu_oai_and_mul, tile_intersection,
+    top_k_top_p_sample, top_logprobs, topk_softmax, vjepa2_rope,
 )
 try:
     rms_norm.rms_norm(torch.ones(2, 8), torch.ones(8), 1e-6)

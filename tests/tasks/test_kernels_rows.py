@@ -78,6 +78,17 @@ def test_add_rms_norm_norms_the_unrounded_sum(hidden_size: int, dtype: torch.dty
     assert residual.equal(before[1])
 
 
+@pytest.mark.parametrize(("hidden_size", "dtype"), [(64, torch.float32), (257, torch.float16), (16411, torch.float16)])
+def test_rms_norm_with_weights_from_one_adds_it_unrounded(hidden_size: int, dtype: torch.dtype) -> None:
+    x, residual = torch.randn(3, hidden_size).to(dtype), torch.randn(3, hidden_size).to(dtype)
+    weight = (0.2 * torch.randn(hidden_size)).to(dtype)
+    factor, h = 1 + weight.double(), x.double() + residual.double()
+    assert_near(rms_norm(x, weight, 1e-6, is_from_one=True), norm(x.double(), factor, 1e-6))
+    y, new_residual = add_rms_norm(x, residual, weight, 1e-6, is_from_one=True)
+    assert_near(y, norm(h, factor, 1e-6), least=1e-6)
+    assert new_residual.equal(h.to(dtype))
+
+
 def test_rms_norm_takes_a_transposed_input_and_float32_weights() -> None:
     x = torch.randn(33, 4).half().t()
     weight = torch.randn(33)

@@ -10,12 +10,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from skimage import data
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastkernels.engine.pipeline import Pipeline
+from fastkernels.env import triton_interpreted
 from fastkernels.errors import CheckpointError, UnknownNameError, UnsupportedError, UsageError
 from fastkernels.oracles.pi0 import ORACLE
 from fastkernels.registry import architecture_of
-from fastkernels.tasks.configs.pi0 import PI0Config
+from fastkernels.tasks.baseline.L3.pi0_decoder import PI0DecoderLayer
+from fastkernels.tasks.configs.pi0 import GemmaConfig, PI0Config
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +178,42 @@ def test_published_configuration_has_the_published_number_of_parameters() -> Non
     own = sum(p.numel() for p in model.parameters())
     unread = 257152 * 1024 + 2048  # the expert's table of tokens, and the norm behind the language model
     assert own + unread == 3_501_372_176
+
+
+class Computing(TorchDispatchMode):
+    """The operations of torch that make anything: what they give lies in no memory that they were given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        made = {t.untyped_storage()._cdata for t in tree_leaves(result) if isinstance(t, torch.Tensor)}
+        if made - known and "empty" not in func.name():
+            self.names.append(func.name())
+        return result
+
+
+@pytest.mark.skipif(triton_interpreted(), reason="names what would be compiled, which TRITON_INTERPRET=1 does not")
+def test_a_layer_of_a_denoising_step_is_its_products_and_six_kernels() -> None:
+    """No copy of the prefix's keys and values, and no pass over anything beside them."""
+    pytest.importorskip("triton")
+    from fastkernels.kernels.ahead import TensorsOnGpu, naming_for
+
+    def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    with torch.device("meta"):
+        layer = PI0DecoderLayer(GemmaConfig(hidden_size=1024, intermediate_size=4096)).bfloat16()
+    hidden, residual, positions = meta(4, 51, 1024), meta(4, 51, 1024), meta(4, 51, dtype=torch.int64)
+    kept, mask = meta(2, 4, 18, 864, 1, 256), meta(4, 51, 915, dtype=torch.bool)
+    with torch.inference_mode(), TensorsOnGpu(), naming_for() as names, Computing() as computing:
+        layer(hidden, positions, mask, *kept[:, :, 3].unbind(0), residual)
+    assert computing.names == ["aten::linear"] * 4
+    kernels = sorted(name.split("(")[0].split(".")[1] for name in names)
+    assert kernels == [
+        *("_dense_attention_kernel", "_gelu_and_mul_kernel", "_merge_kernel"),
+        *("_rms_norm_kernel", "_rotary_embedding_kernel"),  # the norms are one kernel, launched twice
+    ]

@@ -98,6 +98,7 @@ def test_production_launches_its_kernels_at_the_published_sizes(op_kernels: Any)
             assert list(importlib.import_module(f"op_groups.{group}").rows(bench))
     assert head_sizes == {64, 72, 80, 128}
     assert any(name.startswith("mxfp4_moe.") for name in names)
+    assert any(name.startswith("dense_attention.") for name in names)
     for expected in (
         "FusedExperts Mixtral-8x7B 4096 x 4096, 2 of 8 experts",
         "TopKSoftmax Qwen3-Next-80B 16 x 512, 10 of them",
@@ -108,6 +109,8 @@ def test_production_launches_its_kernels_at_the_published_sizes(op_kernels: Any)
         "ConvBNSiLU YOLOv10-N 8 x 3 to 16, 640 x 640 by 2",
         "CrossAttention Whisper-large-v3 64 x 1 to 1500, 20 heads of 64",
         "DenseAttention SDXL 2 x 4096 to 77, 10 heads of 64",
+        "DenseAttention Pi0 4 x 51 to 867, 8 heads of 256 on 1",
+        "DenseAttention Pi0 1 x 816 to 816, 8 heads of 256 on 1",
         "MRotaryEmbedding Qwen2-VL-7B 8192 x (28 + 4) x 128",
     ):
         assert expected in shapes

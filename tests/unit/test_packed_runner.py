@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -249,6 +250,56 @@ def test_graphs_of_many_shapes_stay_few_and_share_a_pool(pools: list[int]) -> No
     for size in range(50, 100):
         halves(forward, 1, size)
     assert len(pools) == before, "What comes once is not captured."
+
+
+class Shifted:
+    """What changes, and what stays: the one is moved by the other."""
+
+    def __call__(self, batch: State) -> State:
+        return {"x": batch["x"] + batch["by"].sum(-1, keepdim=True)}
+
+
+def test_what_a_graph_holds_already_is_not_copied_again(pools: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By tensor: another one, or the same in another place, is."""
+    forward = BatchedForward(Shifted(), CPU, uses_graphs=True, keeps_inputs=True)
+    forward.graphs = GraphCache(CPU)
+    joined: list[int] = []
+    stack = torch.stack
+
+    def counted(tensors: list[Tensor]) -> Tensor:
+        joined.append(tensors[0].numel())
+        return stack(tensors)
+
+    monkeypatch.setattr(torch, "stack", counted)
+    states = [{"x": torch.randn(3), "by": torch.randn(500)} for _ in range(4)]
+    copies = []
+    for chosen in ([0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2], [2, 1, 0], [2, 1, 0], [2, 1, 3], [2, 1], [2, 1, 3, 0]):
+        given = [states[i] for i in chosen]
+        wanted = [Shifted()({name: t[None] for name, t in state.items()})["x"][0] for state in given]
+        joined.clear()
+        for i, found, expected in zip(chosen, forward(given), wanted, strict=True):
+            assert torch.equal(found["x"], expected)
+            states[i] = {**states[i], **found}
+        copies.append(joined.count(500))
+    assert copies == [1, 1, 0, 0, 1, 0, 1, 1, 1]
+    assert forward.num_graph_steps == 7
+    states[2] = {**states[2], "by": states[2]["by"].clone()}
+    joined.clear()
+    forward([states[i] for i in (2, 1, 3, 0)])
+    assert joined.count(500) == 1, "A copy of it may hold anything."
+
+
+def test_a_graph_does_not_keep_alive_what_it_was_given(pools: list[int]) -> None:
+    forward = BatchedForward(Shifted(), CPU, uses_graphs=True, keeps_inputs=True)
+    forward.graphs = GraphCache(CPU)
+    for _ in range(5):
+        states = [{"x": torch.randn(3), "by": torch.randn(500)} for _ in range(2)]
+        seen = [weakref.ref(state["by"]) for state in states]
+        wanted = [state["x"] + state["by"].sum() for state in states]
+        for found, expected in zip(forward(states), wanted, strict=True):
+            torch.testing.assert_close(found["x"], expected)
+        states.clear()
+        assert [one() for one in seen] == [None, None]
 
 
 def test_padding_is_less_than_an_eighth_of_a_step_that_fills_a_gpu() -> None:

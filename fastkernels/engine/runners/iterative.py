@@ -23,9 +23,10 @@ _MOST_ENCODED_BY_GRAPH = 8
 class IterativeModel(Protocol):
     """prepare: one request's first state; num_steps: how often it is advanced; advance: a batch's next states.
 
-    advance gives back the tensors that change, of the same shapes; the others stay as they are. A model may have
-    `encode`, what is computed once of a batch before its first step: it gets the tensors that `encoded` names, and what
-    it gives back takes their place.
+    advance gives back the tensors that change, of the same shapes; the others stay as they are and nobody writes to
+    them: a graph that holds them from the step before does not copy them again. A model may have `encode`, what is
+    computed once of a batch before its first step: it gets the tensors that `encoded` names, and what it gives back
+    takes their place.
     """
 
     def prepare(self, inputs: Mapping[str, Any]) -> State: ...
@@ -46,7 +47,7 @@ class IterativeRunner:
         def advance(batch: State) -> State:
             return model.advance({name: t for name, t in batch.items() if name != STEP}, batch[STEP])
 
-        self._advance = BatchedForward(advance, device, uses_graphs)
+        self._advance = BatchedForward(advance, device, uses_graphs, keeps_inputs=True)
         self._encode: BatchedForward | None = None
         if hasattr(model, "encode"):
             self._encode = BatchedForward(model.encode, device, uses_graphs, _MOST_ENCODED_BY_GRAPH)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
 """Tensors by name, without a batch axis for one request, with it in front for a batch."""
+
+Sources = Mapping[str, Sequence[Tensor]]
+"""By input, the tensors that it is made of."""
 
 _MOST_GRAPHS, _MOST_BYTES, _MOST_INPUT_BYTES = 64, 4 << 30, 8 << 30
 """BGE-M3's graph of 16384 tokens needs some 0.3 GiB, and all its sizes 4, were none captured into memory of another.
@@ -20,12 +24,14 @@ for each length of prompt (all reckoned from the layers' widths)."""
 @dataclass(frozen=True)
 class Captured:
     """inputs: the graph reads them where they are, so that they must live as long as it does. num_bytes: by which the
-    capture enlarged the memory that torch holds, inputs left out."""
+    capture enlarged the memory that torch holds, inputs left out. sources: what an input was last made of, where the
+    caller says so."""
 
     graph: torch.cuda.CUDAGraph
     inputs: State
     outputs: State
     num_bytes: int
+    sources: dict[str, list[ref[Tensor]]] = field(default_factory=dict)
 
 
 def capture(
@@ -80,8 +86,19 @@ class GraphCache:
         self._stream: torch.cuda.Stream | None = None
         self._pool: object = None
 
-    def __call__(self, key: object, forward: Callable[[State], State], batch: State) -> State:
-        """forward(batch); batch: on the device."""
+    def stale(self, key: object, sources: Sources) -> Collection[str]:
+        """The inputs that a call must bring: all but those that the key's graph holds of these very tensors, which
+        nobody has written to since."""
+        if key not in self._graphs:
+            return sources
+        held = self._graphs[key].sources
+        return [name for name, given in sources.items() if not _are(held.get(name, ()), given)]
+
+    def __call__(
+        self, key: object, forward: Callable[[State], State], batch: State, sources: Sources | None = None
+    ) -> State:
+        """forward(batch); batch: on the device; sources: what each input is made of, if it may leave out those that are
+        not `stale`."""
         if key not in self._seen:
             self._seen.add(key)
             return forward(batch)
@@ -90,7 +107,9 @@ class GraphCache:
         while len(self._graphs) > 1 and self._is_over:  # torch takes no graph into a pool that has lost its last
             self._forget(next(iter(self._graphs)))
         for name, t in batch.items():
+            captured.sources.pop(name, None)
             captured.inputs[name].copy_(t)
+        captured.sources.update({name: [ref(t) for t in given] for name, given in (sources or {}).items()})
         captured.graph.replay()
         self.num_replays += 1
         return {name: t.clone() for name, t in captured.outputs.items()}
@@ -118,6 +137,10 @@ class GraphCache:
     def _forget(self, key: object) -> None:
         self.num_input_bytes -= _num_bytes(self._graphs.pop(key).inputs)
         self._seen.remove(key)
+
+
+def _are(held: Sequence[ref[Tensor]], given: Sequence[Tensor]) -> bool:
+    return len(held) == len(given) and all(one() is other for one, other in zip(held, given, strict=True))
 
 
 def _num_bytes(state: State) -> int:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fastkernels.kernels.backend import step_graph
+from fastkernels.kernels.dense_attention import dense_attention
 from fastkernels.kernels.flash_attn_decode import flash_attn_decode
 from fastkernels.kernels.flash_attn_prefill import flash_attn_prefill
 from fastkernels.kernels.flash_attn_varlen import flash_attn_varlen
-from fastkernels.kernels.launch import Launch, ints, longs, meta
+from fastkernels.kernels.launch import BF16, FP16, Launch, ints, longs, meta
 from fastkernels.kernels.store_kvcache import store_kvcache
 
 PAGE_SIZE = 16
@@ -40,6 +41,7 @@ _WINDOWED = (
     _Heads("GPT-OSS-120B window", 64, 8, 64, 128, True),
     _Heads("GPT-OSS-120B full", 64, 8, 64, None, True),
 )
+_PI0 = _Heads("Pi0", 8, 1, 256)
 _BIDIRECTIONAL = (
     _Heads("Whisper-large-v3 encoder", 20, 20, 64),
     _Heads("BGE-M3", 16, 16, 64),
@@ -95,7 +97,37 @@ def _mixed(one: _Heads, length: int) -> Callable[[torch.dtype], None]:
     return call
 
 
+def _dense(one: _Heads, batch: int, num_queries: int, num_past: int, is_by_query: bool) -> Callable[..., None]:
+    """To a past, which is a layer's of those of all layers, and to themselves."""
+
+    def call(dtype: torch.dtype) -> None:
+        query, key, value = (t.unflatten(0, (batch, -1)) for t in _packed(one, batch * num_queries, dtype))
+        past = meta(2, batch, 18, num_past, one.num_kv_heads, one.head_size, dtype=dtype)[:, :, 3].unbind(0)
+        seen = meta(batch, num_queries if is_by_query else 1, num_past + num_queries, dtype=torch.bool)
+        mask = seen.expand(-1, num_queries, -1)
+        dense_attention(query, key, value, one.head_size**-0.5, mask, *(past if num_past else ()))
+
+    return call
+
+
+def _dense_launches() -> Iterator[Launch]:
+    """In float32 production is torch's."""
+    halves = (BF16, FP16)
+    for batch in (1, 4):
+        expert = _dense(_PI0, batch, 51, 816, is_by_query=True)
+        yield Launch("Pi0", f"51 actions of {batch} to a prefix", expert, halves, is_tested=batch == 1)
+        prefix = _dense(_PI0, batch, 864, 0, is_by_query=False)
+        yield Launch("Pi0", f"prefix of {batch}", prefix, halves, is_tested=batch == 4)
+    for model, heads, batch in (("SDXL text", 12, 2), ("SDXL text 2", 20, 2)):
+        one = _Heads(model, heads, heads, 64)
+        yield Launch(model, "77 tokens", _dense(one, batch, 77, 0, is_by_query=True), halves)
+    for size in (64, 128):
+        one = _Heads("heads of a mask", 16, 16, size)
+        yield Launch(one.model, f"512 tokens, heads of {size}", _dense(one, 4, 512, 0, is_by_query=True), halves)
+
+
 def launches() -> Iterator[Launch]:
+    yield from _dense_launches()
     for one in (*_CACHED, *_WINDOWED):
         is_llama = one is _LLAMA
         for num_seqs in (1, 8, 16, 32, 64, 256):

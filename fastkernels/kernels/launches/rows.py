@@ -21,8 +21,11 @@ _ROWS = (
     ("Qwen3-Next-80B heads", 256),
     ("GPT-OSS-120B", 2880),
     ("Qwen2-VL-7B", 3584),
+    ("Pi0", 2048),
     ("Pi0 expert", 1024),
 )
+_FROM_ONE = ("Qwen3-Next", "Pi0")
+"""Whose weights of norms are distances from one."""
 _LAYER_NORM_ROWS = (
     ("DINOv3-7B", 4096),
     ("V-JEPA 2 ViT-g", 1408),
@@ -41,12 +44,18 @@ def launches() -> Iterator[Launch]:
         for rows in (64, 8192):
             for has_residual in (False, True):
 
-                def norm(dtype: torch.dtype, rows: int = rows, size: int = size, more: bool = has_residual) -> None:
+                def norm(
+                    dtype: torch.dtype,
+                    rows: int = rows,
+                    size: int = size,
+                    more: bool = has_residual,
+                    from_one: bool = model.startswith(_FROM_ONE),
+                ) -> None:
                     x, weight = meta(rows, size, dtype=dtype), meta(size, dtype=dtype)
                     if more:
-                        add_rms_norm(x, x, weight, 1e-5)
+                        add_rms_norm(x, x, weight, 1e-5, from_one)
                     else:
-                        rms_norm(x, weight, 1e-5)
+                        rms_norm(x, weight, 1e-5, from_one)
 
                 name = f"{'add_' if has_residual else ''}rms_norm of {rows} rows"
                 yield Launch(model, name, norm, is_tested=model == "Llama-3.1-8B" and has_residual)

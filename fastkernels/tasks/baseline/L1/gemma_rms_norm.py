@@ -39,10 +39,9 @@ class GemmaRMSNorm(Op):
             raise ValueError(f"GemmaRMSNorm has hidden_size {self.hidden_size}, got x of shape {tuple(x.shape)}.")
         if uses_reference(x):
             return self.reference(x, residual)
-        weight = 1 + self.weight.float()
         if residual is None:
-            return rms_norm(x, weight, self.eps)
-        return add_rms_norm(x, residual, weight, self.eps)
+            return rms_norm(x, self.weight, self.eps, is_from_one=True)
+        return add_rms_norm(x, residual, self.weight, self.eps, is_from_one=True)
 
     def reference(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         h = x.to(compute_dtype(x))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastkernels.distributed.tensor_parallel import shard_size, tp_size
@@ -16,22 +15,22 @@ from fastkernels.tasks.baseline.L1.rotary_emb import RotaryEmbedding
 from fastkernels.tasks.baseline.L2.parallel_linear import QKVParallelLinear, RowParallelLinear
 from fastkernels.tasks.configs.pi0 import GemmaConfig
 
-_TOKENS = TensorSpec(("batch", "seq_len", "hidden_size"))
+TOKENS = TensorSpec(("batch", "seq_len", "hidden_size"))
 _PAST = TensorSpec(("batch", "num_past", "num_kv_heads", "head_dim"))
 _NEW = TensorSpec(("batch", "seq_len", "num_kv_heads", "head_dim"))
 INPUTS = {
-    "hidden_states": _TOKENS,
+    "hidden_states": TOKENS,
     "positions": TensorSpec(("batch", "seq_len"), dtype="int64", role=Role.POSITION, bound="max_position_embeddings"),
     "mask": TensorSpec(("batch", "seq_len", "num_keys"), dtype="bool", role=Role.MASK),
     "past_key": _PAST,
     "past_value": _PAST,
 }
-OUTPUTS = {"output": _TOKENS, "key": _NEW, "value": _NEW.strided()}
+OUTPUTS = {"output": TOKENS, "key": _NEW, "value": _NEW.strided()}
 EXAMPLE_AXES = {"batch": (3, 2), "seq_len": (8, 7), "num_past": (9, 5)}
 
 
 class PI0Attention(Op):
-    """o_proj(DenseAttention(rotate(q), [past_key, rotate(k)], [past_value, v], mask)), q, k, v = qkv_proj(x).
+    """o_proj(DenseAttention(rotate(q), rotate(k), v, mask, past_key, past_value)) with q, k, v = qkv_proj(x).
 
     Shapes:  hidden_states, output: [batch, seq_len, hidden_size]; positions: [batch, seq_len]; past_key, past_value:
              [batch, num_past, num_kv_heads, head_dim], num_past may be 0; mask: [batch, seq_len, num_past + seq_len];
@@ -83,8 +82,7 @@ class PI0Attention(Op):
         q, k, value = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
         q, k = self.rotary_emb(positions.flatten(), q, k)
         q, key, value = (t.unflatten(0, hidden_states.shape[:2]) for t in (q, k, value))
-        keys, values = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
-        output, _ = self.o_proj(self.attn(q, keys, values, mask).flatten(-2))
+        output, _ = self.o_proj(self.attn(q, key, value, mask, past_key, past_value).flatten(-2))
         return output, key, value
 
     def derived_axes(self, sizes: Mapping[str, int]) -> dict[str, int]:

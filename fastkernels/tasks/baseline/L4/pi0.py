@@ -131,8 +131,9 @@ class PI0Prefix(Op):
         mask = seen[:, None].expand(-1, seen.shape[1], -1)
         nothing = hidden_states.new_empty((num_rows, 0, self.num_kv_heads, self.head_dim))
         keys, values = [], []
+        residual = None
         for layer in self.layers:
-            hidden_states, key, value = layer(hidden_states, positions, mask, nothing, nothing)
+            hidden_states, residual, key, value = layer(hidden_states, positions, mask, nothing, nothing, residual)
             keys.append(key)
             values.append(value)
         return torch.stack(keys, dim=1), torch.stack(values, dim=1)
@@ -245,9 +246,12 @@ class PI0ForConditionalGeneration(Op):
         positions = prefix_mask.sum(-1, keepdim=True) + places
         among = (places[None, :] == 0) | (places[:, None] > 0)
         mask = torch.cat([prefix_mask[:, None].expand(-1, num_new, -1), among.expand(num_rows, -1, -1)], dim=-1)
+        residual = None
         for i, layer in enumerate(self.dit.layers):
-            hidden_states, _, _ = layer(hidden_states, positions, mask, prefix_keys[:, i], prefix_values[:, i])
-        velocity = self.action_out_proj(self.dit.norm(hidden_states[:, 1:]))
+            past = prefix_keys[:, i], prefix_values[:, i]
+            hidden_states, residual, _, _ = layer(hidden_states, positions, mask, *past, residual)
+        normed, _ = self.dit.norm(hidden_states, residual)
+        velocity = self.action_out_proj(normed)[:, 1:]
         return actions + step_size.to(actions.dtype)[:, None, None] * velocity
 
     def coupled_inputs(self, sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Any]:
