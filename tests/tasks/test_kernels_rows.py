@@ -259,7 +259,7 @@ def test_group_norm_merges_every_part_of_any_layout(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 12, 7, 5), (1, 70, 9, 31), (2, 4, 4500)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 12, 7, 5), (1, 70, 3, 31), (1, 4, 4500)], ids=str)
 @pytest.mark.parametrize("programs_per_sm", [1, 1000])
 def test_group_norm_of_shifted_channels_rounds_no_sum(
     programs_per_sm: int, shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
