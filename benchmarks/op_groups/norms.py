@@ -1,14 +1,15 @@
-"""Layer norms and scaled sums, group norms with SiLU, and convolutions with batch norm and SiLU."""
+"""Layer norms and sums, group norms with SiLU, sums of images, and convolutions with batch norm and SiLU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, silu
 
 from fastkernels.tasks.baseline.L1.addcmul import Addcmul
+from fastkernels.tasks.baseline.L1.bias_add_residual import BiasAddResidual
 from fastkernels.tasks.baseline.L1.group_norm import GroupNorm
 from fastkernels.tasks.baseline.L1.layer_norm import LayerNorm
 from fastkernels.tasks.baseline.L2.conv_bn_silu import ConvBNSiLU
@@ -27,6 +28,7 @@ def rows(bench: Bench) -> Iterator[Row]:
         yield bench.row(model, f"{n} x {width}", op, lambda n=n, width=width: (bench.randn(n, width),), init=init)
     yield from _sums(bench)
     yield from _group_norms(bench)
+    yield from _image_sums(bench)
     yield from _convolutions(bench)
 
 
@@ -89,6 +91,33 @@ def _group_norms(bench: Bench) -> Iterator[Row]:
         op = bench.build(GroupNorm, init, torch.float16)
         shape = f"{batch} x {num_channels} x {side} x {side}, {num_groups} groups, {layouts[order]}"
         yield bench.row(model, shape, op, make, init=init, dtype=torch.float16)
+
+
+def _image_sums(bench: Bench) -> Iterator[Row]:
+    """Of SDXL, two images at once, channels last: what the convolutions of a residual block made, and their biases; and
+    the norm in it, to which the first one's comes."""
+    config = bench.config("stable-diffusion-xl-base-1.0", "tiny-sdxl").unet
+    for level, channels in enumerate(config.block_out_channels):
+        side = config.sample_size >> level
+
+        def make(shape: tuple[int, ...] = (2, channels, side, side)) -> tuple[Tensor, ...]:
+            images = (bench.randn(*shape, dtype=torch.float16) for _ in range(2))
+            x, residual = (image.to(memory_format=torch.channels_last) for image in images)
+            return x, residual, *(bench.randn(shape[1], dtype=torch.float16) for _ in range(2))
+
+        shape = f"2 x {channels} x {side} x {side}, channels last"
+        paths = {"torch": lambda x, r, a, b: x + a[:, None, None] + (r + b[:, None, None])}
+        op = bench.build(BiasAddResidual, {}, torch.float16)
+        yield bench.row("SDXL", shape, op, make, paths, dtype=torch.float16)
+
+        def shifted(make: Callable[[], tuple[Tensor, ...]] = make) -> tuple[Tensor, Tensor]:
+            x, _, shift, _ = make()
+            return x, shift.expand(2, -1)
+
+        init = {"num_groups": config.norm_num_groups, "num_channels": channels, "activation": "silu"}
+        op = bench.build(GroupNorm, init, torch.float16)
+        shape = f"{shape}, {config.norm_num_groups} groups, shifted"
+        yield bench.row("SDXL", shape, op, shifted, init=init, dtype=torch.float16)
 
 
 def _convolutions(bench: Bench) -> Iterator[Row]:

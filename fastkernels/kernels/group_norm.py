@@ -138,25 +138,28 @@ def _channel_moments_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "num_channels", "group_channels", "num_groups", "num_columns", "columns", "num_positions", "part_size",
-        "num_parts",
+        "shift_stride", "num_channels", "group_channels", "num_groups", "num_columns", "columns", "num_positions",
+        "part_size", "num_parts",
     ]
 )  # fmt: skip
 def _merge_kernel(
-    moments_ptr, weight_ptr, affine_ptr, num_channels, group_channels, num_groups, num_columns, columns,
-    num_positions, part_size, num_parts, eps,
-    HAS_WEIGHT: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, PDL: tl.constexpr,
+    moments_ptr, shift_ptr, weight_ptr, affine_ptr, shift_stride, num_channels, group_channels, num_groups, num_columns,
+    columns, num_positions, part_size, num_parts, eps,
+    HAS_SHIFT: tl.constexpr, HAS_WEIGHT: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Of one group of one image, its parts by its columns: the group's mean, and each channel's scale.
 
     num_columns: of an image, of which each group has `columns`; each counts num_positions. Written to
-    [image, 2, channel].
+    [image, 2, channel]. With a shift columns are channels: theirs is added to their means, and what is written is the
+    group's mean less it, for a shift moves a channel and changes no distance within it.
     """
     let_dependents_start(PDL)
     wait_for_dependencies(PDL)
     image = (tl.program_id(0) // num_groups).to(tl.int64)
     group = tl.program_id(0) % num_groups
     base = moments_ptr + image * num_parts * 2 * num_columns + group * columns
+    shifts = shift_ptr + image * shift_stride + group * group_channels
     count = 0.0
     mean = 0.0
     square = 0.0
@@ -168,6 +171,9 @@ def _merge_kernel(
             place = base + part[:, None] * (2 * num_columns) + column[None, :]
             mask = (part < num_parts)[:, None] & (column < columns)[None, :]
             means = tl.load(place, mask=mask, other=0.0)
+            if HAS_SHIFT:
+                shift = tl.load(shifts + column, mask=column < columns, other=0.0).to(tl.float32)
+                means += shift[None, :]
             squares = tl.load(place + num_columns, mask=mask, other=0.0)
             counts = tl.where(mask, each[:, None], 0.0)
             some = tl.sum(counts)
@@ -188,7 +194,10 @@ def _merge_kernel(
         if HAS_WEIGHT:
             weight = tl.load(weight_ptr + group * group_channels + channel, mask=mask, other=0.0)
             scales *= weight.to(tl.float32)
-        tl.store(affine + channel, tl.zeros([CHANNELS], dtype=tl.float32) + mean, mask=mask)
+        means = tl.zeros([CHANNELS], dtype=tl.float32) + mean
+        if HAS_SHIFT:
+            means -= tl.load(shifts + channel, mask=mask, other=0.0).to(tl.float32)
+        tl.store(affine + channel, means, mask=mask)
         tl.store(affine + num_channels + channel, scales, mask=mask)
 
 
@@ -267,17 +276,28 @@ def _parts(size: int, step: int, num_rows: int, device: torch.device) -> tuple[i
 
 
 def group_norm(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, has_silu: bool = False
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    has_silu: bool = False,
+    shift: Tensor | None = None,
 ) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias over each group of channels, in float32, then SiLU if asked.
+    """(h - mean) / sqrt(variance + eps) * weight + bias over each group of channels, in float32, then SiLU if asked.
 
-    Shapes:  x, returned y: [batch, num_channels, ...]; weight and bias, both or none: [num_channels].
+    h is x (+ shift), not rounded.
+
+    Shapes:  x, returned y: [batch, num_channels, ...]; shift: [batch, num_channels], images may share one row; weight
+             and bias, both or none: [num_channels].
     Returns: y, channels last when x is, else contiguous.
     Errors:  UnsupportedError for a dtype other than bf16, fp16, fp32.
     """
-    check_dtypes("group_norm", x=x, weight=weight, bias=bias)
+    check_dtypes("group_norm", x=x, weight=weight, bias=bias, shift=shift)
     is_channels_last = x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
     x = x if is_channels_last else x.contiguous()
+    if shift is not None and shift.stride(-1) != 1:
+        shift = shift.contiguous()
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
@@ -288,12 +308,15 @@ def group_norm(
     rows = _LANES // tile_channels
     num_blocks = triton.cdiv(num_channels, tile_channels)
     pdl = dependent_launch(x.device)
-    if is_channels_last:
+    has_channels = is_channels_last or shift is not None  # are told apart by the moments, or groups alone
+    if has_channels:
         num_columns, columns, size = num_channels, group_channels, num_positions
-        part_size, num_parts = _parts(size, _TILES * rows, num_images * num_blocks, x.device)
     else:
         num_columns, columns, size = num_groups, 1, num_positions * group_channels
-        part_size, num_parts = _parts(size, _TILES * _LANES, num_images * num_groups, x.device)
+    if is_channels_last:
+        part_size, num_parts = _parts(size, _TILES * rows, num_images * num_blocks, x.device)
+    else:
+        part_size, num_parts = _parts(size, _TILES * _LANES, num_images * num_columns, x.device)
     moments = torch.empty((num_images, num_parts, 2, num_columns), dtype=torch.float32, device=x.device)
     affine = torch.empty((num_images, 2, num_channels), dtype=torch.float32, device=x.device)
     by_channel = (num_channels, num_positions, part_size, num_parts, num_blocks)
@@ -302,17 +325,18 @@ def group_norm(
             x, moments, *by_channel, ROWS=rows, CHANNELS=tile_channels, num_warps=4, **pdl
         )
     else:
-        _run_moments_kernel[(num_images * num_groups * num_parts,)](
-            x, moments, size, part_size // (_TILES * _LANES), num_parts, num_groups, LANES=_LANES, num_warps=4, **pdl
+        _run_moments_kernel[(num_images * num_columns * num_parts,)](
+            x, moments, size, part_size // (_TILES * _LANES), num_parts, num_columns, LANES=_LANES, num_warps=4, **pdl
         )
     merged_channels = min(128, triton.next_power_of_2(group_channels))
-    merged_columns = merged_channels if is_channels_last else 1
+    merged_columns = merged_channels if has_channels else 1
     merged_parts = min(_MOST_MERGED_PARTS, _MERGED_AT_ONCE // merged_columns)
     _merge_kernel[(num_images * num_groups,)](
-        moments, x if weight is None else weight, affine, num_channels, group_channels, num_groups, num_columns,
-        columns, size, part_size, num_parts, eps,
-        HAS_WEIGHT=weight is not None, PARTS=merged_parts, COLUMNS=merged_columns, CHANNELS=merged_channels,
-        num_warps=4, **pdl,
+        moments, x if shift is None else shift, x if weight is None else weight, affine,
+        0 if shift is None else shift.stride(0), num_channels, group_channels, num_groups, num_columns, columns, size,
+        part_size, num_parts, eps,
+        HAS_SHIFT=shift is not None, HAS_WEIGHT=weight is not None, PARTS=merged_parts, COLUMNS=merged_columns,
+        CHANNELS=merged_channels, num_warps=4, **pdl,
     )  # fmt: skip
     options = {"HAS_BIAS": bias is not None, "HAS_SILU": has_silu, "num_warps": 4, **pdl}
     tensors = (x, affine, x if bias is None else bias, y)

@@ -13,11 +13,13 @@ if not triton_interpreted():
 
 from fastkernels.kernels import tile_intersection as kernel_of_tiles
 from fastkernels.kernels.batch_norm2d import batch_norm2d
+from fastkernels.kernels.bias_add_residual import bias_add_residual
 from fastkernels.kernels.dfl_boxes import dfl_boxes
 from fastkernels.kernels.gaussian_projection import gaussian_projection
 from fastkernels.kernels.rasterize_gaussians import rasterize_gaussians
 from fastkernels.kernels.spherical_harmonics import spherical_harmonics
 from fastkernels.kernels.tile_intersection import tile_intersection
+from fastkernels.tasks.baseline.L1.bias_add_residual import BiasAddResidual
 from fastkernels.tasks.baseline.L1.dfl_boxes import DFLBoxes
 from fastkernels.tasks.baseline.L1.gaussian_projection import _LEAST_DETERMINANT, REACH, GaussianProjection
 from fastkernels.tasks.baseline.L1.rasterize_gaussians import RasterizeGaussians
@@ -61,6 +63,38 @@ def test_batch_norm_equals_its_definition(
     wanted = silu(wanted) if has_silu else wanted
     error = (y.double() - wanted).abs()
     assert bool((error <= RELATIVE[dtype] * wanted.abs().clamp_min(0.5)).all()), float(error.max())
+
+
+@pytest.mark.parametrize("dtype", RELATIVE)
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 5, 7), (1, 300, 1, 3), (3, 16, 33, 4), (2, 7, 1, 1), (1, 5, 2, 1100), (2, 9, 130), (0, 4, 2, 2)]
+)
+def test_sums_of_images_and_biases_are_rounded_once(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """In any two layouts; float16 is what float32 gives of the same values, rounded."""
+    bias, residual_bias = (8 * torch.randn(2, shape[1])).to(dtype)
+    planes = [(3 * torch.randn(shape)).to(dtype) for _ in range(2)]
+    pixels = [t.movedim(1, -1).contiguous().movedim(-1, 1) for t in planes]
+    for x in (planes[0], pixels[0]):
+        for residual in (planes[1], pixels[1], planes[1].repeat(1, 2, *[1] * (len(shape) - 2))[:, : shape[1]]):
+            for other in (None, residual_bias):
+                given = (x, residual, bias) if other is None else (x, residual, bias, other)
+                before = [t.clone() for t in given]
+                y = bias_add_residual(*given)
+                exact = BiasAddResidual().reference(*(t.double() for t in given))
+                assert y.stride() == x.stride()
+                assert all(t.equal(b) for t, b in zip(given, before, strict=True))
+                wide = bias_add_residual(*(t.float() for t in given))
+                assert y.equal(wide.to(dtype))
+                torch.testing.assert_close(wide.double(), exact, rtol=2e-7, atol=4e-6)
+
+
+def test_sums_refuse_what_they_do_not_add() -> None:
+    x = torch.zeros(1, 4, 2, 2)
+    with pytest.raises(UnsupportedError, match="residual of dtype float64"):
+        bias_add_residual(x, x.double(), x[0, :, 0, 0])
+    for given in ((x, x[:, :3], x[0, :, 0, 0]), (x, x, x[0, :3, 0, 0]), (x, x, x[0, :, 0, 0], x[0, :1, 0, 0])):
+        with pytest.raises(ValueError, match="x and residual alike"):
+            BiasAddResidual()(*given)
 
 
 @pytest.mark.parametrize("dtype", RELATIVE)

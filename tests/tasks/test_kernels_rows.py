@@ -217,15 +217,19 @@ def test_kernels_refuse_what_they_lack_and_name_it() -> None:
         store_kvcache(*torch.randn(2, 2, 1, 8), *torch.zeros(2, 3, 4, 1, 8).half(), torch.zeros(2).long())
 
 
-def assert_group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, has_silu: bool) -> None:
+def assert_group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, has_silu: bool, shift: Tensor | None = None
+) -> None:
     """As defined in float32; in float16 what that gives of the same values, rounded once."""
     before, params = x.clone(), [None if p is None else p.double() for p in (weight, bias)]
-    exact = torch.nn.functional.group_norm(x.double(), num_groups, *params, 1e-5)
+    shifts = torch.zeros(x.shape[:2]).double() if shift is None else shift.double()
+    h = x.double() + shifts.unflatten(1, (-1, *[1] * (x.dim() - 2)))
+    exact = torch.nn.functional.group_norm(h, num_groups, *params, 1e-5)
     exact = torch.nn.functional.silu(exact) if has_silu else exact
     wide = [None if p is None else p.float() for p in (weight, bias)]
-    wide_y = group_norm(x.float(), num_groups, *wide, 1e-5, has_silu)
+    wide_y = group_norm(x.float(), num_groups, *wide, 1e-5, has_silu, None if shift is None else shift.float())
     assert_near(wide_y, exact, least=4e-6)
-    y = group_norm(x, num_groups, weight, bias, 1e-5, has_silu)
+    y = group_norm(x, num_groups, weight, bias, 1e-5, has_silu, shift)
     assert y.equal(wide_y.to(x.dtype))
     assert x.equal(before)
     assert y.is_contiguous() or y.stride() == x.stride()
@@ -263,6 +267,29 @@ def test_group_norm_merges_every_part_of_any_layout(
     for given in (x, pixels):
         assert_group_norm(given, num_groups, weight, bias, False)
         assert group_norm(given, num_groups, weight, bias, 1e-5).stride() == given.stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 12, 7, 5), (1, 70, 3, 31), (1, 4, 4500)], ids=str)
+@pytest.mark.parametrize("programs_per_sm", [1, 1000])
+def test_group_norm_of_shifted_channels_rounds_no_sum(
+    programs_per_sm: int, shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shift for each image, in rows of a wider tensor or with gaps between channels too, or one for all."""
+    monkeypatch.setattr(kernel_of_groups, "_PROGRAMS_PER_SM", programs_per_sm)
+    monkeypatch.setattr(kernel_of_groups, "_MERGED_AT_ONCE", 256)
+    batch, channels = shape[:2]
+    weight, bias = torch.randn(2, channels).to(dtype)
+    x = torch.randn(shape).to(dtype)
+    rows = strided_rows(batch, channels, dtype)
+    shifts = [3 * rows, rows, torch.randn(1, channels).to(dtype).expand(batch, -1)]
+    shifts += [torch.randn(channels, batch).to(dtype).t()]
+    for given in (x, x.movedim(1, -1).contiguous().movedim(-1, 1)):
+        for shift in shifts:
+            before = shift.clone()
+            assert_group_norm(given, 2, weight, bias, True, shift)
+            assert shift.equal(before)
+        assert_group_norm(given, 1, None, None, False, rows)
 
 
 @pytest.mark.parametrize("is_channels_last", [False, True])

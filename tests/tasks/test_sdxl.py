@@ -13,15 +13,23 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastkernels.dtypes import default_dtype
 from fastkernels.engine.pipeline import Pipeline
 from fastkernels.engine.runners.iterative import IterativeRunner
 from fastkernels.engine.task_core import TaskCore, TaskRequest
+from fastkernels.env import triton_interpreted
 from fastkernels.errors import CheckpointError, UnsupportedError, UsageError
+from fastkernels.kernels.ahead import TensorsOnGpu, naming_for
 from fastkernels.oracles.sdxl import ORACLE
 from fastkernels.pipelines.euler_schedule import euler_schedule
-from fastkernels.tasks.configs.sdxl import EulerConfig, SDXLConfig
+from fastkernels.tasks.baseline.L1 import conv2d
+from fastkernels.tasks.baseline.L2.resnet_block2d import ResnetBlock2D
+from fastkernels.tasks.baseline.L4.autoencoder_kl import AutoencoderKL
+from fastkernels.tasks.baseline.L4.unet2d_condition import UNet2DConditionModel
+from fastkernels.tasks.configs.sdxl import AutoencoderConfig, EulerConfig, SDXLConfig, UNetConfig
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +208,73 @@ def test_what_is_measured_in_float16_decodes_as_the_pipeline_does_without_its_ca
         latents = request["latents"][None].half()
         wanted = model.pipe([request["prompt"]], latents=latents, output_type="pt", **given).images
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
+    """Of each convolution: whether cuDNN may round to TF32 in it, and whether it adds its bias."""
+    found: list[tuple[bool, bool]] = []
+
+    def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+        found.append((torch.backends.cudnn.allow_tf32, bias is not None))
+        shape = torch.nn.functional.conv2d(
+            x, weight, bias, *args
+        ).shape  # on "meta" in planes, cuDNN's is channels last
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+    monkeypatch.setattr(conv2d, "conv2d", convolve)
+    return found
+
+
+def test_a_convolution_is_rounded_to_tf32_where_it_was_asked_for_alone(asked: list[tuple[bool, bool]]) -> None:
+    x = torch.zeros(1, 3, 4, 4, device="meta")
+    with TensorsOnGpu(), torch.device("meta"):
+        for op in (conv2d.Conv2d(3, 5, 1), conv2d.Conv2d(3, 5, 1, allow_tf32=True)):
+            op(x)
+            op.reference(x)
+            op.reference(x.half())
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            op(x)
+    assert [is_rounded for is_rounded, _ in asked] == [False, False, False, True, False, False, False]
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_a_decoder_alone_asks_for_tf32_unless_its_configuration_does_not() -> None:
+    published = AutoencoderConfig.from_hf({"block_out_channels": [8, 8], "norm_num_groups": 4})
+    for config, wanted in ((published, True), (AutoencoderConfig.tiny(), False)):
+        parts = AutoencoderKL(config).modules()
+        assert {part.allow_tf32 for part in parts if isinstance(part, conv2d.Conv2d)} == {wanted}
+    unet = UNet2DConditionModel(UNetConfig.tiny())
+    assert {part.allow_tf32 for part in unet.modules() if isinstance(part, conv2d.Conv2d)} == {False}
+
+
+class NotedSums(TorchDispatchMode):
+    """Shapes of what torch adds up or copies in a kernel of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.add, torch.ops.aten.clone, torch.ops.aten.copy_):
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+@pytest.mark.skipif(triton_interpreted(), reason="names what would be compiled, which TRITON_INTERPRET=1 does not")
+@pytest.mark.parametrize(("out_channels", "temb_channels"), [(320, 1280), (640, 1280), (640, 0)])
+def test_nothing_of_an_image_is_added_in_a_pass_of_its_own(
+    asked: list[tuple[bool, bool]], out_channels: int, temb_channels: int
+) -> None:
+    with torch.device("meta"):
+        block = ResnetBlock2D(320, out_channels, temb_channels).half().to(memory_format=torch.channels_last)
+        x = torch.zeros(2, 320, 16, 16).half().to(memory_format=torch.channels_last)
+        temb = torch.zeros(2, temb_channels).half() if temb_channels else None
+    with torch.no_grad(), TensorsOnGpu(), naming_for() as names, NotedSums() as noted:
+        block(x, temb)
+    assert noted.shapes == ([(2, out_channels)] if temb_channels else [])
+    assert [adds_bias for _, adds_bias in asked] == [False] * (3 if out_channels > 320 else 2)
+    kernels = {name.partition("(")[0] for name in names}
+    assert "bias_add_residual._bias_add_residual_kernel" in kernels
+    assert any("group_norm._merge_kernel" in name and "HAS_SHIFT=True" in name for name in names)

@@ -24,7 +24,7 @@ MEASURED = {
     *("FusedExperts", "TopKSoftmax", "CausalConv1d", "CausalConv1dUpdate", "MambaChunkScan", "SelectiveStateUpdate"),
     *("ChunkGatedDeltaRule", "GDNRecurrence", "FlashAttnPrefill", "DenseAttention", "CrossAttention", "GroupNorm"),
     *("ConvBNSiLU", "EmbeddingBag", "SpMM", "RasterizeGaussians", "MRotaryEmbedding", "LayerNorm", "FlashAttnVarlen"),
-    "Addcmul",
+    *("Addcmul", "BiasAddResidual"),
 }
 
 
@@ -106,6 +106,8 @@ def test_production_launches_its_kernels_at_the_published_sizes(op_kernels: Any)
         "ChunkGatedDeltaRule Qwen3-Next-80B 4 x 2048 x 32, 128 x 128",
         "GroupNorm SDXL 2 x 320 x 128 x 128, 32 groups, channels last",
         "GroupNorm SDXL decoder 1 x 512 x 256 x 256, 32 groups, planes",
+        "GroupNorm SDXL 2 x 640 x 64 x 64, channels last, 32 groups, shifted",
+        "BiasAddResidual SDXL 2 x 1280 x 32 x 32, channels last",
         "ConvBNSiLU YOLOv10-N 8 x 3 to 16, 640 x 640 by 2",
         "CrossAttention Whisper-large-v3 64 x 1 to 1500, 20 heads of 64",
         "DenseAttention SDXL 2 x 4096 to 77, 10 heads of 64",

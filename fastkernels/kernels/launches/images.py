@@ -1,4 +1,4 @@
-"""Norms and boxes of image models."""
+"""Norms, sums and boxes of image models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from fastkernels.kernels.batch_norm2d import batch_norm2d
+from fastkernels.kernels.bias_add_residual import bias_add_residual
 from fastkernels.kernels.dfl_boxes import dfl_boxes
 from fastkernels.kernels.group_norm import group_norm
 from fastkernels.kernels.launch import Launch, meta
@@ -31,10 +32,23 @@ def launches() -> Iterator[Launch]:
                 x = meta(*shape, shape[2], dtype=dtype).to(memory_format=order)
                 weight = meta(shape[1], dtype=dtype)
                 group_norm(x, 32, weight, weight, 1e-5, has_silu)
+                if has_silu and order is torch.channels_last:
+                    group_norm(x, 32, weight, weight, 1e-5, has_silu, meta(*shape[:2], dtype=dtype))
+
+            def add(
+                dtype: torch.dtype,
+                shape: tuple[int, int, int] = (batch, channels, side),
+                order: torch.memory_format = order,
+            ) -> None:
+                x, bias = meta(*shape, shape[2], dtype=dtype).to(memory_format=order), meta(shape[1], dtype=dtype)
+                bias_add_residual(x, x, bias)
+                bias_add_residual(x, x, bias, bias)
 
             layout = "channels last" if order is torch.channels_last else "planes"
             name = f"group_norm of {channels} x {side} x {side}, {layout}"
             yield Launch(model, name, by_group, is_tested=channels == 320)
+            name = f"bias_add_residual of {channels} x {side} x {side}, {layout}"
+            yield Launch(model, name, add, is_tested=channels == 320)
     for channels, side in ((16, 320), (64, 80), (80, 20), (256, 20)):
 
         def by_channel(dtype: torch.dtype, channels: int = channels, side: int = side) -> None:

@@ -51,6 +51,7 @@ def launches() -> Iterator[Launch]:
         for num_groups in (8, 24):
             group_norm(x, num_groups, None, None, 1e-5)
             group_norm(x.to(memory_format=torch.channels_last), num_groups, None, None, 1e-5)
+            group_norm(x, num_groups, None, None, 1e-5, shift=meta(1, 24, dtype=dtype).expand(2, 24))
         group_norm(meta(3, 700, 1, dtype=dtype), 1, None, None, 1e-5)
 
     yield Launch(_MODEL, "norms without weights and of long rows", norm)

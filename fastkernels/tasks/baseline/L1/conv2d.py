@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ class Conv2d(Op):
 
     Shapes:  x: [batch, in_channels, height, width]; weight: [out_channels, in_channels / groups, kernel, kernel];
              bias: [out_channels]; y: [batch, out_channels, out_height, out_width].
-    Dtypes:  x, weight and bias alike, bf16, fp16 or fp32; products are summed in at least fp32.
-    Returns: y. No argument is written to.
+    Dtypes:  x, weight and bias alike, bf16, fp16 or fp32; products are summed in at least fp32. With allow_tf32
+             cuDNN may round fp32 operands to TF32 on a GPU (errors of 1e-3), unless torch is told otherwise.
+    Returns: y. With skip_bias_add it lacks the bias, which the caller adds where it reads y anyway, by the op's
+             attribute: y alone comes back, so that its form does not depend on a flag. No argument is written to.
     Errors:  ValueError when x has other channels or is smaller than the kernel.
-    Source:  signature as torch.nn.Conv2d with one number for both axes.
+    Source:  signature as torch.nn.Conv2d with one number for both axes; skip_bias_add as of vLLM's linear layers.
     """
 
     spec = OpSpec(
@@ -33,6 +36,7 @@ class Conv2d(Op):
             {"in_channels": 16, "out_channels": 24, "kernel_size": 3, "padding": 1},
             {"in_channels": 3, "out_channels": 37, "kernel_size": 8, "stride": 8},
             {"in_channels": 12, "out_channels": 12, "kernel_size": 5, "stride": 2, "padding": 2, "groups": 12},
+            {"in_channels": 7, "out_channels": 10, "kernel_size": 1, "skip_bias_add": True},
         ),
         example_axes={"batch": (2, 1), "height": (24, 17), "width": (16, 31)},
         is_exact_on_integers=True,
@@ -48,11 +52,14 @@ class Conv2d(Op):
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
+        skip_bias_add: bool = False,
+        allow_tf32: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.dilation, self.groups = dilation, groups
+        self.skip_bias_add, self.allow_tf32 = skip_bias_add, allow_tf32
         fan_in = in_channels // groups * kernel_size**2
         shape = (out_channels, in_channels // groups, kernel_size, kernel_size)
         self.weight = nn.Parameter(torch.empty(shape).normal_(std=fan_in**-0.5))
@@ -65,16 +72,23 @@ class Conv2d(Op):
                 f"Conv2d takes [batch, {self.in_channels}, height, width] with sides of at least "
                 f"{max(1, reach - 2 * self.padding)}, got x of shape {tuple(x.shape)}."
             )
-        return self.reference(x) if uses_reference(x) else self._convolve(x, self.weight, self.bias)
+        if uses_reference(x):
+            return self.reference(x)
+        with nullcontext() if self.allow_tf32 else whole_float32(x):
+            return self._convolve(x, self.weight, self._added_bias)
 
     def reference(self, x: Tensor) -> Tensor:
-        dtype = compute_dtype(x)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return self._convolve(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
+        wide = x.to(compute_dtype(x))
+        bias = None if self._added_bias is None else self._added_bias.to(wide.dtype)
+        with whole_float32(wide):
+            return self._convolve(wide, self.weight.to(wide.dtype), bias).to(x.dtype)
+
+    @property
+    def _added_bias(self) -> Tensor | None:
+        return None if self.skip_bias_add else self.bias
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        with whole_float32(x):
-            return conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def derived_axes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         reach = self.dilation * (self.kernel_size - 1) + 1 - 2 * self.padding
@@ -82,4 +96,6 @@ class Conv2d(Op):
 
     def cost(self, inputs: dict[str, Any], outputs: dict[str, Tensor]) -> Cost:
         num_bytes = super().cost(inputs, outputs).num_bytes
+        if self.bias is not None and self.skip_bias_add:
+            num_bytes -= self.bias.nbytes
         return Cost(num_bytes, 2 * outputs["y"].numel() * self.weight[0].numel())

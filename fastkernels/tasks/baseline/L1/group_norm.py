@@ -1,4 +1,4 @@
-"""GroupNorm, alone or with the SiLU that follows it."""
+"""GroupNorm, alone or with the sum ahead of it and the SiLU that follows it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ _IMAGE = TensorSpec(("batch", "num_channels", "height", "width"))
 
 
 class GroupNorm(Op):
-    """y = act((x - mean) / sqrt(var + eps) * weight + bias), mean and variance of each group of channels of each image.
+    """y = act((h - mean) / sqrt(var + eps) * weight + bias), mean and variance of each group of channels of each image.
 
-    Shapes:  x, y: [batch, num_channels, ...], any number of axes behind; weight, bias: [num_channels].
-    Dtypes:  bf16, fp16 or fp32; computed in fp32 and rounded once.
+    With a shift h = x + shift, a number for each channel of each image: what a convolution left out, its bias and more.
+
+    Shapes:  x, y: [batch, num_channels, ...], any number of axes behind; shift: [batch, num_channels]; weight, bias:
+             [num_channels].
+    Dtypes:  bf16, fp16 or fp32; computed in fp32 and rounded once, so that h is never rounded.
     Returns: y, laid out as x. No argument is written to.
-    Errors:  ValueError when x has other channels, channels do not split into num_groups, or for another activation.
-    Source:  Wu & He 2018 (https://arxiv.org/abs/1803.08494); signature as torch.nn.GroupNorm, activation added.
+    Errors:  ValueError when x or shift has another shape, channels do not split into num_groups, or for another
+             activation.
+    Source:  Wu & He 2018 (https://arxiv.org/abs/1803.08494); signature as torch.nn.GroupNorm, shift and activation
+             added.
     """
 
     spec = OpSpec(
-        inputs={"x": _IMAGE},
+        inputs={"x": _IMAGE, "shift": TensorSpec(("batch", "num_channels")).optional()},
         outputs={"y": _IMAGE},
         examples=(
             {"num_groups": 8, "num_channels": 24, "activation": "silu"},
@@ -54,15 +59,21 @@ class GroupNorm(Op):
         self.weight = nn.Parameter(torch.ones(num_channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_channels)) if affine else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         if x.dim() < 2 or x.shape[1] != self.num_channels:
             raise ValueError(f"GroupNorm takes [batch, {self.num_channels}, ...], got x of {tuple(x.shape)}.")
+        if shift is not None and shift.shape != x.shape[:2]:
+            raise ValueError(f"shift is {list(x.shape[:2])} for x of {tuple(x.shape)}, got {tuple(shift.shape)}.")
         if uses_reference(x):
-            return self.reference(x)
-        return group_norm_kernel(x, self.num_groups, self.weight, self.bias, self.eps, self.activation == "silu")
+            return self.reference(x, shift)
+        has_silu = self.activation == "silu"
+        return group_norm_kernel(x, self.num_groups, self.weight, self.bias, self.eps, has_silu, shift)
 
-    def reference(self, x: Tensor) -> Tensor:
+    def reference(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         dtype = compute_dtype(x)
         weight, bias = (None if p is None else p.to(dtype) for p in (self.weight, self.bias))
-        y = group_norm(x.to(dtype), self.num_groups, weight, bias, self.eps)
+        h = x.to(dtype)
+        if shift is not None:
+            h = h + shift.to(dtype).unflatten(1, (-1, *[1] * (x.dim() - 2)))
+        y = group_norm(h, self.num_groups, weight, bias, self.eps)
         return (silu(y) if self.activation == "silu" else y).to(x.dtype)

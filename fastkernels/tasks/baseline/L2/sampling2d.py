@@ -53,7 +53,7 @@ class Upsample2D(Op):
     """y = conv(x at out_height x out_width places, each of the nearest pixel).
 
     Shapes:  hidden_states: [batch, channels, height, width]; y: [batch, out_channels, out_height, out_width].
-    Dtypes:  bf16, fp16 or fp32; products are summed in at least fp32.
+    Dtypes:  bf16, fp16 or fp32; products are summed in at least fp32; allow_tf32 as Conv2d has it.
     Returns: y. No argument is written to.
     Errors:  those of its parts.
     Source:  signature as diffusers' Upsample2D with use_conv; output_size is always given, as two numbers.
@@ -67,11 +67,11 @@ class Upsample2D(Op):
         is_exact_on_integers=True,
     )
 
-    def __init__(self, channels: int, out_channels: int | None = None) -> None:
+    def __init__(self, channels: int, out_channels: int | None = None, allow_tf32: bool = False) -> None:
         super().__init__()
         self.channels, self.out_channels = channels, out_channels or channels
         self.interpolate = Interpolate("nearest")
-        self.conv = Conv2d(channels, self.out_channels, 3, padding=1)
+        self.conv = Conv2d(channels, self.out_channels, 3, padding=1, allow_tf32=allow_tf32)
 
     def forward(self, hidden_states: Tensor, out_height: int, out_width: int) -> Tensor:
         return self.conv(self.interpolate(hidden_states, out_height, out_width))

@@ -22,7 +22,7 @@ class UNetMidBlock2D(Op):
     """y = resnet(attention(resnet(x))), the attention of one head over the pixels.
 
     Shapes:  hidden_states, y: [batch, in_channels, height, width].
-    Dtypes:  bf16, fp16 or fp32; norms, activations and softmax in fp32.
+    Dtypes:  bf16, fp16 or fp32; norms, activations and softmax in fp32; allow_tf32 as Conv2d has it.
     Returns: y. No argument is written to.
     Errors:  those of its parts.
     Source:  Esser et al. 2020 (https://arxiv.org/abs/2012.09841); as diffusers' UNetMidBlock2D of AutoencoderKL.
@@ -35,10 +35,12 @@ class UNetMidBlock2D(Op):
         example_axes=_AXES,
     )
 
-    def __init__(self, in_channels: int, groups: int = 32, prefix: str = "") -> None:
+    def __init__(self, in_channels: int, groups: int = 32, allow_tf32: bool = False, prefix: str = "") -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.resnets = nn.ModuleList(ResnetBlock2D(in_channels, in_channels, 0, groups, _EPS) for _ in range(2))
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(in_channels, in_channels, 0, groups, _EPS, allow_tf32) for _ in range(2)
+        )
         attention = UNetSelfAttention(in_channels, 1, in_channels, True, groups, _EPS, prefix=f"{prefix}.attentions.0")
         self.attentions = nn.ModuleList([attention])
 
@@ -61,7 +63,7 @@ class UpDecoderBlock2D(Op):
     """y = upsampler(resnets(x)), twice the sides; without the upsampler the same ones.
 
     Shapes:  hidden_states: [batch, in_channels, height, width]; y: [batch, out_channels, out_height, out_width].
-    Dtypes:  bf16, fp16 or fp32; norms and activations in fp32.
+    Dtypes:  bf16, fp16 or fp32; norms and activations in fp32; allow_tf32 as Conv2d has it.
     Returns: y. No argument is written to.
     Errors:  those of its parts.
     Source:  Esser et al. 2020 (https://arxiv.org/abs/2012.09841); as diffusers' UpDecoderBlock2D.
@@ -78,15 +80,21 @@ class UpDecoderBlock2D(Op):
     )
 
     def __init__(
-        self, in_channels: int, out_channels: int, num_layers: int, groups: int = 32, add_upsample: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_layers: int,
+        groups: int = 32,
+        add_upsample: bool = True,
+        allow_tf32: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         channels = [in_channels] + [out_channels] * num_layers
         self.resnets = nn.ModuleList(
-            ResnetBlock2D(channels[i], out_channels, 0, groups, _EPS) for i in range(num_layers)
+            ResnetBlock2D(channels[i], out_channels, 0, groups, _EPS, allow_tf32) for i in range(num_layers)
         )
-        self.upsamplers = nn.ModuleList([Upsample2D(out_channels)] if add_upsample else [])
+        self.upsamplers = nn.ModuleList([Upsample2D(out_channels, allow_tf32=allow_tf32)] if add_upsample else [])
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         for resnet in self.resnets:

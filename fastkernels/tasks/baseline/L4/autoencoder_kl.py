@@ -21,21 +21,22 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, prefix: str = "") -> None:
         super().__init__()
         channels, groups = tuple(reversed(config.block_out_channels)), config.norm_num_groups
-        self.conv_in = Conv2d(config.latent_channels, channels[0], 3, padding=1)
-        self.mid_block = UNetMidBlock2D(channels[0], groups, prefix=f"{prefix}.mid_block")
+        tf32, last = config.allow_tf32, len(config.block_out_channels) - 1
+        self.conv_in = Conv2d(config.latent_channels, channels[0], 3, padding=1, allow_tf32=tf32)
+        self.mid_block = UNetMidBlock2D(channels[0], groups, tf32, f"{prefix}.mid_block")
         self.up_blocks = nn.ModuleList(
-            UpDecoderBlock2D(before, after, config.layers_per_block + 1, groups, add_upsample=i < len(channels) - 1)
+            UpDecoderBlock2D(before, after, config.layers_per_block + 1, groups, i < last, tf32)
             for i, (before, after) in enumerate(zip((channels[0], *channels), channels, strict=False))
         )
         self.conv_norm_out = GroupNorm(groups, channels[-1], 1e-6, activation="silu")
-        self.conv_out = Conv2d(channels[-1], config.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[-1], config.out_channels, 3, padding=1, allow_tf32=tf32)
 
 
 class AutoencoderKL(Op):
     """image = decoder(post_quant_conv(z)).
 
     Shapes:  z: [batch, latent_channels, height, width]; image: [batch, out_channels, scale * height, scale * width].
-    Dtypes:  bf16, fp16 or fp32; norms, activations and softmax in fp32.
+    Dtypes:  bf16, fp16 or fp32; norms, activations and softmax in fp32; config.allow_tf32 as Conv2d has it.
     Returns: image, about [-1, 1]. No argument is written to.
     Errors:  those of its parts.
     Source:  Rombach et al. 2021 (https://arxiv.org/abs/2112.10752); as decode of diffusers' AutoencoderKL.
@@ -55,7 +56,7 @@ class AutoencoderKL(Op):
         super().__init__()
         self.latent_channels, self.out_channels = config.latent_channels, config.out_channels
         self.scale = config.scale_factor
-        self.post_quant_conv = Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.post_quant_conv = Conv2d(config.latent_channels, config.latent_channels, 1, allow_tf32=config.allow_tf32)
         self.decoder = Decoder(config, f"{prefix}.decoder")
 
     def forward(self, z: Tensor) -> Tensor:
