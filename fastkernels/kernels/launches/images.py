@@ -97,7 +97,7 @@ def _convolutions() -> Iterator[Launch]:
                 conv_norm_act(parts, weight, norm, stride, y)
 
         name = f"conv_norm_act of {batch} x {'+'.join(map(str, widths))} x {side} x {side} to {num_outputs}, {kernel}"
-        is_tested = side in (640, 160, 20) and model == "YOLOv10-N"
+        is_tested = (batch, side) in ((32, 640), (32, 160), (1, 20)) and kernel > 1
         yield Launch(model, f"{name} by {stride}", dense, halves, is_tested)
     for model, batch, channels, side, kernel, stride in _DEPTHWISE:
 
@@ -114,4 +114,4 @@ def _convolutions() -> Iterator[Launch]:
                 depthwise_conv_norm_act(x, meta(channels, 1, kernel, kernel, dtype=dtype), norm, stride, y, True)
 
         name = f"depthwise_conv_norm_act of {batch} x {channels} x {side} x {side}, {kernel} by {stride}"
-        yield Launch(model, name, depthwise, halves, is_tested=side == 20 and model == "YOLOv10-N")
+        yield Launch(model, name, depthwise, halves, is_tested=(batch, side) == (1, 20))

@@ -71,15 +71,22 @@ class ConvBNSiLU(Op):
         y = self.fused([x])
         return self.bn(self.conv(x)) if y is None else y
 
-    def fused(self, parts: list[Tensor], residual: Tensor | None = None) -> Tensor | None:
-        """forward(the parts side by side) (+ residual) in one kernel; None where there is none that does."""
-        x, is_ours = parts[0], is_baseline(self.conv) and is_baseline(self.bn)
-        if x.dtype not in _HALVES or not is_ours or self.conv_norm_act is None or len(parts) > MOST_PARTS:
+    def fused(
+        self, parts: list[Tensor], residual: Tensor | None = None, op: ConvNormAct | None = None
+    ) -> Tensor | None:
+        """forward(the parts side by side) (+ residual) in one kernel; None where there is none that does.
+
+        op: in the place of conv_norm_act, with another activation.
+        """
+        op, is_ours = op or self.conv_norm_act, is_baseline(self.conv) and is_baseline(self.bn)
+        if parts[0].dtype not in _HALVES or not is_ours or op is None:
             return None
         if len(parts) == 1:
-            return self.conv_norm_act(x, *self.parameters_in_order(), residual)
+            return op(parts[0], *self.parameters_in_order(), residual)
         if self.concat is None or residual is not None:
             return None
+        if len(parts) > MOST_PARTS:
+            parts = [*parts[: MOST_PARTS - 1], torch.cat(parts[MOST_PARTS - 1 :], 1)]
         return self.concat(*parts[:2], *self.parameters_in_order(), *parts[2:])
 
     def parameters_in_order(self) -> tuple[Tensor, ...]:
