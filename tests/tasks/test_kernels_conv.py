@@ -1,11 +1,13 @@
 """Convolutions with norm, activation and residual under Triton's interpreter: run by test_kernels_interpreter.py."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, silu
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastkernels.env import triton_interpreted
 from fastkernels.errors import UnsupportedError
@@ -13,8 +15,17 @@ from fastkernels.errors import UnsupportedError
 if not triton_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1; test_kernels_interpreter.py sets it", allow_module_level=True)
 
+from fastkernels.kernels.ahead import TensorsOnGpu
 from fastkernels.kernels.conv_norm_act import ConvTile, Norm, by_pixel, conv_norm_act, conv_tile, packed_weight
 from fastkernels.kernels.depthwise_conv_norm_act import depthwise_conv_norm_act
+from fastkernels.op import Op, prepare_weights
+from fastkernels.tasks.baseline.L1.batch_norm2d import BatchNorm2d
+from fastkernels.tasks.baseline.L1.conv2d import Conv2d
+from fastkernels.tasks.baseline.L2.c2f import C2f, C2fCIB
+from fastkernels.tasks.baseline.L2.conv_bn_silu import ConvBNSiLU
+from fastkernels.tasks.baseline.L2.psa import PSA
+from fastkernels.tasks.baseline.L2.sc_down import SCDown
+from fastkernels.tasks.baseline.L2.sppf import SPPF
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 LAST = torch.channels_last
@@ -182,3 +193,84 @@ def test_what_the_kernels_do_not_take_is_refused() -> None:
         conv_norm_act([x] * 5, weight, norm)
     with pytest.raises(UnsupportedError, match="bfloat16"):
         depthwise_conv_norm_act(x.double(), weight[:2, :1], norm)
+
+
+class _Passes(TorchDispatchMode):
+    """What torch did to whole images beside the kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dim() == 4 and not _is_view(result, args):
+            self.names.add(str(func).split(".")[1])
+        return result
+
+
+def _is_view(result: Tensor, args: Any) -> bool:
+    return any(isinstance(a, Tensor) and a.data_ptr() == result.data_ptr() for a in args)
+
+
+_BLOCKS = [
+    (ConvBNSiLU, {"in_channels": 3, "out_channels": 16, "kernel_size": 3, "stride": 2}, set()),
+    (SCDown, {"in_channels": 12, "out_channels": 20}, set()),
+    (SPPF, {"in_channels": 16, "out_channels": 24}, {"max_pool2d"}),
+    (C2f, {"in_channels": 12, "out_channels": 16, "n": 2, "shortcut": True}, set()),
+    (C2f, {"in_channels": 12, "out_channels": 16, "n": 4}, {"cat"}),
+    (C2fCIB, {"in_channels": 12, "out_channels": 16, "shortcut": True, "large_kernel": True}, set()),
+    (PSA, {"channels": 40}, set()),
+]
+
+
+@pytest.mark.parametrize(("block", "init", "passes"), _BLOCKS)
+def test_a_block_in_half_precision_is_kernels_alone(block: type[Op], init: dict[str, Any], passes: set[str]) -> None:
+    """No image is copied, concatenated, added or activated beside them, and the answer is the definition's."""
+    op = block(**init).eval()
+    for name, value in op.state_dict().items():
+        if "norm" in name or "bn" in name:
+            value.copy_(0.3 * torch.rand(value.shape) + 0.5 * ("bias" not in name))
+    op.half()
+    x = torch.randn(2, init.get("in_channels", init.get("channels")), 6, 5).half().contiguous(memory_format=LAST)
+    with torch.inference_mode():
+        wanted = copy.deepcopy(op).double().reference(x.double())
+        with TensorsOnGpu():
+            prepare_weights(op)
+            kept = copy.deepcopy(op.state_dict())
+            assert all(torch.equal(kept[name], value) for name, value in op.state_dict().items())
+            with _Passes() as seen:
+                y = op(x)
+    assert seen.names - {"empty", "scaled_dot_product_attention"} == passes
+    assert y.is_contiguous(memory_format=LAST)
+    assert float((y.double() - wanted).norm() / wanted.norm()) < 6e-4
+
+
+@pytest.mark.parametrize("kind", ["hook", "stands in"])
+def test_who_looks_at_a_block_or_stands_in_for_one_sees_its_calls(kind: str) -> None:
+    op = C2f(8, 16, shortcut=True).half().eval()
+    seen: list[int] = []
+
+    class Candidate(BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.shape[1])
+            return super().forward(x)
+
+    if kind == "hook":
+        op.cv2.register_forward_hook(lambda module, given, result: seen.append(given[0].shape[1]))
+    else:
+        op.cv2.bn = Candidate(16, EPS, "silu").half().eval()
+    x = torch.randn(1, 8, 4, 4).half()
+    y = op(x)
+    assert seen == [24 if kind == "hook" else 16]
+    torch.testing.assert_close(y, C2f.forward(op, x))
+
+
+def test_a_dense_layer_takes_a_convolution_of_single_pixels() -> None:
+    op = Conv2d(16, 24, 1).half().eval()
+    x = torch.randn(2, 16, 3, 5).half().contiguous(memory_format=LAST)
+    with torch.inference_mode(), TensorsOnGpu(), _Passes() as seen:
+        y = op(x)
+    assert "convolution" not in seen.names
+    assert y.is_contiguous(memory_format=LAST)
+    torch.testing.assert_close(y, op.reference(x), rtol=2e-3, atol=2e-3)
