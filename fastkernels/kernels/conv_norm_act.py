@@ -269,7 +269,7 @@ def conv_tile(num_pixels: int, num_outputs: int, channels: Sequence[int], kernel
     is_one_block = len(channels) == 1 and channels[0] <= block_c
     taps = 64 // block_c if kernel_size > 1 and is_one_block else 1
     block_n = min(block_n, widest)
-    return ConvTile(block_m, block_n, block_c, taps, 4, 3)
+    return ConvTile(block_m, block_n, block_c, taps, 4, 4 if block_m < 64 else 3)
 
 
 def by_pixel(x: Tensor) -> tuple[Tensor, int]:
