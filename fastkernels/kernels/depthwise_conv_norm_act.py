@@ -25,10 +25,10 @@ from fastkernels.kernels.conv_norm_act import (
     window_of,
 )
 
-_CHANNELS = 64
+CHANNELS = 64
 """A line of the cache."""
 
-_TILES = ((32, 4), (8, 2))
+TILES = ((32, 4), (8, 2))
 """Pixels of a program and its warps: many, or few where there would be less programs than multiprocessors."""
 
 
@@ -114,10 +114,10 @@ def depthwise_conv_norm_act(
     x, step = by_pixel(x)
     batch, _, out_height, out_width = y.shape
     num_pixels = batch * out_height * out_width
-    block_n = min(_CHANNELS, max(8, triton.next_power_of_2(num_channels)))
+    block_n = min(CHANNELS, max(8, triton.next_power_of_2(num_channels)))
     num_tiles = triton.cdiv(num_channels, block_n)
     if tile is None:
-        tile = _TILES[triton.cdiv(num_pixels, _TILES[0][0]) * num_tiles < num_sms(x.device)]
+        tile = TILES[triton.cdiv(num_pixels, TILES[0][0]) * num_tiles < num_sms(x.device)]
     block_m, num_warps = tile
     _depthwise_kernel[(triton.cdiv(num_pixels, block_m) * num_tiles,)](
         x, packed_weight(weight, is_depthwise=True), *norm[:4], added, y, step, added_stride, num_pixels, num_channels,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import batch_norm, conv2d, silu
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,6 +19,7 @@ if not triton_interpreted():
 from fastkernels.kernels.ahead import TensorsOnGpu
 from fastkernels.kernels.conv_norm_act import ConvTile, Norm, by_pixel, conv_norm_act, conv_tile, packed_weight
 from fastkernels.kernels.depthwise_conv_norm_act import depthwise_conv_norm_act
+from fastkernels.kernels.max_pool2d import max_pool2d
 from fastkernels.op import Op, prepare_weights
 from fastkernels.tasks.baseline.L1.batch_norm2d import BatchNorm2d
 from fastkernels.tasks.baseline.L1.conv2d import Conv2d
@@ -213,10 +215,25 @@ def _is_view(result: Tensor, args: Any) -> bool:
     return any(isinstance(a, Tensor) and a.data_ptr() == result.data_ptr() for a in args)
 
 
+@pytest.mark.parametrize("dtype", RELATIVE)
+@pytest.mark.parametrize("window", [(5, 1, 2), (3, 2, 0), (2, 2, 1), (1, 1, 0)])
+@pytest.mark.parametrize("shape", [(2, 5, 9, 7), (1, 70, 3, 4), (0, 8, 5, 5)])
+def test_the_largest_of_a_window_is_torchs(
+    shape: tuple[int, ...], window: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    x = drawn(shape, dtype).contiguous(memory_format=LAST)
+    if x.numel():
+        x[0, 0, 1, 2], x[0, 1], x[0, 2, 0] = float("nan"), float("-inf"), float("inf")
+    y = max_pool2d(x, *window)
+    assert y.is_contiguous(memory_format=LAST)
+    wanted = functional.max_pool2d(x, *window) if x.numel() else y
+    torch.testing.assert_close(y, wanted, rtol=0, atol=0, equal_nan=True)
+
+
 _BLOCKS = [
     (ConvBNSiLU, {"in_channels": 3, "out_channels": 16, "kernel_size": 3, "stride": 2}, set()),
     (SCDown, {"in_channels": 12, "out_channels": 20}, set()),
-    (SPPF, {"in_channels": 16, "out_channels": 24}, {"max_pool2d"}),
+    (SPPF, {"in_channels": 16, "out_channels": 24}, set()),
     (C2f, {"in_channels": 12, "out_channels": 16, "n": 2, "shortcut": True}, set()),
     (C2f, {"in_channels": 12, "out_channels": 16, "n": 4}, {"cat"}),
     (C2fCIB, {"in_channels": 12, "out_channels": 16, "shortcut": True, "large_kernel": True}, set()),

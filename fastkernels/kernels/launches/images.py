@@ -12,6 +12,7 @@ from fastkernels.kernels.depthwise_conv_norm_act import depthwise_conv_norm_act
 from fastkernels.kernels.dfl_boxes import dfl_boxes
 from fastkernels.kernels.group_norm import group_norm
 from fastkernels.kernels.launch import BF16, FP16, Launch, meta
+from fastkernels.kernels.max_pool2d import max_pool2d
 
 _CONVS = (
     # whose, batch, channels of each input, side, outputs, kernel, stride
@@ -115,3 +116,9 @@ def _convolutions() -> Iterator[Launch]:
 
         name = f"depthwise_conv_norm_act of {batch} x {channels} x {side} x {side}, {kernel} by {stride}"
         yield Launch(model, name, depthwise, halves, is_tested=(batch, side) == (1, 20))
+    for batch in (1, 32):
+
+        def pool(dtype: torch.dtype, batch: int = batch) -> None:
+            max_pool2d(meta(batch, 128, 20, 20, dtype=dtype).to(memory_format=last), 5, 1, 2)
+
+        yield Launch("YOLOv10-N", f"max_pool2d of {batch} x 128 x 20 x 20, 5 by 1", pool, halves, is_tested=batch == 1)
