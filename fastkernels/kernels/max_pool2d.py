@@ -37,17 +37,17 @@ def _max_pool2d_kernel(
     top, left = inside // out_width * STRIDE - padding, inside % out_width * STRIDE - padding
     x_ptr += first_image.to(tl.int64) * (height * width) * x_stride
     origin = (((first + pixel) // plane - first_image) * height + top) * width + left
-    most = tl.full([BLOCK_M, BLOCK_N], float("-inf"), dtype=x_ptr.dtype.element_ty)
+    most = tl.full([BLOCK_M, BLOCK_N], float("-inf"), dtype=tl.float32)  # as triton compares bf16
     for down in range(KERNEL):
         is_row = is_pixel & (top + down >= 0) & (top + down < height)
         for right in tl.static_range(KERNEL):
             is_inside = is_row & (left + right >= 0) & (left + right < width)
             place = ((origin + down * width + right) * x_stride)[:, None] + channel[None, :]
             x = tl.load(x_ptr + place, mask=is_inside[:, None] & is_channel[None, :], other=float("-inf"))
-            most = tl.maximum(most, x, propagate_nan=tl.PropagateNan.ALL)
+            most = tl.maximum(most, x.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
     y_ptr += first.to(tl.int64) * num_channels
     mask = is_pixel[:, None] & is_channel[None, :]
-    tl.store(y_ptr + (pixel * num_channels)[:, None] + channel[None, :], most, mask=mask)
+    tl.store(y_ptr + (pixel * num_channels)[:, None] + channel[None, :], most.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def max_pool2d(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
