@@ -27,6 +27,11 @@ def _check_activation(activation: str | None) -> None:
         raise ValueError(f"activation is None or 'silu', got {activation!r}.")
 
 
+def _is_torchs(x: Tensor) -> bool:
+    """Whether torch's passes compute it: the definition, or exact products of float32, which libraries do faster."""
+    return uses_reference(x) or x.dtype not in (torch.bfloat16, torch.float16)
+
+
 def _draw_norm(num_channels: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Statistics as of activations behind a SiLU, which keep their size then: no mean, variances below one."""
     noise = torch.rand(2, num_channels, generator=generator)
@@ -64,7 +69,7 @@ class ConvNormAct(Op):
              kernel_size]; norm_weight, norm_bias, running_mean, running_var: [out_channels]; residual, y: [batch,
              out_channels, out_height, out_width].
     Dtypes:  x, weight and residual alike, bf16, fp16 or fp32; summed and normalised in fp32, rounded once.
-    Returns: y, channels last on a GPU. No argument is written to, nor the statistics: this is inference.
+    Returns: y, in half precisions on a GPU channels last. No argument is written to, nor the statistics.
     Errors:  ValueError when x has other channels, when groups is neither 1 nor all channels, for an even kernel_size,
              or for another activation than "silu".
     Source:  Ioffe & Szegedy 2015 (https://arxiv.org/abs/1502.03167); the numbers of __init__ as torch.nn.Conv2d's.
@@ -121,7 +126,7 @@ class ConvNormAct(Op):
     ) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"ConvNormAct takes [batch, {self.in_channels}, height, width], got {tuple(x.shape)}.")
-        if uses_reference(x):
+        if _is_torchs(x):
             return self.reference(x, weight, norm_weight, norm_bias, running_mean, running_var, residual)
         norm = Norm(norm_weight, norm_bias, running_mean, running_var, self.eps, self.activation == "silu")
         if self.groups > 1:
@@ -162,7 +167,7 @@ class ConcatConvNormAct(Op):
              which columns behind the last given channel are not read; norm_weight, norm_bias, running_mean,
              running_var: [out_channels]; y: [batch, out_channels, height, width].
     Dtypes:  inputs and weight alike, bf16, fp16 or fp32; summed and normalised in fp32, rounded once.
-    Returns: y, channels last on a GPU. No argument is written to, nor the statistics: this is inference.
+    Returns: y, in half precisions on a GPU channels last. No argument is written to, nor the statistics.
     Errors:  ValueError for another activation than "silu".
     Source:  as ConvNormAct; the sides of a concatenation apart as in Huang et al. 2016
              (https://arxiv.org/abs/1608.06993), where each layer reads all before it.
@@ -202,7 +207,7 @@ class ConcatConvNormAct(Op):
         x3: Tensor | None = None,
         x4: Tensor | None = None,
     ) -> Tensor:
-        if uses_reference(x):
+        if _is_torchs(x):
             return self.reference(x, x2, weight, norm_weight, norm_bias, running_mean, running_var, x3, x4)
         norm = Norm(norm_weight, norm_bias, running_mean, running_var, self.eps, self.activation == "silu")
         return conv_norm_act([part for part in (x, x2, x3, x4) if part is not None], weight, norm)
