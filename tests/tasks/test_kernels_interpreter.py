@@ -32,6 +32,7 @@ LEAST_TESTS = [
         "test_kernels_gates.py": 260,
         "test_kernels_vision.py": 55,
         "test_kernels_gather.py": 90,
+        "test_kernels_conv.py": 90,
     },
 ]
 """Of each file, in processes that take equally long."""

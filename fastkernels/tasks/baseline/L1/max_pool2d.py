@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn import functional
 
+from fastkernels.context import uses_reference
+from fastkernels.kernels.max_pool2d import max_pool2d
 from fastkernels.op import Op
 from fastkernels.spec import Compare, OpSpec, TensorSpec
 
@@ -39,10 +42,13 @@ class MaxPool2d(Op):
         least = max(1, self.kernel_size - 2 * self.padding)
         if x.dim() != 4 or min(x.shape[2:]) < least:
             raise ValueError(f"MaxPool2d takes [batch, channels, height, width], sides >= {least}, got {x.shape}.")
-        return self.reference(x)
+        is_half = x.dtype in (torch.bfloat16, torch.float16)
+        if uses_reference(x) or not is_half or not x.is_contiguous(memory_format=torch.channels_last):
+            return self.reference(x)
+        return max_pool2d(x, self.kernel_size, self.stride, self.padding)
 
     def reference(self, x: Tensor) -> Tensor:
-        return max_pool2d(x, self.kernel_size, self.stride, self.padding)
+        return functional.max_pool2d(x, self.kernel_size, self.stride, self.padding)
 
     def derived_axes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         reach = self.kernel_size - 2 * self.padding

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from fastkernels.op import Op
 from fastkernels.spec import OpSpec, TensorSpec
+from fastkernels.tasks.baseline.L1.conv_norm_act import ConvNormAct
 from fastkernels.tasks.baseline.L1.silu import SiLU
-from fastkernels.tasks.baseline.L2.conv_bn_silu import ConvBNSiLU
+from fastkernels.tasks.baseline.L2.conv_bn_silu import EPS, ConvBNSiLU
+from fastkernels.tasks.baseline.side_by_side import in_one, is_baseline
 
 _X = {"x": TensorSpec(("batch", "in_channels", "height", "width"))}
 _Y = {"y": TensorSpec(("batch", "out_channels", "height", "width"))}
@@ -39,8 +40,7 @@ class C2fBottleneck(Op):
         self.add = shortcut and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.cv2(self.cv1(x))
-        return x + y if self.add else y
+        return in_one(self.cv2, [self.cv1(x)], x if self.add else None)
 
 
 class RepVGGDW(Op):
@@ -66,9 +66,15 @@ class RepVGGDW(Op):
         self.conv = ConvBNSiLU(channels, channels, 7, groups=channels, has_act=False)
         self.conv1 = ConvBNSiLU(channels, channels, 3, groups=channels, has_act=False)
         self.act = SiLU()
+        self.conv_norm_act = ConvNormAct(channels, channels, 7, 1, channels, EPS, "silu", residual_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.conv(x) + self.conv1(x))
+        y = self.conv1(x)
+        if is_baseline(self.conv) and is_baseline(self.act):
+            both = self.conv.fused([x], y, self.conv_norm_act)
+            if both is not None:
+                return both
+        return self.act(self.conv(x) + y)
 
 
 class CIB(Op):
@@ -104,8 +110,10 @@ class CIB(Op):
         self.add = shortcut and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.cv1(x)
-        return x + y if self.add else y
+        y = x
+        for layer in list(self.cv1)[:-1]:
+            y = layer(y)
+        return in_one(self.cv1[-1], [y], x if self.add else None)
 
 
 class C2f(Op):
@@ -136,10 +144,16 @@ class C2f(Op):
         self.m = nn.ModuleList(C2fBottleneck(half, half, shortcut) for _ in range(n))
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = list(self.cv1(x).chunk(2, 1))
+        return self.fused([x])
+
+    def fused(self, parts: list[Tensor], residual: Tensor | None = None) -> Tensor:
+        """forward(the parts side by side) (+ residual)."""
+        both = in_one(self.cv1, parts)
+        kept, y = [both], both.chunk(2, 1)[1]
         for block in self.m:
-            parts.append(block(parts[-1]))
-        return self.cv2(torch.cat(parts, 1))
+            y = block(y)
+            kept.append(y)
+        return in_one(self.cv2, kept, residual)
 
 
 class C2fCIB(C2f):

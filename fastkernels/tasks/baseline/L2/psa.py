@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from fastkernels.op import Op
 from fastkernels.spec import OpSpec, TensorSpec
 from fastkernels.tasks.baseline.L1.dense_attention import DenseAttention
 from fastkernels.tasks.baseline.L2.conv_bn_silu import ConvBNSiLU
+from fastkernels.tasks.baseline.side_by_side import in_one
 
 _HEAD_SIZE = 64
 _IMAGES = TensorSpec(("batch", "channels", "height", "width"))
@@ -46,11 +46,16 @@ class PSAAttention(Op):
         self.attn = DenseAttention(num_heads, self.key_size, value_head_size=self.value_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).flatten(2).unflatten(1, (self.num_heads, -1))
-        heads = qkv.permute(0, 3, 1, 2).split([self.key_size, self.key_size, self.value_size], dim=-1)
-        seen = self.attn(*heads).flatten(2).transpose(1, 2).reshape(x.shape)
-        value = qkv[:, :, 2 * self.key_size :].reshape(x.shape)
-        return self.proj(seen + self.pe(value))
+        return self.fused([x])
+
+    def fused(self, parts: list[Tensor], residual: Tensor | None = None) -> Tensor:
+        """forward(the parts side by side) (+ residual). Pixels of channels last are rows of tokens as they lie."""
+        qkv = in_one(self.qkv, parts)
+        places = qkv.shape[2:]
+        heads = qkv.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (self.num_heads, -1))
+        q, k, v = heads.split([self.key_size, self.key_size, self.value_size], dim=-1)
+        seen, value = (t.flatten(2).transpose(1, 2).unflatten(2, places) for t in (self.attn(q, k, v), v))
+        return in_one(self.proj, [in_one(self.pe, [value], seen)], residual)
 
 
 class PSA(Op):
@@ -81,6 +86,6 @@ class PSA(Op):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.cv1(x).chunk(2, 1)
-        b = b + self.attn(b)
-        b = b + self.ffn(b)
-        return self.cv2(torch.cat([a, b], 1))
+        b = in_one(self.attn, [b], b)
+        b = in_one(self.ffn[1], [self.ffn[0](b)], b)
+        return in_one(self.cv2, [a, b])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastkernels.op import Op
 from fastkernels.spec import OpSpec, TensorSpec
 from fastkernels.tasks.baseline.L1.max_pool2d import MaxPool2d
 from fastkernels.tasks.baseline.L2.conv_bn_silu import ConvBNSiLU
+from fastkernels.tasks.baseline.side_by_side import in_one
 
 _NUM_POOLS = 3
 
@@ -42,4 +42,4 @@ class SPPF(Op):
         parts = [self.cv1(x)]
         for _ in range(_NUM_POOLS):
             parts.append(self.m(parts[-1]))
-        return self.cv2(torch.cat(parts, 1))
+        return in_one(self.cv2, parts)

@@ -69,7 +69,9 @@ class YOLOv10Head(Op):
 
     def forward(self, n3: Tensor, n4: Tensor, n5: Tensor) -> tuple[Tensor, Tensor]:
         sides, logits = (
-            torch.cat([layer(x).flatten(2) for layer, x in zip(layers, (n3, n4, n5), strict=True)], 2).transpose(1, 2)
+            torch.cat(
+                [layer(x).permute(0, 2, 3, 1).flatten(1, 2) for layer, x in zip(layers, (n3, n4, n5), strict=True)], 1
+            )
             for layers in (self.cv2, self.cv3)
         )
         return sides.contiguous(), logits.contiguous()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from fastkernels.op import Op
@@ -11,6 +10,7 @@ from fastkernels.tasks.baseline.L1.interpolate import Interpolate
 from fastkernels.tasks.baseline.L2.conv_bn_silu import ConvBNSiLU
 from fastkernels.tasks.baseline.L2.sc_down import SCDown
 from fastkernels.tasks.baseline.L3.yolov10_backbone import stage
+from fastkernels.tasks.baseline.side_by_side import in_one
 from fastkernels.tasks.configs.yolov10 import YOLOv10Config
 
 
@@ -59,10 +59,10 @@ class YOLOv10Neck(Op):
         )
 
     def forward(self, p3: Tensor, p4: Tensor, p5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        up4 = self.layers["13"](torch.cat([self._twice(p5), p4], 1))
-        n3 = self.layers["16"](torch.cat([self._twice(up4), p3], 1))
-        n4 = self.layers["19"](torch.cat([self.layers["17"](n3), up4], 1))
-        n5 = self.layers["22"](torch.cat([self.layers["20"](n4), p5], 1))
+        up4 = in_one(self.layers["13"], [self._twice(p5), p4])
+        n3 = in_one(self.layers["16"], [self._twice(up4), p3])
+        n4 = in_one(self.layers["19"], [self.layers["17"](n3), up4])
+        n5 = in_one(self.layers["22"], [self.layers["20"](n4), p5])
         return n3, n4, n5
 
     def _twice(self, x: Tensor) -> Tensor:
