@@ -71,6 +71,16 @@ class Op(nn.Module):
         return Cost(num_bytes=sum(_num_stored(t) * t.element_size() for t in tensors))
 
 
+def is_baseline(op: nn.Module) -> bool:
+    """Whether nothing stands in for it: what does is called as its contract says, and so is counted."""
+    return type(op).__module__.startswith("fastkernels.tasks.baseline.")
+
+
+def is_watched(op: nn.Module) -> bool:
+    """Whether somebody looks at its calls: by hooks, or a recording, which gives every Op another `__call__`."""
+    return bool(op._forward_hooks or op._forward_pre_hooks) or "__call__" in vars(Op)
+
+
 def _num_stored(tensor: Tensor) -> int:
     return math.prod(size for size, step in zip(tensor.shape, tensor.stride(), strict=True) if step or not size)
 

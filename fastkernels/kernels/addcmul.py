@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastkernels.kernels.backend import dependent_launch, let_dependents_start, tl, triton, wait_for_dependencies
-from fastkernels.kernels.rms_norm import _rows
+from fastkernels.kernels.rms_norm import dense_rows
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _BLOCK = 1024
@@ -40,7 +40,7 @@ def addcmul(x: Tensor, tensor1: Tensor, tensor2: Tensor) -> Tensor:
     if not takes or x.dtype not in _FLOATS or not x.dtype == tensor1.dtype == tensor2.dtype:
         return torch.addcmul(x, tensor1, tensor2)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    views = [_rows(t) for t in (x, tensor1, tensor2)]
+    views = [dense_rows(t) for t in (x, tensor1, tensor2)]
     strides = [view.stride(0) if len(view) > 1 else 0 for view in views]
     num_rows = len(views[0])
     block = min(_BLOCK, triton.next_power_of_2(d))

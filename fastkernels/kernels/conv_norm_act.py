@@ -221,10 +221,8 @@ def _few_channels_kernel(
     CHANNELS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, SILU: tl.constexpr, RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """All numbers of the windows of a stretch of one row at once, of an image laid out in any way.
-
-    Numbers by pixels, for neighbours in memory are pixels of a row: a warp reads those of one tap.
-    """
+    """All numbers of the windows of a stretch of one row at once, of an image laid out in any way. Neighbours in memory
+    are pixels of a row: a warp reads those of one tap."""
     let_dependents_start(PDL)
     wait_for_dependencies(PDL)
     num_tiles = tl.cdiv(num_outputs, BLOCK_N)
@@ -240,15 +238,14 @@ def _few_channels_kernel(
     mean, scale, bias = norm_of(weight_ptr, bias_ptr, mean_ptr, var_ptr, output, is_output, eps)
     pixel = tl.arange(0, BLOCK_M)
     row = line % out_height * STRIDE - KERNEL // 2 + k // CHANNELS // KERNEL
-    column = (stretch + pixel)[None, :] * STRIDE + (k // CHANNELS % KERNEL - KERNEL // 2)[:, None]
+    column = (stretch + pixel)[:, None] * STRIDE + (k // CHANNELS % KERNEL - KERNEL // 2)[None, :]
     is_line = (k < NUM) & (row >= 0) & (row < height)
-    mask = is_line[:, None] & (column >= 0) & (column < width)
-    place = (k % CHANNELS * channel_step + row * row_step)[:, None] + column * column_step
+    mask = is_line[None, :] & (column >= 0) & (column < width)
+    place = (k % CHANNELS * channel_step + row * row_step)[None, :] + column * column_step
     x_ptr += (line // out_height).to(tl.int64) * image_step
-    # Not so, but lanes are to be pixels; nothing is loaded two at a time, for no step is known to be even.
-    place = tl.max_contiguous(place, (1, 2))
+    # No step is known to be 1, so that lanes go along the first axis, which is why that is the pixels'.
     x = tl.load(x_ptr + place, mask=mask, other=0.0)
-    acc = tl.dot(tl.trans(x), w, input_precision="ieee")
+    acc = tl.dot(x, w, input_precision="ieee")
     is_pixel = stretch + pixel < out_width
     finish(
         acc, mean, scale, bias, residual_ptr, residual_stride, y_ptr, num_outputs, line * out_width + stretch, pixel,

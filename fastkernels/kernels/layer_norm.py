@@ -14,7 +14,7 @@ from fastkernels.kernels.backend import (
     triton,
     wait_for_dependencies,
 )
-from fastkernels.kernels.rms_norm import _rows
+from fastkernels.kernels.rms_norm import dense_rows
 
 MAX_ROW = 16384
 """Longest row that fits the registers of 16 warps; longer ones are for torch."""
@@ -60,8 +60,8 @@ def _launch(
     total = torch.empty_like(y) if stores_sum else y
     if x.numel() == 0:
         return y, total
-    rows = _rows(x)
-    added = rows if residual is None else _rows(residual)
+    rows = dense_rows(x)
+    added = rows if residual is None else dense_rows(residual)
     block = triton.next_power_of_2(row_size)
     _layer_norm_kernel[(rows.shape[0],)](
         rows, added, *(x if p is None else p.contiguous() for p in (scale, weight, bias)), y, total,

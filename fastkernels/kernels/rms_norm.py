@@ -121,8 +121,8 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, is_f
     h = y if residual is None else torch.empty_like(y)
     if x.numel() == 0:
         return y, h
-    rows = _rows(x)
-    added = rows if residual is None else _rows(residual)
+    rows = dense_rows(x)
+    added = rows if residual is None else dense_rows(residual)
     tile = row_tile(rows.shape[0], hidden_size, residual is not None)
     kernel = _rms_norm_kernel if tile.is_one_pass else _rms_norm_two_pass_kernel
     kernel[(rows.shape[0],)](
@@ -144,7 +144,7 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, is_f
     return y, h
 
 
-def _rows(x: Tensor) -> Tensor:
+def dense_rows(x: Tensor) -> Tensor:
     """[num_rows, hidden_size] with a dense last axis; a copy only where strides leave no other way."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()

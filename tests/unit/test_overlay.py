@@ -101,6 +101,31 @@ result = installed.report()
     assert [(line["op"], line["num_calls"]) for line in result] == [("silu_and_mul", 3)]
 
 
+def test_a_block_that_fuses_its_parts_calls_those_that_are_replaced(run: Run, tmp_path: Path) -> None:
+    """A convolution of half precision has its norm in one kernel, else."""
+    text = (
+        f"from {B}.L1.batch_norm2d import BatchNorm2d as Baseline\n"
+        "class BatchNorm2d(Baseline):\n    def forward(self, x):\n        return self.reference(x)\n"
+    )
+    put(tmp_path / "mine", "L1/batch_norm2d.py", text)
+    fused = (
+        f"from {B}.L1.conv_norm_act import ConvNormAct as Baseline\n"
+        "class ConvNormAct(Baseline):\n    def forward(self, x, weight, norm_weight, norm_bias, running_mean, "
+        "running_var, residual=None):\n        return self.reference(x, weight, norm_weight, norm_bias, "
+        "running_mean, running_var, residual)\n"
+    )
+    put(tmp_path / "fused", "L1/conv_norm_act.py", fused)
+    script = f"""
+installed = overlay.install(sets)
+from {B}.L2.c2f import C2fBottleneck
+block = C2fBottleneck(8, 8).half()
+block(torch.randn(1, 8, 4, 4).half())
+result = [(line["op"], line["num_calls"]) for line in installed.report()]
+"""
+    assert run(script, tmp_path / "mine") == [["batch_norm2d", 2]]
+    assert run(script, tmp_path / "fused") == [["conv_norm_act", 2]]
+
+
 def test_a_plain_module_inherits_the_data_that_others_read(run: Run, tmp_path: Path) -> None:
     text = (
         "from torch import nn\nclass SiluAndMul(nn.Module):\n    def __init__(self):\n        super().__init__()\n"

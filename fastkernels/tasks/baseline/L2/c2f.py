@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastkernels.op import Op
+from fastkernels.op import Op, is_baseline
 from fastkernels.spec import OpSpec, TensorSpec
 from fastkernels.tasks.baseline.L1.conv_norm_act import ConvNormAct
 from fastkernels.tasks.baseline.L1.silu import SiLU
 from fastkernels.tasks.baseline.L2.conv_bn_silu import EPS, ConvBNSiLU
-from fastkernels.tasks.baseline.side_by_side import in_one, is_baseline
+from fastkernels.tasks.baseline.side_by_side import in_one
 
 _X = {"x": TensorSpec(("batch", "in_channels", "height", "width"))}
 _Y = {"y": TensorSpec(("batch", "out_channels", "height", "width"))}

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from fastkernels.kernels.conv_norm_act import MOST_PARTS, packed_weight
-from fastkernels.op import Op
+from fastkernels.op import Op, is_baseline
 from fastkernels.spec import Cost, OpSpec, TensorSpec
 from fastkernels.tasks.baseline.L1.batch_norm2d import BatchNorm2d
 from fastkernels.tasks.baseline.L1.conv2d import Conv2d
 from fastkernels.tasks.baseline.L1.conv_norm_act import ConcatConvNormAct, ConvNormAct
-from fastkernels.tasks.baseline.side_by_side import is_baseline
 
 EPS = 1e-3
 """As ultralytics sets for every BatchNorm2d of a model."""
