@@ -8,6 +8,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+try:
+    from hypothesis import HealthCheck, settings
+except ModuleNotFoundError:  # not on every machine with a GPU; its tests are skipped or not asked for there
+    pass
+else:  # tests share two cores with others: how long an example takes says nothing
+    settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("shared")
+
 _FIRST = ("test_kernels_interpreter.py", "test_kernels_compile.py")
 """Files whose tests take a minute each: at the end of a run the other processes would wait for them."""
 
