@@ -212,7 +212,7 @@ def test_what_is_measured_in_float16_decodes_as_the_pipeline_does_without_its_ca
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
-    """Of each convolution: whether cuDNN may round to TF32 in it, and whether it adds its bias."""
+    """Of each convolution, by windows or rows: whether cuDNN may round to TF32 in it, and whether it adds its bias."""
     found: list[tuple[bool, bool]] = []
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
@@ -222,7 +222,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
         ).shape  # on "meta" in planes, cuDNN's is channels last
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
+    def by_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        found.append((torch.backends.cudnn.allow_tf32, bias is not None))
+        return torch.nn.functional.linear(x, weight, bias)
+
     monkeypatch.setattr(conv2d, "conv2d", convolve)
+    monkeypatch.setattr(conv2d, "linear", by_rows)
     return found
 
 
