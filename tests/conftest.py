@@ -1,8 +1,10 @@
-"""What all tests share: those marked gpu are skipped, and say so, where there is no GPU; long ones come first."""
+"""What all tests share: those marked gpu are skipped, and say so, where there is no GPU; long ones come first; Ctrl-C
+works."""
 
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +20,12 @@ else:  # tests share two cores with others: how long an example takes says nothi
 
 _FIRST = ("test_kernels_interpreter.py", "test_kernels_compile.py")
 """Files whose tests take a minute each: at the end of a run the other processes would wait for them."""
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores SIGINT, and so would every process that a test starts and interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
